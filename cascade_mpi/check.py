@@ -1,0 +1,153 @@
+"""`Store.check()`: every invariant of the memory tiers, over all ranks.
+
+Covers words against descriptors against cells, pins, and payload checksums. A later tier adds its cells to
+`Claims`. Must not run beside writes: it begins and ends with a barrier, and the caller keeps still.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade_mpi.dram import DramTier
+from cascade_mpi.errors import ProtocolError
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.kernels.checksum import checksum_bytes
+from cascade_mpi.layout import (
+    BUCKET_WORDS,
+    DESCRIPTOR,
+    DESCRIPTOR_BYTES,
+    FLAG_CHECKSUM,
+    GENERATION_SHIFT,
+    MAGIC,
+    MAX_GENERATION,
+    TIER_DRAM,
+    place,
+    unpack_word,
+)
+from cascade_mpi.pins import PinTable
+
+Claims = dict[int, list[int]]  # by manager: the words that name its cells
+
+
+def check(fabric: Fabric, dram: DramTier, pins: PinTable) -> dict[str, int]:
+    """Collective. Verify all invariants; the number of words, cells, pins and checksums that were looked at.
+
+    Raises
+    ------
+    ProtocolError
+        On all ranks, with the findings of every rank.
+    """
+    comm = fabric.comm
+    comm.Barrier()
+    dram.sweep(everything=True)
+    comm.Barrier()
+    problems: list[str] = []
+    claims = _check_words(fabric, problems)
+    named = [word for words in comm.alltoall([claims.get(rank, []) for rank in range(comm.size)]) for word in words]
+    _check_cells(fabric, dram, named, problems)
+    _check_pins(fabric, pins, problems)
+    summed = _check_payloads(fabric, dram, problems)
+    try:
+        dram.check()
+    except ProtocolError as error:
+        problems.append(str(error))
+    everything = comm.allgather([f"rank {comm.rank}: {text}" for text in problems])
+    found = [text for each in everything for text in each]
+    if found:
+        more = f" (and {len(found) - 20} more)" if len(found) > 20 else ""
+        raise ProtocolError("check() found broken invariants: " + "; ".join(found[:20]) + more)
+    counts = {"words": len(named), "cells": dram.allocator.live_pages, "checksums": summed, "pins": len(pins.held())}
+    comm.Barrier()
+    return {name: int(comm.allreduce(value)) for name, value in counts.items()}
+
+
+def _check_words(fabric: Fabric, problems: list[str]) -> Claims:
+    """Every word of the own shard: it is in bounds, names a descriptor of a key that belongs here, and no double."""
+    claims: Claims = {}
+    shard = fabric.index_words
+    seen: dict[int, set[tuple[int, int]]] = {}
+    for at in np.flatnonzero(shard).tolist():
+        bucket, slot = divmod(at, BUCKET_WORDS)
+        value = int(shard[at])
+        word = unpack_word(value)
+        where = f"word {value:016x} in bucket {bucket} slot {slot}"
+        if word.tier != TIER_DRAM or word.rank >= fabric.comm.size or word.page >= fabric.pages:
+            problems.append(f"{where} is out of bounds: {word}")
+            continue
+        claims.setdefault(word.rank, []).append(value)
+        record = _fetch_descriptor(fabric, word.rank, word.page)
+        key = int(record["key_hi"]), int(record["key_lo"])
+        if record["magic"] != MAGIC or record["generation"] != word.generation:
+            problems.append(f"{where} names a descriptor of magic {record['magic']} generation {record['generation']}")
+            continue
+        expected = place(*key, fabric.comm.size, fabric.buckets)
+        if expected != (fabric.comm.rank, bucket, word.fp):
+            problems.append(f"{where} names a key that belongs to {expected}")
+        if key in seen.setdefault(bucket, set()):
+            problems.append(f"{where} is a double of key {key[0]:016x}{key[1]:016x}")
+        seen[bucket].add(key)
+    return claims
+
+
+def _fetch_descriptor(fabric: Fabric, rank: int, page: int) -> Any:
+    buffer = np.zeros(DESCRIPTOR_BYTES, np.uint8)
+    at = int(fabric.data.table[rank, 1]) + fabric.descriptor_at + page * DESCRIPTOR_BYTES
+    fabric.data.world.Get([buffer, DESCRIPTOR_BYTES], rank, [at, DESCRIPTOR_BYTES])
+    fabric.data.world.Flush(rank)
+    return buffer.view(DESCRIPTOR)[0]
+
+
+def _check_cells(fabric: Fabric, dram: DramTier, named: list[int], problems: list[str]) -> None:
+    """Every live cell is named by exactly one word, and no word names anything else."""
+    counted: dict[int, int] = {}
+    for word in named:
+        counted[word] = counted.get(word, 0) + 1
+    for word, times in counted.items():
+        first = unpack_word(word).page
+        if int(dram.words[first]) != word:
+            problems.append(f"word {word:016x} stands in the index, its cell has word {int(dram.words[first]):016x}")
+        elif times != 1:
+            problems.append(f"word {word:016x} stands in the index {times} times")
+        generation = dram.allocator.generation(first)
+        if generation != word >> GENERATION_SHIFT & MAX_GENERATION:
+            problems.append(f"word {word:016x}: generation of its cell is {generation}")
+    for first in np.flatnonzero(dram.words).tolist():
+        if int(dram.words[first]) not in counted:
+            problems.append(f"live cell {first} is named by no word")
+    spans = sorted((first, first + dram.allocator.pages_of(first)) for first in np.flatnonzero(dram.words).tolist())
+    for (one, end), (other, _) in zip(spans, spans[1:], strict=False):
+        if end > other:
+            problems.append(f"cells {one} and {other} overlap")
+    magics = dram.records["magic"] == MAGIC
+    for first in np.flatnonzero(magics).tolist():
+        if dram.allocator.state(first) is None:
+            problems.append(f"descriptor {first} says live, but no cell begins there")
+
+
+def _check_pins(fabric: Fabric, pins: PinTable, problems: list[str]) -> None:
+    """The non-zero slots of all managers are the pins that the ranks hold."""
+    comm = fabric.comm
+    held: list[list[int]] = [[] for _ in range(comm.size)]
+    for pin in pins.held():
+        held[pin.manager].append(pin.word)
+    expected: npt.NDArray[np.uint64] = np.array(sorted(w for each in comm.alltoall(held) for w in each), np.uint64)
+    found = np.sort(fabric.pin_words[fabric.pin_words != 0])
+    if not np.array_equal(expected, found):
+        problems.append(f"{found.size} pin slots are set, the ranks hold {expected.size} pins here")
+
+
+def _check_payloads(fabric: Fabric, dram: DramTier, problems: list[str]) -> int:
+    summed = 0
+    for first in np.flatnonzero(dram.words).tolist():
+        record = dram.records[first]
+        if record["flags"] & FLAG_CHECKSUM:
+            summed += 1
+            address = fabric.arena_address + first * fabric.page_bytes
+            if checksum_bytes(address, int(record["length"])) != int(record["checksum"]):
+                problems.append(f"payload of cell {first} does not have its checksum")
+    return summed
+
+

@@ -1,0 +1,220 @@
+"""The settings of a store: one frozen dataclass, and the sizes that people write.
+
+Covers the names of the settings, their defaults, what each may be, and sizes as text. Does not cover
+whether this machine can honour them (see `memory` and `window`); what a store chose for an "auto" is
+in its report, never written back into the `Config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any, Literal, Self, get_args
+
+from cascade_mpi.errors import ConfigError
+from cascade_mpi.layout import MIN_PAGE_BYTES
+
+WindowsMode = Literal["auto", "allocate", "shared"]
+ProgressMode = Literal["auto", "thread", "none"]
+PublishMode = Literal["now", "deferred"]
+ChecksumMode = Literal["later", "inline", "off"]
+WhenFull = Literal["evict", "refuse"]
+MpiCalls = Literal["auto", "compiled", "python"]
+
+MAX_SIZE = (1 << 63) - 1  # what an MPI_Aint can address
+
+_PREFIXES = "KMGTPE"
+_SIZE = re.compile(rf"\s*(\d{{1,40}}(?:\.\d{{1,40}})?)\s*(?:([{_PREFIXES}])(iB|B)?|B)?\s*", re.IGNORECASE | re.ASCII)
+_SIZE_HELP = 'write a number of bytes or a size such as "512 MiB", "4GiB" or "1.5G" (KB, MB, GB are powers of 1000)'
+
+
+def parse_size(size: str | int) -> int:
+    """Local. The bytes of a size: an integer, or text such as "4096", "512 MiB", "4GiB", "1.5G".
+
+    K, M, G, T, P, E and KiB, MiB, ... are powers of 1024; KB, MB, ... are powers of 1000; case does not
+    matter; a fraction of a byte is dropped. ConfigError names what was given.
+    """
+    if not isinstance(size, str):
+        return _whole_bytes(size)
+    match = _SIZE.fullmatch(size)
+    if match is None or ("." in match[1] and match[2] is None):
+        raise ConfigError(f"{size!r} is not a size: {_SIZE_HELP}")
+    power = 1 + _PREFIXES.index(match[2].upper()) if match[2] else 0
+    base = 1000 if match[3] and match[3].upper() == "B" else 1024
+    nbytes = int(Fraction(match[1]) * base**power)  # exact: a float would lose bytes above 2^53
+    if nbytes > MAX_SIZE:
+        raise ConfigError(f"size {size!r} is above the largest possible, {MAX_SIZE} bytes")
+    return nbytes
+
+
+def format_size(nbytes: int) -> str:
+    """Local. A number of bytes for people, in powers of 1024: "640 B", "12.0 GiB"."""
+    size, power = float(nbytes), 0
+    while abs(size) >= (1023.95 if power else 1024) and power < len(_PREFIXES):  # 1023.95 would print as 1024.0
+        size /= 1024
+        power += 1
+    return f"{size:.1f} {_PREFIXES[power - 1]}iB" if power else f"{nbytes} B"
+
+
+def _whole_bytes(size: object) -> int:
+    if isinstance(size, bool):
+        raise ConfigError(f"{size!r} is not a size: {_SIZE_HELP}")
+    try:
+        nbytes = operator.index(size)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(f"{size!r} is not a size: {_SIZE_HELP}") from None
+    if not 0 <= nbytes <= MAX_SIZE:
+        raise ConfigError(f"size {nbytes} is outside 0..{MAX_SIZE} bytes")
+    return nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a store is opened with. Every rank must be given the same settings.
+
+    dram_bytes
+        DRAM arena of each rank, bytes; text such as "4GiB" is taken too and becomes an int.
+    index_blocks
+        Blocks of all tiers and ranks that the index is sized for; None: one for each arena page of all ranks.
+    windows
+        Window layout: "allocate" (one window on the whole communicator), "shared" (node memory, exposed again
+        between nodes), or the first of them that works here.
+    progress
+        "thread" starts the progress thread, "none" never does, "auto" does where a CAS needs the target.
+    progress_period_us
+        Sleep of the progress thread between two polls, microseconds.
+    publish
+        "now": a block can be found when its put returns; "deferred": after the next collective `publish()`.
+    copy_threads
+        Threads that share a copy of 4 MiB or more; "auto": as many as idle cores of this rank.
+    checksum
+        When the checksum of a payload is computed: "later" (after the put), "inline" (in its copy), or never.
+    verify_reads
+        Compare that checksum on every read of memory.
+    when_full
+        A put into a full arena drops old blocks ("evict") or is refused.
+    mpi_calls
+        Who issues the MPI calls of a get: a compiled kernel, or Python where its handles do not allow that.
+    rest_ms
+        How long a freed cell rests before it is reused, milliseconds.
+    namespace
+        The namespace of calls that name none; "" is the default one.
+    """
+
+    dram_bytes: int = 256 << 20
+    index_blocks: int | None = None
+    windows: WindowsMode = "auto"
+    progress: ProgressMode = "auto"
+    progress_period_us: int = 200
+    publish: PublishMode = "now"
+    copy_threads: Literal["auto"] | int = "auto"
+    checksum: ChecksumMode = "later"
+    verify_reads: bool = False
+    when_full: WhenFull = "evict"
+    mpi_calls: MpiCalls = "auto"
+    rest_ms: float = 1.0
+    namespace: str = ""
+
+    def __post_init__(self) -> None:
+        """Check every field; ConfigError names the field, its value and what is allowed."""
+        self._set("dram_bytes", _dram(self.dram_bytes))
+        if self.index_blocks is not None:
+            self._set("index_blocks", _integer("index_blocks", self.index_blocks, 1, 1 << 40, " or None"))
+        for name, modes in _MODES.items():
+            _choose(name, getattr(self, name), modes)
+        self._set("progress_period_us", _integer("progress_period_us", self.progress_period_us, 1, 1_000_000))
+        if self.copy_threads != "auto":
+            self._set("copy_threads", _integer("copy_threads", self.copy_threads, 1, 1024, ' or "auto"'))
+        if not isinstance(self.verify_reads, bool):
+            raise ConfigError(f"verify_reads is {self.verify_reads!r}: it must be True or False")
+        if self.verify_reads and self.checksum == "off":
+            raise ConfigError('verify_reads is True, checksum is "off": reads can be verified with "later" or "inline"')
+        self._set("rest_ms", _milliseconds("rest_ms", self.rest_ms))
+        _check_namespace(self.namespace)
+
+    @classmethod
+    def make(cls, config: Config | Mapping[str, Any] | None = None, **overrides: Any) -> Self:
+        """Local. A `Config` from another one, a mapping or None (the defaults), changed by `overrides`.
+
+        ConfigError for an unknown name proposes the nearest one.
+        """
+        names = [field.name for field in fields(cls)]
+        if config is None:
+            settings: dict[str, Any] = {}
+        elif isinstance(config, Config):
+            settings = {name: getattr(config, name) for name in names}
+        elif isinstance(config, Mapping):
+            settings = dict(config)
+        else:
+            raise ConfigError(f"config is a {type(config).__name__}: it must be a Config, a mapping or None")
+        settings.update(overrides)
+        for name in settings:
+            if name not in names:
+                raise ConfigError(_unknown(name, names))
+        return cls(**settings)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the normal form of a field, only while the instance is made
+
+
+_MODES: dict[str, tuple[str, ...]] = {
+    "windows": get_args(WindowsMode),
+    "progress": get_args(ProgressMode),
+    "publish": get_args(PublishMode),
+    "checksum": get_args(ChecksumMode),
+    "when_full": get_args(WhenFull),
+    "mpi_calls": get_args(MpiCalls),
+}
+
+
+def _dram(size: str | int) -> int:
+    try:
+        nbytes = parse_size(size)
+    except ConfigError as error:
+        raise ConfigError(f"dram_bytes is {size!r}: {error}") from None
+    if nbytes < MIN_PAGE_BYTES:
+        raise ConfigError(f"dram_bytes is {size!r}: it must be at least one page, {MIN_PAGE_BYTES} bytes")
+    return nbytes
+
+
+def _integer(name: str, value: object, low: int, high: int, also: str = "") -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise ConfigError(f"{name} is {value!r}: it must be an integer in {low}..{high}{also}")
+    return number
+
+
+def _milliseconds(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not 0 <= number < math.inf:
+        raise ConfigError(f"{name} is {value!r}: it must be a finite number of milliseconds, 0 or more")
+    return number
+
+
+def _choose(name: str, value: object, modes: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in modes:
+        allowed = ", ".join(f'"{mode}"' for mode in modes)
+        raise ConfigError(f"{name} is {value!r}: it must be one of {allowed}")
+
+
+def _check_namespace(value: object) -> None:
+    if not isinstance(value, str):
+        raise ConfigError(f'namespace is {value!r}: it must be text ("" for the default namespace)')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"namespace is {value!r}: it must be text that UTF-8 can encode") from None
+
+
+def _unknown(name: object, names: list[str]) -> str:
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+    return f"unknown setting {name!r}: {remedy}"

@@ -1,0 +1,240 @@
+"""The DRAM tier of one rank: the cells that this rank manages, from reservation to reuse.
+
+Covers allocation, the table of published words, removal of own words (evict, clear), the sweep of cells
+whose word others took away, limbo, and the look at the pins before reuse. Does not cover how a word is
+published (`store`) nor which pages a cell gets (`allocator`).
+
+The order that keeps readers safe: the word leaves (CAS, flushed), full fence, rest, look at the pins,
+wipe the descriptor, reuse with the generation raised.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from cascade_mpi.allocator import PageAllocator
+from cascade_mpi.errors import ProtocolError
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.kernels import context as c
+from cascade_mpi.kernels.probe import full_fence, wipe_then_fence
+from cascade_mpi.layout import DESCRIPTOR, HARD_SHIFT, MAX_PAGES
+from cascade_mpi.onesided import SLOTS_PER_PEER
+
+_PAGE_MASK = MAX_PAGES - 1
+_EVICT_SHARE = 64  # evict at least 1/64 of the arena at a time: the rest of a batch is waited for once
+_POLL_S = 5e-5
+
+
+class DramTier:
+    """The arena of this rank. Public methods take the lock that also guards publishing (re-entrant)."""
+
+    name = "dram"
+
+    def __init__(self, fabric: Fabric, *, rest: float, evict: bool) -> None:
+        self.fabric = fabric
+        self.lock = threading.RLock()
+        self.allocator = PageAllocator(fabric.pages, rest)
+        self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word, 0 if there is none
+        self.records = fabric.descriptors.view(DESCRIPTOR)[:, 0]
+        self.live_bytes = 0
+        self.evicted = self.evicted_bytes = self.swept = 0
+        self._rest, self._evicts = rest, evict
+        self._last_retired = -1.0
+        self.pause: Callable[[str], None] | None = None  # test hook
+
+    def pages_for(self, nbytes: int) -> int:
+        """Local. Pages of a payload; an empty one takes one page, which its descriptor needs."""
+        return max(1, -(-nbytes // self.fabric.page_bytes))
+
+    # ------------------------------------------------------------------------------------ from free to live
+
+    def reserve(self, nbytes: int) -> tuple[int, int] | None:
+        """Local. (first page, generation) of a new cell, or None if the arena has no room for it.
+
+        May wait for cells in limbo, sweep, and evict; what was refused has changed nothing but that.
+        """
+        pages = self.pages_for(nbytes)
+        if pages > self.fabric.pages:
+            return None
+        with self.lock:
+            now = time.monotonic()
+            ripe = self.allocator.next_ripe()
+            if ripe is not None and ripe <= now:
+                self.drain(now)
+            cell = self.allocator.allocate(pages, now)
+            while cell is None:
+                cell = self._settle(pages)
+                if cell is None and not self.sweep() and not (self._evicts and self._evict(pages)):
+                    return None
+            return cell
+
+    def enter(self, word: int, nbytes: int) -> None:
+        """Local. Note a word as published; the caller holds the lock since before its CAS (rule R8)."""
+        first = word & _PAGE_MASK
+        self.words[first] = word
+        self.fabric.touched[first] = int(time.time()) - self.fabric.epoch
+        self.live_bytes += nbytes
+
+    def give_up(self, first: int) -> None:
+        """Local. A reserved cell whose word is nowhere and will never be published goes to limbo."""
+        with self.lock:
+            self._to_limbo(first)
+
+    # ---------------------------------------------------------------------------------- from live to limbo
+
+    def retire(self, word: int) -> bool:
+        """Local. An own word has left the index for good (the caller's CAS has returned): its cell goes to limbo.
+
+        False if that was known already.
+        """
+        with self.lock:
+            first = word & _PAGE_MASK
+            if int(self.words[first]) != word:
+                return False
+            self.words[first] = 0
+            self.live_bytes -= int(self.records[first]["length"])
+            self._to_limbo(first)
+            return True
+
+    def remove(self, first: int) -> int:
+        """Local. Take the word of a live cell out of the index, wherever it stands, and retire the cell: its bytes.
+
+        1 Get + 1 CAS + 2 Flushes at the home.
+        """
+        with self.lock:
+            word, record, fabric = int(self.words[first]), self.records[first], self.fabric
+            s = fabric.scratch
+            nbytes = int(record["length"])
+            slot = self._slot_of(first, word)
+            if slot >= 0:
+                home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
+                if fabric.remove(fabric.ctx, s.address, home, bucket, slot, word) < 0:
+                    fabric.raise_mpi_error(s)
+                # A CAS that failed is as good: only this rank writes this word, so it has left for good.
+            self.retire(word)
+            return nbytes
+
+    def sweep(self, *, everything: bool = False) -> int:
+        """Local. Retire the cells that no word names any more: their number. 1 Get + 1 Flush for each looked at.
+
+        Looks at the cells of which a stranger said so (or at all): a hint is never the permission.
+        """
+        with self.lock:
+            fabric = self.fabric
+            firsts = np.flatnonzero(self.words if everything else fabric.gone)
+            fabric.gone[firsts] = 0  # before the look: a hint that comes later counts for the next sweep
+            full_fence()
+            found = 0
+            for first in firsts.tolist():
+                word = int(self.words[first])
+                if word and self._slot_of(first, word) == c.MISS:
+                    self.retire(word)
+                    found += 1
+            self.swept += found
+            return found
+
+    def _slot_of(self, first: int, word: int) -> int:
+        record, fabric = self.records[first], self.fabric
+        s = fabric.scratch
+        slot = fabric.slot_of(fabric.ctx, s.address, int(record["key_hi"]), int(record["key_lo"]), word)
+        if slot == c.MPI_FAILED:
+            fabric.raise_mpi_error(s)
+        return slot
+
+    def _evict(self, pages: int) -> bool:
+        """Take the longest untouched blocks out, hard ones never; False if there is nothing to take."""
+        live = np.flatnonzero(self.words)
+        live = live[(self.words[live] >> np.uint64(HARD_SHIFT)) & np.uint64(1) == 0]
+        if live.size == 0:
+            return False
+        order = np.lexsort((self.records["sequence"][live], self.fabric.touched[live]))
+        want, taken = max(pages, self.fabric.pages // _EVICT_SHARE), 0
+        for first in live[order].tolist():
+            if taken >= want:
+                break
+            taken += self.allocator.pages_of(first)
+            self.evicted_bytes += self.remove(first)
+            self.evicted += 1
+        return True
+
+    def clear(self) -> None:
+        """Local. Take every block of this rank out, hard ones too."""
+        with self.lock:
+            for first in np.flatnonzero(self.words).tolist():
+                self.remove(first)
+
+    # ---------------------------------------------------------------------------------- from limbo to free
+
+    def _to_limbo(self, first: int) -> None:
+        self._last_retired = time.monotonic()
+        self.allocator.retire(first, self._last_retired)
+
+    def drain(self, now: float) -> None:
+        """Local. Free the cells that have rested and that nobody has pinned."""
+        ripe = self.allocator.ripe(now)
+        if not ripe:
+            return
+        if self.pause:
+            self.pause("manager")
+        full_fence()  # the removal of the words before the look at the pins
+        pinned = self.pinned_pages()
+        for first in ripe:
+            if first not in pinned:
+                wipe_then_fence(self.fabric.descriptors_address, first)
+                self.allocator.free(first)
+
+    def pinned_pages(self) -> dict[int, int]:
+        """Local. The first pages that peers have pinned, with the rank of a holder."""
+        held = np.flatnonzero(self.fabric.pin_words)
+        return {int(self.fabric.pin_words[at]) & _PAGE_MASK: int(at) // SLOTS_PER_PEER for at in held.tolist()}
+
+    def _settle(self, pages: int) -> tuple[int, int] | None:
+        """Wait until limbo has given back what it can, entering MPI so that peers proceed."""
+        while True:
+            now = time.monotonic()
+            self.drain(now)
+            cell = self.allocator.allocate(pages, now)
+            if cell is not None or self._last_retired + self._rest <= now:
+                return cell
+            self.fabric.poll(self.fabric.ctx, self.fabric.scratch.address)
+            time.sleep(_POLL_S)
+
+    def why_full(self, nbytes: int) -> str:
+        """Local. For people: why a block of this size found no room, and what to do."""
+        a, page = self.allocator, self.fabric.page_bytes
+        pages = self.pages_for(nbytes)
+        text = (
+            f"a block of {nbytes} bytes needs {pages} contiguous pages of {page} bytes in the arena of rank "
+            f"{self.fabric.comm.rank}: {a.pages} pages, {a.live_pages} live, {a.limbo_pages} in limbo, "
+            f"{a.free_pages} free, longest free run {a.largest_free}"
+        )
+        limbo = sum(1 for first in self.pinned_pages() if a.state(first) == "limbo")
+        if limbo:
+            holders = sorted({rank for first, rank in self.pinned_pages().items() if a.state(first) == "limbo"})
+            text += f"; {limbo} cells in limbo are pinned by rank {', '.join(map(str, holders))} (release the views)"
+        return text + ": raise dram_bytes" + ("" if self._evicts else ' or set when_full="evict"')
+
+    def check(self) -> None:
+        """Local. Verify the allocator and that the table of words, descriptors and cells say the same.
+
+        Raises
+        ------
+        ProtocolError
+            The first invariant that does not hold.
+        """
+        with self.lock:
+            self.allocator.check()
+            total = 0
+            for first in np.flatnonzero(self.words).tolist():
+                record = self.records[first]
+                if self.allocator.state(first) != "live":
+                    raise ProtocolError(f"page {first} has a word but its cell is {self.allocator.state(first)}")
+                if self.allocator.pages_of(first) != self.pages_for(int(record["length"])):
+                    raise ProtocolError(f"cell {first}: {self.allocator.pages_of(first)} pages, {record['length']} bytes")
+                total += int(record["length"])
+            if total != self.live_bytes:
+                raise ProtocolError(f"live bytes are {total}, counted {self.live_bytes}")

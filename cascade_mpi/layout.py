@@ -1,0 +1,143 @@
+"""The bits of an index word, of a placement and of a descriptor.
+
+Covers the one layout that all ranks, kernels and file formats share. Does not cover how words are
+read or changed (see `protocol`) nor where the memory comes from (see `window`).
+
+Word, 64 bits, most significant first::
+
+    fp 12 | generation 15 | hard 1 | tier 2 | rank 12 | page 22
+
+0 is the empty word; a generation is never 0, so no used word is 0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+PAGE_BITS, RANK_BITS, TIER_BITS, HARD_BITS, GENERATION_BITS, FP_BITS = 22, 12, 2, 1, 15, 12
+RANK_SHIFT = PAGE_BITS
+TIER_SHIFT = RANK_SHIFT + RANK_BITS
+HARD_SHIFT = TIER_SHIFT + TIER_BITS
+GENERATION_SHIFT = HARD_SHIFT + HARD_BITS
+FP_SHIFT = GENERATION_SHIFT + GENERATION_BITS
+
+MAX_PAGES = 1 << PAGE_BITS
+MAX_RANKS = 1 << RANK_BITS
+MAX_GENERATION = (1 << GENERATION_BITS) - 1
+
+TIER_ALIAS, TIER_DRAM, TIER_GPU, TIER_DISK = range(4)
+TIER_NAMES = ("alias", "dram", "gpu", "disk")
+
+BUCKET_WORDS = 16
+BUCKET_BYTES = BUCKET_WORDS * 8
+MIN_PAGE_BYTES = 4096
+DESCRIPTOR_BYTES = 128
+MAGIC = 0x43534344  # "CSCD"
+MAX_DIMS = 8
+
+FLAG_CHECKSUM = 1  # the payload checksum is valid
+FLAG_PREFIX = 2  # put with is_prefix=True
+
+DESCRIPTOR = np.dtype(
+    {
+        "names": [
+            "magic", "generation", "flags", "length", "key_hi", "key_lo", "content_hi", "content_lo",
+            "checksum", "namespace", "epoch", "expiry", "sequence", "manager", "dtype", "ndim", "dim0",
+            "dims", "own_checksum",
+        ],
+        "formats": [
+            "<u4", "<u2", "<u2", "<u8", "<u8", "<u8", "<u8", "<u8",
+            "<u8", "<u8", "<u4", "<u4", "<u8", "<u2", "u1", "u1", "<u8",
+            ("<u4", MAX_DIMS - 1), "<u4",
+        ],
+        "offsets": [0, 4, 6, 8, 16, 24, 32, 40, 48, 56, 64, 68, 72, 80, 82, 83, 88, 96, 124],
+        "itemsize": DESCRIPTOR_BYTES,
+    }
+)  # fmt: skip
+
+
+class Word(NamedTuple):
+    """A decoded index word."""
+
+    fp: int
+    generation: int
+    hard: bool
+    tier: int
+    rank: int
+    page: int
+
+
+def pack_word(fp: int, generation: int, tier: int, rank: int, page: int, hard: bool = False) -> int:
+    """Local. The u64 of these fields; ValueError names the first one that does not fit."""
+    fields = (
+        ("fp", fp, 0, 1 << FP_BITS), ("generation", generation, 1, 1 << GENERATION_BITS),
+        ("tier", tier, 0, 1 << TIER_BITS), ("rank", rank, 0, MAX_RANKS), ("page", page, 0, MAX_PAGES),
+    )  # fmt: skip
+    for name, value, low, high in fields:
+        if not low <= value < high:
+            raise ValueError(f"{name} {value} is outside {low}..{high - 1}")
+    return (
+        fp << FP_SHIFT | generation << GENERATION_SHIFT | int(hard) << HARD_SHIFT | tier << TIER_SHIFT
+        | rank << RANK_SHIFT | page
+    )  # fmt: skip
+
+
+def unpack_word(word: int) -> Word:
+    """Local. The fields of a u64; the inverse of `pack_word`."""
+    return Word(
+        fp=word >> FP_SHIFT & (1 << FP_BITS) - 1,
+        generation=word >> GENERATION_SHIFT & MAX_GENERATION,
+        hard=bool(word >> HARD_SHIFT & 1),
+        tier=word >> TIER_SHIFT & (1 << TIER_BITS) - 1,
+        rank=word >> RANK_SHIFT & MAX_RANKS - 1,
+        page=word & MAX_PAGES - 1,
+    )
+
+
+def next_generation(generation: int) -> int:
+    """Local. The generation after this one: 1..32767 and round again, never 0."""
+    return generation % MAX_GENERATION + 1
+
+
+def page_bytes_for(arena_bytes: int) -> int:
+    """Local. The smallest page (bytes, a power of two, at least 4 KiB) that gives at most 2^22 pages."""
+    page = MIN_PAGE_BYTES
+    while -(-arena_bytes // page) > MAX_PAGES:
+        page *= 2
+    return page
+
+
+class Placement(NamedTuple):
+    """Where the index keeps a key."""
+
+    home: int
+    bucket: int
+    fp: int
+
+
+_MASK64 = (1 << 64) - 1
+_MIX1, _MIX2, _MIX3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def place(key_hi: int, key_lo: int, ranks: int, buckets: int) -> Placement:
+    """Local. Home, bucket and fingerprint of a key, from disjoint bits of a mix of all its 128 bits.
+
+    The mix (constants of SplitMix64, Steele et al., OOPSLA 2014) lets callers use small integers as
+    keys; identity stays with the full key. `buckets` (per rank) is a power of two up to 2^40.
+    The kernels compute the same (`kernels.probe.place`).
+    """
+    a = (key_hi * _MIX1 & _MASK64) ^ key_lo
+    a = (a ^ a >> 30) * _MIX2 & _MASK64
+    b = (a ^ a >> 27) + (key_hi ^ _MIX1) & _MASK64
+    b = (b ^ b >> 31) * _MIX3 & _MASK64
+    b ^= b >> 29
+    a = (a ^ b >> 32 ^ b << 32) * _MIX3 & _MASK64
+    return Placement(home=(a >> 32) * ranks >> 32, bucket=b & buckets - 1, fp=b >> 64 - FP_BITS)
+
+
+def describe(records: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Local. The bytes of descriptors (uint8, a multiple of 128 long) as `DESCRIPTOR` records, not copied."""
+    return records.view(DESCRIPTOR)

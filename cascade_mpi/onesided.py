@@ -1,0 +1,857 @@
+"""The one-sided protocol as compiled calls: get, look-up for writers, publish, remove, pin, batches.
+
+Each kernel issues its own MPI calls (by address, see `intrinsics.call_int`) and touches memory of its
+own node by load and store. Covers reading and the single steps of writing; the order of a put, a delete
+and a reclaim is in `store` and `arena`. `onesided_python` does the same steps with mpi4py.
+
+Costs in MPI calls are for another node; on the own node there are none, but for the CAS.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cascade_mpi.kernels import context as c
+from cascade_mpi.kernels.copy import copy
+from cascade_mpi.kernels.intrinsics import (
+    call_int,
+    fence_acquire,
+    fence_seq_cst,
+    load64,
+    load_acquire,
+    memcpy,
+    prefetch,
+    store8,
+    store32,
+    store64,
+    store_relaxed,
+)
+from cascade_mpi.kernels.jit import device, kernel
+from cascade_mpi.kernels.probe import (
+    BUCKET_BYTES,
+    BUCKET_WORDS,
+    DESCRIPTOR_BYTES,
+    O_LENGTH,
+    checksum_holds,
+    copy_then_reload,
+    count,
+    descriptor_address,
+    field,
+    fingerprint_of,
+    fits,
+    hook,
+    in_bounds,
+    is_cell_of,
+    match_from,
+    page_of,
+    payload_address,
+    place,
+    rank_of,
+    read_bucket_mapped,
+    set_field,
+)
+
+_U = np.uint64
+_ZERO = _U(0)
+INDEX, DATA, PINS = 0, 1, 2  # the windows, as offsets from the INDEX_* fields of the context
+_LARGEST_GET = 1 << 30  # an MPI count is an int; larger payloads are fetched in pieces
+_ATTEMPTS = 4  # the first and three more; then the reader pins
+_LOOKUP_ATTEMPTS = 1000  # a writer looks again until the bucket holds still
+BATCH = 256  # keys between two flushes: queues of the network stay short
+
+# What a get fetches.
+WHOLE, RANGE, DESCRIBE = 0, 1, 2
+SLOTS_PER_PEER = 8
+
+
+# ------------------------------------------------------------------------------------------- MPI calls
+
+
+@device
+def _get(ctx, origin, nbytes, rank, offset, what):  # type: ignore[no-untyped-def]
+    """Get from a rank's memory in the window `what` (INDEX, DATA, PINS)."""
+    kind = field(ctx, c.BYTE)
+    win = field(ctx, c.INDEX_WIN + what)
+    at = _at(ctx, c.INDEX_BASES + what, rank, offset)
+    done = np.int64(0)
+    while True:
+        step = min(nbytes - done, _LARGEST_GET)
+        rc = call_int(field(ctx, c.GET), (origin + done, step, kind, rank, at + done, step, kind, win))
+        done += step
+        if rc != 0 or done >= nbytes:
+            return np.int64(rc)
+
+
+@device
+def _put(ctx, origin, nbytes, rank, offset, what):  # type: ignore[no-untyped-def]
+    kind = field(ctx, c.BYTE)
+    win = field(ctx, c.INDEX_WIN + what)
+    at = _at(ctx, c.INDEX_BASES + what, rank, offset)
+    return np.int64(call_int(field(ctx, c.PUT), (origin, nbytes, kind, rank, at, nbytes, kind, win)))
+
+
+@device
+def _flush(ctx, rank, what):  # type: ignore[no-untyped-def]
+    return np.int64(call_int(field(ctx, c.FLUSH), (rank, field(ctx, c.INDEX_WIN + what))))
+
+
+@device
+def _poll(ctx, s):  # type: ignore[no-untyped-def]
+    """Enter MPI, so that peers' CASes on this rank's words proceed."""
+    if field(ctx, c.POLL):
+        call_int(
+            field(ctx, c.IPROBE),
+            (field(ctx, c.ANY_SOURCE), field(ctx, c.ANY_TAG), field(ctx, c.PROBE_COMM), s + c.FLAG * 8, s + c.STATUS * 8),
+        )
+
+
+@device
+def _failed(s, rc):  # type: ignore[no-untyped-def]
+    set_field(s, c.MPI_ERROR, rc)
+    return np.int64(c.MPI_FAILED)
+
+
+# ---------------------------------------------------------------------------------- words and descriptors
+
+
+@device
+def _base(ctx, table, rank):  # type: ignore[no-untyped-def]
+    """Where a rank's memory is mapped here, 0 if it is not."""
+    return field(field(ctx, table), 2 * rank)
+
+
+@device
+def _at(ctx, table, rank, offset):  # type: ignore[no-untyped-def]
+    """The displacement in a rank's window of an offset in its memory."""
+    return field(field(ctx, table), 2 * rank + 1) + offset
+
+
+@device
+def _read_bucket(ctx, s, home, bucket):  # type: ignore[no-untyped-def]
+    """The bucket into the scratch: 1 Get + 1 Flush."""
+    base = _base(ctx, c.INDEX_BASES, home)
+    copy_to = s + c.BUCKET_COPY * 8
+    if base != 0:
+        read_bucket_mapped(base, bucket, copy_to)
+        return np.int64(0)
+    rc = _get(ctx, copy_to, BUCKET_BYTES, home, bucket * BUCKET_BYTES, INDEX)
+    return rc if rc != 0 else _flush(ctx, home, INDEX)
+
+
+@device
+def _reload_word(ctx, s, home, bucket, slot):  # type: ignore[no-untyped-def]
+    """(rc, word): the word as it is now, after everything that was read before. 1 Get + 1 Flush."""
+    at = bucket * BUCKET_BYTES + slot * 8
+    base = _base(ctx, c.INDEX_BASES, home)
+    if base != 0:
+        fence_acquire()
+        return np.int64(0), load_acquire(base + at)
+    rc = _get(ctx, s + c.RELOADED * 8, 8, home, at, INDEX)
+    if rc == 0:
+        rc = _flush(ctx, home, INDEX)
+    return rc, load64(s + c.RELOADED * 8)
+
+
+@device
+def _read_descriptor(ctx, s, word):  # type: ignore[no-untyped-def]
+    """The descriptor of a word that is in bounds into the scratch: 1 Get + 1 Flush."""
+    rank, page = rank_of(word), page_of(word)
+    base = _base(ctx, c.DATA_BASES, rank)
+    copy_to = s + c.DESCRIPTOR_COPY * 8
+    if base != 0:
+        memcpy(copy_to, descriptor_address(ctx, base, page), DESCRIPTOR_BYTES)
+        return np.int64(0)
+    rc = _get(ctx, copy_to, DESCRIPTOR_BYTES, rank, field(ctx, c.DESCRIPTOR_AT) + page * DESCRIPTOR_BYTES, DATA)
+    return rc if rc != 0 else _flush(ctx, rank, DATA)
+
+
+@device
+def _now(ctx):  # type: ignore[no-untyped-def]
+    """Seconds since the store was opened."""
+    return np.uint64(np.int64(call_int(field(ctx, c.TIME), (np.int64(0),))) - field(ctx, c.EPOCH))
+
+
+@device
+def _touch(ctx, s, word):  # type: ignore[no-untyped-def]
+    """Note that the cell was used: a store on the own node, else an entry for the next batch of Puts.
+
+    Into the touch array only, never into a cell: the cell may have a new owner by now.
+    """
+    rank, page = rank_of(word), page_of(word)
+    now = _now(ctx)
+    base = _base(ctx, c.DATA_BASES, rank)
+    if base != 0:
+        store32(base + field(ctx, c.TOUCH_AT) + page * 4, now)
+        return
+    entry = s + (c.TOUCH_FILTER + 2 * np.int64((word * _U(0x9E3779B97F4A7C15)) >> _U(56))) * 8
+    if load64(entry) == word and load64(entry + 8) == now:
+        return  # at most one touch per cell and second
+    pending = field(s, c.TOUCHES)
+    if pending == c.TOUCH_RING_ENTRIES:
+        return  # a touch is a hint; the ring is sent with the next put or progress()
+    store64(entry, word)
+    store64(entry + 8, now)
+    set_field(s, c.TOUCH_RING + 2 * pending, rank)
+    set_field(s, c.TOUCH_RING + 2 * pending + 1, page)
+    set_field(s, c.TOUCHES, pending + 1)
+
+
+@device
+def _send_touches(ctx, s):  # type: ignore[no-untyped-def]
+    pending = field(s, c.TOUCHES)
+    if pending == 0:
+        return np.int64(0)
+    store64(s + c.TOUCH_VALUE * 8, _now(ctx))
+    for i in range(pending):
+        rank, page = field(s, c.TOUCH_RING + 2 * i), field(s, c.TOUCH_RING + 2 * i + 1)
+        rc = _put(ctx, s + c.TOUCH_VALUE * 8, 4, rank, field(ctx, c.TOUCH_AT) + page * 4, DATA)
+        if rc != 0:
+            return rc
+    for i in range(pending):
+        rank = field(s, c.TOUCH_RING + 2 * i)
+        first = True
+        for j in range(i):
+            if field(s, c.TOUCH_RING + 2 * j) == rank:
+                first = False
+        if first:
+            rc = _flush(ctx, rank, DATA)
+            if rc != 0:
+                return rc
+    set_field(s, c.TOUCHES, 0)
+    return np.int64(0)
+
+
+@device
+def _count_hit(ctx, s, rank, nbytes):  # type: ignore[no-untyped-def]
+    if rank == field(ctx, c.RANK):
+        where = 0
+    elif _base(ctx, c.DATA_BASES, rank) != 0:
+        where = 1
+    else:
+        where = 2
+    count(s, c.C_HITS_SELF + where, 1)
+    count(s, c.C_BYTES_SELF + where, nbytes)
+
+
+# --------------------------------------------------------------------------------------------------- get
+
+
+@device
+def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: ignore[no-untyped-def]
+    """Read the cell that `word` names, if it is the key's: (outcome, word again or 0).
+
+    Outcome: bytes read, MISS for another key's cell, WRONG_SIZE, CORRUPT, MPI_FAILED. Nothing of it
+    counts before the word was looked at again; where the payload and the word are both mapped
+    (`word_at` not 0) that has been done here, behind the copy.
+    """
+    rank, page = rank_of(word), page_of(word)
+    base = _base(ctx, c.DATA_BASES, rank)
+    descriptor = s + c.DESCRIPTOR_COPY * 8
+    nbytes = np.int64(0)
+    if base == 0:
+        rc = _get(ctx, descriptor, DESCRIPTOR_BYTES, rank, field(ctx, c.DESCRIPTOR_AT) + page * DESCRIPTOR_BYTES, DATA)
+        if rc == 0 and what != DESCRIBE:
+            at = page * field(ctx, c.PAGE_BYTES) + offset
+            nbytes = min(room, field(ctx, c.PAGES) * field(ctx, c.PAGE_BYTES) - at)
+            if nbytes > 0:
+                rc = _get(ctx, target, nbytes, rank, field(ctx, c.ARENA_AT) + at, DATA)
+        if rc == 0:
+            rc = _flush(ctx, rank, DATA)
+        if rc != 0:
+            return _failed(s, rc), _ZERO
+    else:
+        memcpy(descriptor, descriptor_address(ctx, base, page), DESCRIPTOR_BYTES)
+    if not is_cell_of(descriptor, word, hi, lo):
+        return np.int64(c.MISS), _ZERO
+    length = np.int64(load64(descriptor + O_LENGTH))
+    set_field(s, c.LENGTH, length)
+    if not fits(ctx, page, length):
+        return np.int64(c.MISS), _ZERO
+    if what == DESCRIBE:
+        return length, _ZERO
+    if (what == WHOLE and room != length) or (what == RANGE and offset + room > length):
+        return np.int64(c.WRONG_SIZE), _ZERO
+    again = _ZERO
+    if base != 0:
+        source = payload_address(ctx, base, page) + offset
+        if word_at != 0:
+            again = copy_then_reload(target, source, room, word_at, ctx)
+        else:
+            copy(target, source, room)
+            fence_acquire()
+    if field(ctx, c.VERIFY) and what == WHOLE and not checksum_holds(descriptor, target, room):
+        return np.int64(c.CORRUPT), again
+    return room, again
+
+
+@device
+def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-def]
+    """The whole read: bytes, or MISS, WRONG_SIZE, CHANGED (pin and read), CORRUPT, MPI_FAILED."""
+    home, bucket, fp = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
+    set_field(s, c.HOME, home)
+    set_field(s, c.BUCKET, bucket)
+    words = s + c.BUCKET_COPY * 8
+    index_base = _base(ctx, c.INDEX_BASES, home)
+    for _ in range(_ATTEMPTS):
+        began = _now(ctx)
+        rc = _read_bucket(ctx, s, home, bucket)
+        if rc != 0:
+            return _failed(s, rc)
+        changed = False
+        slot = match_from(words, 0, fp)
+        while slot >= 0:
+            word = load64(words + slot * 8)
+            if not in_bounds(ctx, word):
+                count(s, c.C_BAD_WORDS, 1)  # never follow it
+            else:
+                word_at = np.int64(0)
+                if index_base != 0:
+                    word_at = index_base + bucket * BUCKET_BYTES + slot * 8
+                outcome, again = _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at)
+                if outcome == c.MPI_FAILED:
+                    return outcome
+                # Any doubt is settled by the word, not by the descriptor: look at it again, match or not.
+                if again == _ZERO:
+                    hook(ctx, c.H_READER)
+                    rc, again = _reload_word(ctx, s, home, bucket, slot)
+                    if rc != 0:
+                        return _failed(s, rc)
+                # An attempt that took too long may have slept through all generations of a cell.
+                if again != word or _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):
+                    changed = True
+                    break
+                if outcome != c.MISS:
+                    set_field(s, c.WORD, word)
+                    set_field(s, c.SLOT, slot)
+                    return outcome
+                count(s, c.C_COLLISIONS, 1)  # another key with this fingerprint
+            slot = match_from(words, slot + 1, fp)
+        if not changed:
+            return np.int64(c.MISS)
+        count(s, c.C_RETRIES, 1)
+    count(s, c.C_EXHAUSTED, 1)
+    return np.int64(c.CHANGED)
+
+
+@device
+def base_remote(ctx, word):  # type: ignore[no-untyped-def]
+    """True if the memory that the word names is not mapped here."""
+    return _base(ctx, c.DATA_BASES, rank_of(word)) == 0
+
+
+@device
+def _account(ctx, s, outcome, what):  # type: ignore[no-untyped-def]
+    if outcome >= 0 and what != DESCRIBE:
+        word = load64(s + c.WORD * 8)
+        _count_hit(ctx, s, rank_of(word), outcome)
+        _touch(ctx, s, word)
+    elif outcome == c.MISS:
+        count(s, c.C_MISSES, 1)
+    elif outcome == c.CORRUPT:
+        count(s, c.C_CORRUPT, 1)
+
+
+@kernel("int64(int64,int64,uint64,uint64,int64,int64,int64,int64)")
+def get(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-def]
+    """Read one block: bytes or an outcome; LENGTH, WORD, SLOT, HOME, BUCKET and the descriptor in the scratch.
+
+    WHOLE: `room` must be the block's length. RANGE: `room` bytes from `offset`. DESCRIBE: no payload.
+    Another node: 4 Gets + 3 Flushes (3 Gets without payload).
+    """
+    outcome = _get_one(ctx, s, hi, lo, target, room, offset, what)
+    _account(ctx, s, outcome, what)
+    _poll(ctx, s)
+    return outcome
+
+
+@kernel("int64(int64,int64,uint64,uint64,uint64,int64,int64,int64)")
+def get_pinned(ctx, s, word, hi, lo, target, room, offset):  # type: ignore[no-untyped-def]
+    """Read `room` bytes of a cell that this rank has pinned: no re-check, the cell cannot be reused."""
+    outcome, _ = _fetch(ctx, s, word, hi, lo, target, room, offset, RANGE, np.int64(0))
+    if outcome >= 0:
+        _count_hit(ctx, s, rank_of(word), outcome)
+    return outcome
+
+
+# ---------------------------------------------------------------------------------------------- writers
+
+
+@device
+def _find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
+    home, bucket, fp = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
+    set_field(s, c.HOME, home)
+    set_field(s, c.BUCKET, bucket)
+    words = s + c.BUCKET_COPY * 8
+    for _ in range(_LOOKUP_ATTEMPTS):
+        rc = _read_bucket(ctx, s, home, bucket)
+        if rc != 0:
+            return _failed(s, rc)
+        free, found, changed = np.int64(-1), np.int64(0), False
+        for slot in range(BUCKET_WORDS):
+            word = load64(words + slot * 8)
+            if word == _ZERO:
+                if free < 0:
+                    free = slot
+                continue
+            if fingerprint_of(word) != fp:
+                continue
+            if not in_bounds(ctx, word):
+                count(s, c.C_BAD_WORDS, 1)
+                continue
+            if word != skip:
+                rc = _read_descriptor(ctx, s, word)
+                if rc != 0:
+                    return _failed(s, rc)
+                if not is_cell_of(s + c.DESCRIPTOR_COPY * 8, word, hi, lo):
+                    # The word decides: unchanged, it is another key's; changed, the key may have moved.
+                    rc, again = _reload_word(ctx, s, home, bucket, slot)
+                    if rc != 0:
+                        return _failed(s, rc)
+                    if again != word:
+                        changed = True
+                        break
+                    continue
+            set_field(s, c.FOUND_WORDS + 2 * found, slot)
+            store64(s + (c.FOUND_WORDS + 2 * found + 1) * 8, word)
+            found += 1
+        if not changed:
+            set_field(s, c.FOUND, found)
+            set_field(s, c.FREE_SLOT, free)
+            return found
+        count(s, c.C_RETRIES, 1)
+    return np.int64(c.CHANGED)
+
+
+@kernel("int64(int64,int64,uint64,uint64,uint64)")
+def find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
+    """Every word of a key, for put and delete: their number; (slot, word) pairs, HOME, BUCKET, FREE_SLOT in the scratch.
+
+    `skip` is a word that is known to be the key's (0: none). 1 Get + 1 Flush, and as much for each match.
+    """
+    return _find(ctx, s, hi, lo, skip)
+
+
+@device
+def _cas(ctx, s, home, offset, old, new):  # type: ignore[no-untyped-def]
+    """(rc, the word that was there)."""
+    store64(s + c.COMPARE * 8, old)
+    store64(s + c.ORIGIN * 8, new)
+    at = _at(ctx, c.INDEX_BASES, home, offset)
+    kind, win = field(ctx, c.UINT64), field(ctx, c.INDEX_WIN)
+    rc = np.int64(
+        call_int(field(ctx, c.CAS), (s + c.ORIGIN * 8, s + c.COMPARE * 8, s + c.RESULT * 8, kind, home, at, win))
+    )
+    if rc == 0:
+        rc = _flush(ctx, home, INDEX)
+    return rc, load64(s + c.RESULT * 8)
+
+
+@kernel("int64(int64,int64,int64,int64,int64,uint64,uint64)")
+def publish(ctx, s, home, bucket, slot, old, new):  # type: ignore[no-untyped-def]
+    """CAS `old` to `new`, then Get the bucket again: CHANGED if the CAS lost, else the other words of its fingerprint.
+
+    1 CAS + 1 Get + 2 Flushes.
+    """
+    # All of the cell before its word (write_cell has fenced; a payload copied by other threads has too).
+    fence_seq_cst()
+    rc, seen = _cas(ctx, s, home, bucket * BUCKET_BYTES + slot * 8, old, new)
+    if rc != 0:
+        return _failed(s, rc)
+    if seen != old:
+        return np.int64(c.CHANGED)
+    # The own word before the look at the others': of two putters of one key at least one must see both.
+    fence_seq_cst()
+    rc = _read_bucket(ctx, s, home, bucket)
+    if rc != 0:
+        return _failed(s, rc)
+    others = np.int64(0)
+    for i in range(BUCKET_WORDS):
+        word = load64(s + (c.BUCKET_COPY + i) * 8)
+        if word != _ZERO and word != new and fingerprint_of(word) == fingerprint_of(new):
+            others += 1
+    return others
+
+
+@kernel("int64(int64,int64,int64,int64,int64,uint64)")
+def remove(ctx, s, home, bucket, slot, word):  # type: ignore[no-untyped-def]
+    """CAS a word away: 1 if this call did it, 0 if it had changed. 1 CAS + 1 Flush."""
+    rc, seen = _cas(ctx, s, home, bucket * BUCKET_BYTES + slot * 8, word, _ZERO)
+    if rc != 0:
+        return _failed(s, rc)
+    # The removal before the look at the pins: store-load, so a full barrier on every machine.
+    fence_seq_cst()
+    return np.int64(seen == word)
+
+
+@kernel("int64(int64,int64,uint64,uint64,uint64)")
+def slot_of(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
+    """The slot in which a word of this key stands now, or MISS. 1 Get + 1 Flush."""
+    home, bucket, _ = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
+    set_field(s, c.HOME, home)
+    set_field(s, c.BUCKET, bucket)
+    rc = _read_bucket(ctx, s, home, bucket)
+    if rc != 0:
+        return _failed(s, rc)
+    for slot in range(BUCKET_WORDS):
+        if load64(s + (c.BUCKET_COPY + slot) * 8) == word:
+            return np.int64(slot)
+    return np.int64(c.MISS)
+
+
+@kernel("int64(int64,int64,uint64)")
+def hint_gone(ctx, s, word):  # type: ignore[no-untyped-def]
+    """Tell the manager of a cell that its word was taken away: a hint for its sweep. 1 Put + 1 Flush."""
+    rank, page = rank_of(word), page_of(word)
+    base = _base(ctx, c.DATA_BASES, rank)
+    at = field(ctx, c.GONE_AT) + page
+    if base != 0:
+        store8(base + at, 1)
+        return np.int64(0)
+    store64(s + c.TOUCH_VALUE * 8, _U(1))
+    rc = _put(ctx, s + c.TOUCH_VALUE * 8, 1, rank, at, DATA)
+    if rc == 0:
+        rc = _flush(ctx, rank, DATA)
+    return rc if rc == 0 else _failed(s, rc)
+
+
+# ------------------------------------------------------------------------------------------------- pins
+
+
+@kernel("int64(int64,int64,uint64,int64,int64,int64,int64)")
+def pin(ctx, s, word, pin_slot, home, bucket, slot):  # type: ignore[no-untyped-def]
+    """Write the word into a hazard slot of its manager, then read the word again: 1 if it is pinned, else 0.
+
+    1 Put + 1 Get + 2 Flushes. The slot is cleared again when the word has left.
+    """
+    manager = rank_of(word)
+    base = _base(ctx, c.PIN_BASES, manager)
+    at = (field(ctx, c.RANK) * SLOTS_PER_PEER + pin_slot) * 8
+    rc = _write_pin(ctx, s, manager, base, at, word)
+    if rc != 0:
+        return _failed(s, rc)
+    # The pin must be seen before the word is read: the manager removes the word, then looks at the pins.
+    fence_seq_cst()
+    rc, again = _reload_word(ctx, s, home, bucket, slot)
+    if rc != 0:
+        return _failed(s, rc)
+    if again == word:
+        return np.int64(1)
+    rc = _write_pin(ctx, s, manager, base, at, _ZERO)
+    return np.int64(0) if rc == 0 else _failed(s, rc)
+
+
+@device
+def _write_pin(ctx, s, manager, base, at, word):  # type: ignore[no-untyped-def]
+    if base != 0:
+        store_relaxed(base + at, word)
+        return np.int64(0)
+    store64(s + c.ORIGIN * 8, word)
+    rc = _put(ctx, s + c.ORIGIN * 8, 8, manager, at, PINS)
+    return rc if rc != 0 else _flush(ctx, manager, PINS)
+
+
+@kernel("int64(int64,int64,int64,int64)")
+def unpin(ctx, s, manager, pin_slot):  # type: ignore[no-untyped-def]
+    """Clear a hazard slot, after everything that was read under it. 1 Put + 1 Flush."""
+    fence_seq_cst()
+    at = (field(ctx, c.RANK) * SLOTS_PER_PEER + pin_slot) * 8
+    rc = _write_pin(ctx, s, manager, _base(ctx, c.PIN_BASES, manager), at, _ZERO)
+    return rc if rc == 0 else _failed(s, rc)
+
+
+# ---------------------------------------------------------------------------------------------- batches
+
+# Work area of a batch: one record per key.
+W_STATE, W_HOME, W_BUCKET, W_SLOT, W_WORD, W_AGAIN = 0, 1, 2, 3, 4, 5
+W_BUCKET_COPY, W_DESCRIPTOR, WORK_WORDS = 8, 24, 40
+_NONE, _CANDIDATE, _FETCHED, _SLOW = 0, 1, 2, 3
+
+
+@device
+def _flush_flagged(ctx, flags, what):  # type: ignore[no-untyped-def]
+    """One Flush for each target that has something under way."""
+    for rank in range(field(ctx, c.RANKS)):
+        if field(flags, rank):
+            rc = _flush(ctx, rank, what)
+            if rc != 0:
+                return rc
+            set_field(flags, rank, 0)
+    return np.int64(0)
+
+
+@device
+def _batch_buckets(ctx, keys, n, work, flags):  # type: ignore[no-untyped-def]
+    """Phase 1: every bucket into its record, one Flush per home; then the first candidate of each key."""
+    ranks, buckets = field(ctx, c.RANKS), field(ctx, c.BUCKETS)
+    for i in range(n):
+        w = work + i * WORK_WORDS * 8
+        home, bucket, _ = place(load64(keys + 16 * i), load64(keys + 16 * i + 8), ranks, buckets)
+        set_field(w, W_HOME, home)
+        set_field(w, W_BUCKET, bucket)
+        base = _base(ctx, c.INDEX_BASES, home)
+        if base != 0:
+            prefetch(base + bucket * BUCKET_BYTES)
+            prefetch(base + bucket * BUCKET_BYTES + 64)
+        else:
+            rc = _get(ctx, w + W_BUCKET_COPY * 8, BUCKET_BYTES, home, bucket * BUCKET_BYTES, INDEX)
+            if rc != 0:
+                return rc
+            set_field(flags, home, 1)
+    rc = _flush_flagged(ctx, flags, INDEX)
+    if rc != 0:
+        return rc
+    for i in range(n):
+        w = work + i * WORK_WORDS * 8
+        _, _, fp = place(load64(keys + 16 * i), load64(keys + 16 * i + 8), ranks, buckets)
+        base = _base(ctx, c.INDEX_BASES, field(w, W_HOME))
+        if base != 0:
+            read_bucket_mapped(base, field(w, W_BUCKET), w + W_BUCKET_COPY * 8)
+        slot = match_from(w + W_BUCKET_COPY * 8, 0, fp)
+        set_field(w, W_SLOT, slot)
+        set_field(w, W_STATE, _NONE)
+        if slot >= 0:
+            word = load64(w + (W_BUCKET_COPY + slot) * 8)
+            store64(w + W_WORD * 8, word)
+            set_field(w, W_STATE, _CANDIDATE if in_bounds(ctx, word) else _SLOW)
+            if in_bounds(ctx, word):
+                data = _base(ctx, c.DATA_BASES, rank_of(word))
+                if data != 0:
+                    prefetch(descriptor_address(ctx, data, page_of(word)))
+                    prefetch(descriptor_address(ctx, data, page_of(word)) + 64)
+    return np.int64(0)
+
+
+@device
+def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: ignore[no-untyped-def]
+    began = _now(ctx)
+    rc = _batch_buckets(ctx, keys, n, work, flags)
+    if rc != 0:
+        return _failed(s, rc)
+    # Phase 2: descriptor and payload of what is on other nodes, one Flush per rank that holds some.
+    arena_bytes = field(ctx, c.PAGES) * field(ctx, c.PAGE_BYTES)
+    for i in range(n):
+        w = work + i * WORK_WORDS * 8
+        if field(w, W_STATE) != _CANDIDATE:
+            continue
+        word = load64(w + W_WORD * 8)
+        if not base_remote(ctx, word):
+            set_field(w, W_STATE, _SLOW)  # a copy by loads: as fast one by one
+            continue
+        rank, page = rank_of(word), page_of(word)
+        at = field(ctx, c.DESCRIPTOR_AT) + page * DESCRIPTOR_BYTES
+        rc = _get(ctx, w + W_DESCRIPTOR * 8, DESCRIPTOR_BYTES, rank, at, DATA)
+        start = page * field(ctx, c.PAGE_BYTES)
+        nbytes = min(field(rooms, i), arena_bytes - start)
+        if rc == 0 and nbytes > 0:
+            rc = _get(ctx, field(targets, i), nbytes, rank, field(ctx, c.ARENA_AT) + start, DATA)
+        if rc != 0:
+            return _failed(s, rc)
+        set_field(flags, rank, 1)
+    rc = _flush_flagged(ctx, flags, DATA)
+    if rc != 0:
+        return _failed(s, rc)
+    # Phase 3: the words again, after the payloads are complete.
+    for i in range(n):
+        w = work + i * WORK_WORDS * 8
+        if field(w, W_STATE) != _CANDIDATE:
+            continue
+        home, at = field(w, W_HOME), field(w, W_BUCKET) * BUCKET_BYTES + field(w, W_SLOT) * 8
+        hook(ctx, c.H_READER)
+        base = _base(ctx, c.INDEX_BASES, home)
+        if base != 0:
+            fence_acquire()
+            store64(w + W_AGAIN * 8, load_acquire(base + at))
+        else:
+            rc = _get(ctx, w + W_AGAIN * 8, 8, home, at, INDEX)
+            if rc != 0:
+                return _failed(s, rc)
+            set_field(flags, home, 1)
+    rc = _flush_flagged(ctx, flags, INDEX)
+    if rc != 0:
+        return _failed(s, rc)
+    in_time = _now(ctx) - began <= np.uint64(field(ctx, c.ATTEMPT))
+    # Phase 4: what is whole is a hit; every doubt goes the long way, one key at a time.
+    for i in range(n):
+        w = work + i * WORK_WORDS * 8
+        hi, lo = load64(keys + 16 * i), load64(keys + 16 * i + 8)
+        room = field(rooms, i)
+        outcome = np.int64(c.MISS)
+        word = load64(w + W_WORD * 8)
+        state = field(w, W_STATE)
+        if state == _CANDIDATE:
+            descriptor = w + W_DESCRIPTOR * 8
+            whole = (
+                in_time
+                and load64(w + W_AGAIN * 8) == word
+                and is_cell_of(descriptor, word, hi, lo)
+                and np.int64(load64(descriptor + O_LENGTH)) == room
+                and fits(ctx, page_of(word), room)
+                and (not field(ctx, c.VERIFY) or checksum_holds(descriptor, field(targets, i), room))
+            )
+            if whole:
+                outcome = room
+                store64(s + c.WORD * 8, word)
+            else:
+                state = _SLOW
+        if state == _SLOW:
+            outcome = _get_one(ctx, s, hi, lo, field(targets, i), room, 0, WHOLE)
+            if outcome == c.WRONG_SIZE:
+                set_field(results, i, -10 - field(s, c.LENGTH))
+                continue
+            if outcome == c.MPI_FAILED:
+                return outcome
+        _account(ctx, s, outcome, WHOLE)
+        set_field(results, i, outcome)
+    return np.int64(0)
+
+
+@kernel("int64(int64,int64,int64,int64,int64,int64,int64,int64,int64)")
+def get_many(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: ignore[no-untyped-def]
+    """Read n blocks: results[i] = bytes, or an outcome of `get`, or -10 - length for a wrong size.
+
+    All areas by address: keys uint64[n, 2]; targets, rooms, results int64[n]; work uint64[BATCH, WORK_WORDS];
+    flags int64[ranks], zero. 4 Gets a key, and one Flush per target and phase for each BATCH keys.
+    """
+    done = np.int64(0)
+    while done < n:
+        step = min(n - done, BATCH)
+        rc = _batch_chunk(
+            ctx, s, keys + 16 * done, step, targets + 8 * done, rooms + 8 * done, results + 8 * done, work, flags
+        )
+        if rc != 0:
+            return rc
+        done += step
+    _poll(ctx, s)
+    return np.int64(0)
+
+
+@device
+def _describe_chunk(ctx, s, keys, n, descriptors, results, work, flags):  # type: ignore[no-untyped-def]
+    rc = _batch_buckets(ctx, keys, n, work, flags)
+    if rc != 0:
+        return _failed(s, rc)
+    for i in range(n):
+        w = work + i * WORK_WORDS * 8
+        word = load64(w + W_WORD * 8)
+        if field(w, W_STATE) == _CANDIDATE:
+            rank, page = rank_of(word), page_of(word)
+            base = _base(ctx, c.DATA_BASES, rank)
+            if base != 0:
+                memcpy(w + W_DESCRIPTOR * 8, descriptor_address(ctx, base, page), DESCRIPTOR_BYTES)
+            else:
+                at = field(ctx, c.DESCRIPTOR_AT) + page * DESCRIPTOR_BYTES
+                rc = _get(ctx, w + W_DESCRIPTOR * 8, DESCRIPTOR_BYTES, rank, at, DATA)
+                if rc != 0:
+                    return _failed(s, rc)
+                set_field(flags, rank, 1)
+    rc = _flush_flagged(ctx, flags, DATA)
+    if rc != 0:
+        return _failed(s, rc)
+    for i in range(n):
+        w = work + i * WORK_WORDS * 8
+        hi, lo = load64(keys + 16 * i), load64(keys + 16 * i + 8)
+        state, outcome = field(w, W_STATE), np.int64(c.MISS)
+        descriptor = w + W_DESCRIPTOR * 8
+        word = load64(w + W_WORD * 8)
+        length = np.int64(load64(descriptor + O_LENGTH))
+        if state == _CANDIDATE and is_cell_of(descriptor, word, hi, lo) and fits(ctx, page_of(word), length):
+            # No second look at the word: it named this generation when the bucket was read, and the
+            # descriptor says which key that generation is. That is all a `contains` promises.
+            outcome = length
+        elif state != _NONE:
+            descriptor = s + c.DESCRIPTOR_COPY * 8
+            outcome = _get_one(ctx, s, hi, lo, 0, 0, 0, DESCRIBE)
+            if outcome == c.MPI_FAILED:
+                return outcome
+        if descriptors != 0 and outcome >= 0:
+            memcpy(descriptors + i * DESCRIPTOR_BYTES, descriptor, DESCRIPTOR_BYTES)
+        set_field(results, i, outcome)
+    return np.int64(0)
+
+
+@kernel("int64(int64,int64,int64,int64,int64,int64,int64,int64)")
+def describe_many(ctx, s, keys, n, descriptors, results, work, flags):  # type: ignore[no-untyped-def]
+    """Look n keys up exactly: results[i] = length of the block, MISS or CHANGED; its descriptor if asked for.
+
+    2 Gets a key that is there, 1 for one that is not; one Flush per target and phase for each BATCH keys.
+    """
+    done = np.int64(0)
+    while done < n:
+        step = min(n - done, BATCH)
+        into = np.int64(0) if descriptors == 0 else descriptors + done * DESCRIPTOR_BYTES
+        rc = _describe_chunk(ctx, s, keys + 16 * done, step, into, results + 8 * done, work, flags)
+        if rc != 0:
+            return rc
+        done += step
+    _poll(ctx, s)
+    return np.int64(0)
+
+
+_AHEAD = 16  # buckets that are asked for before they are read
+
+
+@kernel("int64(int64,int64,int64,int64,int64,int64,int64)")
+def probe_many(ctx, s, keys, n, results, work, flags):  # type: ignore[no-untyped-def]
+    """Look n keys up by fingerprint only: results[i] = 1 or 0 (uint8). 1 Get a key, one Flush per home and BATCH."""
+    ranks, buckets = field(ctx, c.RANKS), field(ctx, c.BUCKETS)
+    start = np.int64(0)
+    while start < n:
+        stop = min(start + BATCH, n)
+        remote = np.int64(0)
+        for i in range(start, min(start + _AHEAD, stop)):
+            _prefetch_bucket(ctx, keys + 16 * i, ranks, buckets)
+        for i in range(start, stop):
+            if i + _AHEAD < stop:
+                _prefetch_bucket(ctx, keys + 16 * (i + _AHEAD), ranks, buckets)
+            home, bucket, fp = place(load64(keys + 16 * i), load64(keys + 16 * i + 8), ranks, buckets)
+            base = _base(ctx, c.INDEX_BASES, home)
+            if base != 0:
+                store8(results + i, _holds(base + bucket * BUCKET_BYTES, fp))
+            else:
+                rc = _get(ctx, work + remote * BUCKET_BYTES, BUCKET_BYTES, home, bucket * BUCKET_BYTES, INDEX)
+                if rc != 0:
+                    return _failed(s, rc)
+                set_field(flags, home, 1)
+                remote += 1
+        if remote > 0:
+            rc = _flush_flagged(ctx, flags, INDEX)
+            if rc != 0:
+                return _failed(s, rc)
+            remote = np.int64(0)
+            for i in range(start, stop):
+                home, _, fp = place(load64(keys + 16 * i), load64(keys + 16 * i + 8), ranks, buckets)
+                if _base(ctx, c.INDEX_BASES, home) == 0:
+                    store8(results + i, _holds(work + remote * BUCKET_BYTES, fp))
+                    remote += 1
+        start = stop
+    _poll(ctx, s)
+    return np.int64(0)
+
+
+@device
+def _prefetch_bucket(ctx, key, ranks, buckets):  # type: ignore[no-untyped-def]
+    home, bucket, _ = place(load64(key), load64(key + 8), ranks, buckets)
+    base = _base(ctx, c.INDEX_BASES, home)
+    if base != 0:
+        prefetch(base + bucket * BUCKET_BYTES)
+        prefetch(base + bucket * BUCKET_BYTES + 64)
+
+
+@device
+def _holds(bucket_at, fp):  # type: ignore[no-untyped-def]
+    found = _ZERO
+    for i in range(BUCKET_WORDS):
+        word = load64(bucket_at + i * 8)
+        if word != _ZERO and fingerprint_of(word) == fp:
+            found = _U(1)
+    return found
+
+
+@kernel("void(int64,int64)")
+def poll(ctx, s):  # type: ignore[no-untyped-def]
+    """Enter MPI once (1 Iprobe), whatever POLL says, and send the touches that wait."""
+    _send_touches(ctx, s)
+    call_int(
+        field(ctx, c.IPROBE),
+        (field(ctx, c.ANY_SOURCE), field(ctx, c.ANY_TAG), field(ctx, c.PROBE_COMM), s + c.FLAG * 8, s + c.STATUS * 8),
+    )

@@ -1,0 +1,651 @@
+"""The one-sided calls of `onesided` once more, issued through mpi4py: for an MPI that kernels cannot call.
+
+Covers the same calls with the same arguments, steps, results, scratch fields and counters, so that the
+two are exchanged freely. Does not cover what cannot be said in Python: memory of the own node is read and
+written by small kernels of `probe`, which hold the fences. A call costs some tens of microseconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mpi4py import MPI
+
+from cascade_mpi.kernels import checksum, probe
+from cascade_mpi.kernels import context as c
+from cascade_mpi.kernels.copy import copy_bytes
+from cascade_mpi.layout import (
+    BUCKET_BYTES,
+    BUCKET_WORDS,
+    DESCRIPTOR,
+    DESCRIPTOR_BYTES,
+    FLAG_CHECKSUM,
+    FP_SHIFT,
+    MAGIC,
+    TIER_DRAM,
+    place,
+    unpack_word,
+)
+from cascade_mpi.onesided import (
+    BATCH,
+    DATA,
+    DESCRIBE,
+    INDEX,
+    PINS,
+    RANGE,
+    SLOTS_PER_PEER,
+    W_BUCKET_COPY,
+    W_DESCRIPTOR,
+    WHOLE,
+    WORK_WORDS,
+)
+
+if TYPE_CHECKING:
+    from cascade_mpi.fabric import Fabric
+
+LARGEST_PIECE = 1 << 30  # an MPI count is an int; larger payloads are fetched in pieces
+_ATTEMPTS, _LOOKUP_ATTEMPTS = 4, 1000
+_MASK64 = (1 << 64) - 1
+_TOUCH_MIX = 0x9E3779B97F4A7C15
+_O_GENERATION, _O_FLAGS, _O_LENGTH, _O_HI, _O_LO, _O_CHECKSUM = (
+    DESCRIPTOR.fields[name][1]  # type: ignore[index]
+    for name in ("generation", "flags", "length", "key_hi", "key_lo", "checksum")
+)
+
+
+class _Words:
+    """64-bit words at an address, which somebody else keeps alive."""
+
+    def __init__(self, address: int, words: int) -> None:
+        self.address = address
+        raw = memoryview((ctypes.c_uint64 * words).from_address(address)).cast("B")
+        self.unsigned, self.signed = raw.cast("Q"), raw.cast("q")
+
+    def at(self, index: int) -> int:
+        """Local. The address of a word."""
+        return self.address + 8 * index
+
+
+class _Scratch(_Words):
+    """The scratch of the calling thread, as `kernels.context` lays it out."""
+
+    def __init__(self, address: int) -> None:
+        super().__init__(address, c.SCRATCH_WORDS)
+
+    def count(self, counter: int, by: int = 1) -> None:
+        """Local. Add to a counter of this thread."""
+        self.signed[c.COUNTERS + counter] += by
+
+
+class _Cell(NamedTuple):
+    """What a copy of a descriptor says; torn ones say anything."""
+
+    magic: int
+    generation: int
+    flags: int
+    length: int
+    hi: int
+    lo: int
+    checksum: int
+
+    @classmethod
+    def read(cls, address: int) -> _Cell:
+        """Local. Decode the private copy of a descriptor."""
+        raw = memoryview((ctypes.c_uint8 * DESCRIPTOR_BYTES).from_address(address)).cast("B").toreadonly()
+
+        def number(at: int, nbytes: int) -> int:
+            return int.from_bytes(raw[at : at + nbytes], "little")
+
+        return cls(
+            number(0, 4), number(_O_GENERATION, 2), number(_O_FLAGS, 2), number(_O_LENGTH, 8),
+            number(_O_HI, 8), number(_O_LO, 8), number(_O_CHECKSUM, 8),
+        )  # fmt: skip
+
+    def holds(self, word: int, hi: int, lo: int) -> bool:
+        """Local. Does it say: the cell of that word's generation holds this key?"""
+        return (self.magic, self.generation, self.hi, self.lo) == (MAGIC, unpack_word(word).generation, hi, lo)
+
+
+class _Item:
+    """One key of a batch on its way; `word` is 0 without a candidate, `doubt` sends it the long way."""
+
+    def __init__(self, number: int, hi: int, lo: int, home: int, bucket: int, fp: int, work: int) -> None:
+        self.number, self.hi, self.lo = number, hi, lo
+        self.home, self.bucket, self.fp = home, bucket, fp
+        self.bucket_copy = work + number % BATCH * WORK_WORDS * 8 + W_BUCKET_COPY * 8
+        self.descriptor = work + number % BATCH * WORK_WORDS * 8 + W_DESCRIPTOR * 8
+        self.again = _Words(self.bucket_copy, 1)  # the bucket's copy has been read by then
+        self.word, self.slot, self.doubt = 0, -1, False
+
+
+def _reporting(call: Callable[..., int]) -> Callable[..., int]:
+    """Turn MPI's exceptions into the result and the scratch field by which kernels report them."""
+
+    @functools.wraps(call)
+    def reported(self: PythonCalls, ctx: int, s: int, *args: int) -> int:
+        try:
+            return call(self, ctx, s, *args)
+        except MPI.Exception as error:
+            _Scratch(s).signed[c.MPI_ERROR] = error.Get_error_code()
+            return c.MPI_FAILED
+
+    return reported
+
+
+class PythonCalls:
+    """The calls of one store; each takes the addresses of the context and of the thread's scratch first.
+
+    Costs in MPI calls are those of the kernels of the same names.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._windows = (fabric.index, fabric.data, fabric.pins)
+        self._probe_comm = fabric.probe_comm
+        self._ctx = fabric.context.ctypes.data
+        self._context = _Words(self._ctx, c.CONTEXT_WORDS).signed
+        self._clock = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(self._context[c.TIME])
+        self._arena_bytes = self._context[c.PAGES] * self._context[c.PAGE_BYTES]
+
+    # -------------------------------------------------------------------------------------- memory of ranks
+
+    def _base(self, what: int, rank: int) -> int:
+        """Where a rank's memory is mapped here, 0 if it is not."""
+        return int(self._windows[what].table[rank, 0])
+
+    def _at(self, what: int, rank: int, offset: int) -> int:
+        """The displacement in a rank's window of an offset in its memory."""
+        return int(self._windows[what].table[rank, 1]) + offset
+
+    def _get(self, origin: int, nbytes: int, rank: int, offset: int, what: int) -> None:
+        at = self._at(what, rank, offset)
+        for done in range(0, nbytes, LARGEST_PIECE):
+            step = min(nbytes - done, LARGEST_PIECE)
+            buffer = MPI.buffer.fromaddress(origin + done, step)
+            self._windows[what].world.Get([buffer, step, MPI.BYTE], rank, [at + done, step, MPI.BYTE])
+
+    def _put(self, origin: int, nbytes: int, rank: int, offset: int, what: int) -> None:
+        buffer = MPI.buffer.fromaddress(origin, nbytes)
+        target = [self._at(what, rank, offset), nbytes, MPI.BYTE]
+        self._windows[what].world.Put([buffer, nbytes, MPI.BYTE], rank, target)
+
+    def _flush(self, rank: int, what: int) -> None:
+        self._windows[what].world.Flush(rank)
+
+    def _flush_all(self, ranks: Iterable[int], what: int) -> None:
+        """One Flush for each target that has something under way."""
+        for rank in sorted(set(ranks)):
+            self._flush(rank, what)
+
+    def _descriptor_at(self, page: int) -> int:
+        return self._context[c.DESCRIPTOR_AT] + page * DESCRIPTOR_BYTES
+
+    def _payload_at(self, page: int) -> int:
+        return self._context[c.ARENA_AT] + page * self._context[c.PAGE_BYTES]
+
+    def _now(self) -> int:
+        """Seconds since the store was opened."""
+        return int(self._clock(None)) - self._context[c.EPOCH]
+
+    def _too_late(self, began: int) -> bool:
+        """True for an attempt that took so long that a cell may have passed through all its generations."""
+        return not 0 <= self._now() - began <= self._context[c.ATTEMPT]
+
+    # ------------------------------------------------------------------------------- words and descriptors
+
+    def _place(self, s: _Scratch, hi: int, lo: int) -> tuple[int, int, int]:
+        home, bucket, fp = place(hi, lo, self._context[c.RANKS], self._context[c.BUCKETS])
+        s.signed[c.HOME], s.signed[c.BUCKET] = home, bucket
+        return home, bucket, fp
+
+    def _in_bounds(self, word: int) -> bool:
+        """True if the word names memory of this store: only then may its address be used."""
+        named = unpack_word(word)
+        return (
+            named.tier == TIER_DRAM and named.rank < self._context[c.RANKS] and named.page < self._context[c.PAGES]
+        )
+
+    def _fits(self, page: int, length: int) -> bool:
+        return length <= self._arena_bytes - page * self._context[c.PAGE_BYTES]
+
+    def _read_bucket(self, s: _Scratch, home: int, bucket: int) -> list[int]:
+        base, copy_to = self._base(INDEX, home), s.at(c.BUCKET_COPY)
+        if base:
+            probe.copy_bucket(base, bucket, copy_to)
+        else:
+            self._get(copy_to, BUCKET_BYTES, home, bucket * BUCKET_BYTES, INDEX)
+            self._flush(home, INDEX)
+        return s.unsigned[c.BUCKET_COPY : c.BUCKET_COPY + BUCKET_WORDS].tolist()
+
+    def _reload(self, s: _Scratch, home: int, bucket: int, slot: int) -> int:
+        """The word as it is now, after everything that was read before."""
+        at, base = bucket * BUCKET_BYTES + slot * 8, self._base(INDEX, home)
+        if base:
+            return int(probe.reload(base + at))
+        self._get(s.at(c.RELOADED), 8, home, at, INDEX)
+        self._flush(home, INDEX)
+        return s.unsigned[c.RELOADED]
+
+    def _copy_descriptor(self, base: int, page: int, copy_to: int) -> None:
+        """From mapped memory: the word was loaded by a kernel with acquire, so this is not read before it."""
+        ctypes.memmove(copy_to, base + self._descriptor_at(page), DESCRIPTOR_BYTES)
+
+    def _touch(self, s: _Scratch, word: int) -> None:
+        """Note that the cell was used; into the touch array only, never into a cell."""
+        _, _, _, _, rank, page = unpack_word(word)
+        base, now = self._base(DATA, rank), self._now() & _MASK64
+        if base:
+            ctypes.c_uint32.from_address(base + self._context[c.TOUCH_AT] + 4 * page).value = now
+            return
+        entry = c.TOUCH_FILTER + 2 * ((word * _TOUCH_MIX & _MASK64) >> 56)
+        pending = s.signed[c.TOUCHES]
+        if (s.unsigned[entry], s.unsigned[entry + 1]) == (word, now) or pending == c.TOUCH_RING_ENTRIES:
+            return
+        s.unsigned[entry], s.unsigned[entry + 1] = word, now
+        s.signed[c.TOUCH_RING + 2 * pending], s.signed[c.TOUCH_RING + 2 * pending + 1] = rank, page
+        s.signed[c.TOUCHES] = pending + 1
+
+    def _send_touches(self, s: _Scratch) -> None:
+        ring = s.signed[c.TOUCH_RING : c.TOUCH_RING + 2 * s.signed[c.TOUCHES]].tolist()
+        s.unsigned[c.TOUCH_VALUE] = self._now() & _MASK64
+        for rank, page in zip(ring[::2], ring[1::2], strict=True):
+            self._put(s.at(c.TOUCH_VALUE), 4, rank, self._context[c.TOUCH_AT] + 4 * page, DATA)
+        self._flush_all(ring[::2], DATA)
+        s.signed[c.TOUCHES] = 0
+
+    def _count_hit(self, s: _Scratch, rank: int, nbytes: int) -> None:
+        where = 0 if rank == self._context[c.RANK] else 1 if self._base(DATA, rank) else 2
+        s.count(c.C_HITS_SELF + where)
+        s.count(c.C_BYTES_SELF + where, nbytes)
+
+    def _account(self, s: _Scratch, outcome: int, what: int) -> None:
+        if outcome >= 0 and what != DESCRIBE:
+            word = s.unsigned[c.WORD]
+            self._count_hit(s, unpack_word(word).rank, outcome)
+            self._touch(s, word)
+        elif outcome == c.MISS:
+            s.count(c.C_MISSES)
+        elif outcome == c.CORRUPT:
+            s.count(c.C_CORRUPT)
+
+    def _enter_mpi(self) -> None:
+        self._probe_comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
+
+    def _end(self) -> None:
+        """What public calls end with, so that peers' CASes on this rank's words proceed."""
+        if self._context[c.POLL]:
+            self._enter_mpi()
+
+    # ------------------------------------------------------------------------------------------------- get
+
+    def _fetch(
+        self, s: _Scratch, word: int, hi: int, lo: int, target: int, room: int, offset: int, what: int, word_at: int
+    ) -> tuple[int, int | None]:
+        """Read the cell that `word` names, if it is the key's: (outcome, the word again if it was looked at)."""
+        _, _, _, _, rank, page = unpack_word(word)
+        base, descriptor = self._base(DATA, rank), s.at(c.DESCRIPTOR_COPY)
+        if base:
+            self._copy_descriptor(base, page, descriptor)
+        else:
+            self._get(descriptor, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
+            if what != DESCRIBE:
+                self._get_payload(target, room, rank, page, offset)
+            self._flush(rank, DATA)
+        cell = _Cell.read(descriptor)
+        if not cell.holds(word, hi, lo):
+            return c.MISS, None
+        s.unsigned[c.LENGTH] = cell.length
+        if not self._fits(page, cell.length):
+            return c.MISS, None
+        if what == DESCRIBE:
+            return cell.length, None
+        if (what == WHOLE and room != cell.length) or (what == RANGE and offset + room > cell.length):
+            return c.WRONG_SIZE, None
+        again = None
+        if base and word_at:
+            source = base + self._payload_at(page) + offset
+            again = int(probe.copy_and_reload(target, source, room, word_at, self._ctx))
+        elif base:
+            copy_bytes(target, base + self._payload_at(page) + offset, room)
+        if what == WHOLE and not self._checksum_holds(cell, target, room):
+            return c.CORRUPT, again
+        return room, again
+
+    def _get_payload(self, target: int, room: int, rank: int, page: int, offset: int) -> None:
+        start = page * self._context[c.PAGE_BYTES] + offset
+        self._get(target, min(room, self._arena_bytes - start), rank, self._context[c.ARENA_AT] + start, DATA)
+
+    def _checksum_holds(self, cell: _Cell, payload: int, length: int) -> bool:
+        if not (self._context[c.VERIFY] and cell.flags & FLAG_CHECKSUM):
+            return True
+        return int(checksum.checksum_bytes(payload, length)) == cell.checksum
+
+    def _get_one(self, s: _Scratch, hi: int, lo: int, target: int, room: int, offset: int, what: int) -> int:
+        home, bucket, fp = self._place(s, hi, lo)
+        index_base = self._base(INDEX, home)
+        for _ in range(_ATTEMPTS):
+            began, changed = self._now(), False
+            for slot, word in _matches(self._read_bucket(s, home, bucket), fp):
+                if not self._in_bounds(word):
+                    s.count(c.C_BAD_WORDS)  # never follow it
+                    continue
+                word_at = index_base + bucket * BUCKET_BYTES + slot * 8 if index_base else 0
+                outcome, again = self._fetch(s, word, hi, lo, target, room, offset, what, word_at)
+                # Any doubt is settled by the word, not by the descriptor: look at it again, match or not.
+                if again is None:
+                    probe.pause(self._ctx, c.H_READER)
+                    again = self._reload(s, home, bucket, slot)
+                if again != word or self._too_late(began):
+                    changed = True
+                    break
+                if outcome != c.MISS:
+                    s.unsigned[c.WORD], s.signed[c.SLOT] = word, slot
+                    return outcome
+                s.count(c.C_COLLISIONS)  # another key with this fingerprint
+            if not changed:
+                return c.MISS
+            s.count(c.C_RETRIES)
+        s.count(c.C_EXHAUSTED)
+        return c.CHANGED
+
+    @_reporting
+    def get(self, ctx: int, s: int, hi: int, lo: int, target: int, room: int, offset: int, what: int) -> int:
+        """Local. Read one block: bytes or an outcome."""
+        scratch = _Scratch(s)
+        outcome = self._get_one(scratch, hi, lo, target, room, offset, what)
+        self._account(scratch, outcome, what)
+        self._end()
+        return outcome
+
+    @_reporting
+    def get_pinned(self, ctx: int, s: int, word: int, hi: int, lo: int, target: int, room: int, offset: int) -> int:
+        """Local. Read `room` bytes of a cell that this rank has pinned, without a re-check."""
+        scratch = _Scratch(s)
+        outcome, _ = self._fetch(scratch, word, hi, lo, target, room, offset, RANGE, 0)
+        if outcome >= 0:
+            self._count_hit(scratch, unpack_word(word).rank, outcome)
+        return outcome
+
+    # --------------------------------------------------------------------------------------------- writers
+
+    @_reporting
+    def find(self, ctx: int, s: int, hi: int, lo: int, skip: int) -> int:
+        """Local. Every word of a key, for put and delete: their number; the words are in the scratch."""
+        scratch = _Scratch(s)
+        home, bucket, fp = self._place(scratch, hi, lo)
+        for _ in range(_LOOKUP_ATTEMPTS):
+            words = self._read_bucket(scratch, home, bucket)
+            found = self._words_of(scratch, words, home, bucket, fp, hi, lo, skip)
+            if found is not None:
+                for i, (slot, word) in enumerate(found):
+                    scratch.signed[c.FOUND_WORDS + 2 * i], scratch.unsigned[c.FOUND_WORDS + 2 * i + 1] = slot, word
+                scratch.signed[c.FOUND] = len(found)
+                scratch.signed[c.FREE_SLOT] = words.index(0) if 0 in words else -1
+                return len(found)
+            scratch.count(c.C_RETRIES)
+        return c.CHANGED
+
+    def _words_of(
+        self, s: _Scratch, words: list[int], home: int, bucket: int, fp: int, hi: int, lo: int, skip: int
+    ) -> list[tuple[int, int]] | None:
+        """The (slot, word) pairs of a key in a bucket; None if a word that is not the key's has changed since."""
+        found = []
+        for slot, word in _matches(words, fp):
+            if not self._in_bounds(word):
+                s.count(c.C_BAD_WORDS)
+                continue
+            if word != skip and not self._names(s, word, hi, lo):
+                # The word decides: unchanged, it is another key's; changed, the key may have moved.
+                if self._reload(s, home, bucket, slot) != word:
+                    return None
+                continue
+            found.append((slot, word))
+        return found
+
+    def _names(self, s: _Scratch, word: int, hi: int, lo: int) -> bool:
+        """Does the descriptor of a word that is in bounds hold this key?"""
+        _, _, _, _, rank, page = unpack_word(word)
+        base, copy_to = self._base(DATA, rank), s.at(c.DESCRIPTOR_COPY)
+        if base:
+            self._copy_descriptor(base, page, copy_to)
+        else:
+            self._get(copy_to, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
+            self._flush(rank, DATA)
+        return _Cell.read(copy_to).holds(word, hi, lo)
+
+    def _swap(self, s: _Scratch, home: int, offset: int, old: int, new: int) -> int:
+        """The word that was there."""
+        s.unsigned[c.COMPARE], s.unsigned[c.ORIGIN] = old, new
+        origin, compare, result = (
+            [MPI.buffer.fromaddress(s.at(field), 8), 1, MPI.UINT64_T] for field in (c.ORIGIN, c.COMPARE, c.RESULT)
+        )
+        self._windows[INDEX].world.Compare_and_swap(origin, compare, result, home, self._at(INDEX, home, offset))
+        self._flush(home, INDEX)
+        return s.unsigned[c.RESULT]
+
+    @_reporting
+    def publish(self, ctx: int, s: int, home: int, bucket: int, slot: int, old: int, new: int) -> int:
+        """Local. CAS `old` to `new`: CHANGED if it lost, else the number of other words of its fingerprint."""
+        scratch = _Scratch(s)
+        probe.full_fence()  # all of the cell before its word
+        if self._swap(scratch, home, bucket * BUCKET_BYTES + slot * 8, old, new) != old:
+            return c.CHANGED
+        probe.full_fence()  # the own word before the look at the others'
+        words = self._read_bucket(scratch, home, bucket)
+        return sum(1 for _, word in _matches(words, new >> FP_SHIFT) if word != new)
+
+    @_reporting
+    def remove(self, ctx: int, s: int, home: int, bucket: int, slot: int, word: int) -> int:
+        """Local. CAS a word away: 1 if this call did it, 0 if it had changed."""
+        seen = self._swap(_Scratch(s), home, bucket * BUCKET_BYTES + slot * 8, word, 0)
+        probe.full_fence()  # the removal before the look at the pins
+        return int(seen == word)
+
+    @_reporting
+    def slot_of(self, ctx: int, s: int, hi: int, lo: int, word: int) -> int:
+        """Local. The slot in which a word of this key stands now, or MISS."""
+        scratch = _Scratch(s)
+        home, bucket, _ = self._place(scratch, hi, lo)
+        words = self._read_bucket(scratch, home, bucket)
+        return words.index(word) if word in words else c.MISS
+
+    @_reporting
+    def hint_gone(self, ctx: int, s: int, word: int) -> int:
+        """Local. Tell the manager of a cell that its word was taken away."""
+        scratch = _Scratch(s)
+        _, _, _, _, rank, page = unpack_word(word)
+        base, at = self._base(DATA, rank), self._context[c.GONE_AT] + page
+        if base:
+            ctypes.c_uint8.from_address(base + at).value = 1
+        else:
+            scratch.unsigned[c.TOUCH_VALUE] = 1
+            self._put(scratch.at(c.TOUCH_VALUE), 1, rank, at, DATA)
+            self._flush(rank, DATA)
+        return 0
+
+    # ------------------------------------------------------------------------------------------------ pins
+
+    @_reporting
+    def pin(self, ctx: int, s: int, word: int, pin_slot: int, home: int, bucket: int, slot: int) -> int:
+        """Local. Write the word into a hazard slot of its manager, then read it again: 1 if pinned, else 0."""
+        scratch, manager = _Scratch(s), unpack_word(word).rank
+        self._write_pin(scratch, manager, pin_slot, word)
+        if self._reload(scratch, home, bucket, slot) == word:
+            return 1
+        self._write_pin(scratch, manager, pin_slot, 0)
+        return 0
+
+    @_reporting
+    def unpin(self, ctx: int, s: int, manager: int, pin_slot: int) -> int:
+        """Local. Clear a hazard slot, after everything that was read under it."""
+        self._write_pin(_Scratch(s), manager, pin_slot, 0)
+        return 0
+
+    def _write_pin(self, s: _Scratch, manager: int, pin_slot: int, word: int) -> None:
+        """After everything before, and seen before anything after."""
+        at = (self._context[c.RANK] * SLOTS_PER_PEER + pin_slot) * 8
+        base = self._base(PINS, manager)
+        if base:
+            probe.store_word(base + at, word)
+            return
+        probe.full_fence()
+        s.unsigned[c.ORIGIN] = word
+        self._put(s.at(c.ORIGIN), 8, manager, at, PINS)
+        self._flush(manager, PINS)
+        probe.full_fence()
+
+    # --------------------------------------------------------------------------------------------- batches
+
+    def _items(self, keys: int, n: int, work: int) -> Iterator[list[_Item]]:
+        """The keys, BATCH at a time, with their places."""
+        for start in range(0, n, BATCH):
+            step = min(n - start, BATCH)
+            words = _Words(keys + 16 * start, 2 * step).unsigned.tolist()
+            pairs = zip(words[::2], words[1::2], strict=True)
+            ranks, buckets = self._context[c.RANKS], self._context[c.BUCKETS]
+            yield [
+                _Item(start + i, hi, lo, *place(hi, lo, ranks, buckets), work) for i, (hi, lo) in enumerate(pairs)
+            ]
+
+    def _read_buckets(self, items: list[_Item]) -> list[list[int]]:
+        """Every bucket, one Flush per home."""
+        remote = [item for item in items if not self._base(INDEX, item.home)]
+        for item in remote:
+            self._get(item.bucket_copy, BUCKET_BYTES, item.home, item.bucket * BUCKET_BYTES, INDEX)
+        self._flush_all((item.home for item in remote), INDEX)
+        buckets = []
+        for item in items:
+            base = self._base(INDEX, item.home)
+            if base:
+                probe.copy_bucket(base, item.bucket, item.bucket_copy)
+            buckets.append(_Words(item.bucket_copy, BUCKET_WORDS).unsigned.tolist())
+        return buckets
+
+    def _choose_candidates(self, items: list[_Item]) -> list[_Item]:
+        """Give each key its first candidate; the items that have one that may be followed."""
+        for item, words in zip(items, self._read_buckets(items), strict=True):
+            item.slot, item.word = next(_matches(words, item.fp), (-1, 0))
+            item.doubt = bool(item.word) and not self._in_bounds(item.word)
+        return [item for item in items if item.word and not item.doubt]
+
+    def _get_chunk(self, s: _Scratch, items: list[_Item], targets: Any, rooms: Any, results: Any) -> None:
+        began, flags = self._now(), set()
+        remote = []
+        for item in self._choose_candidates(items):
+            _, _, _, _, rank, page = unpack_word(item.word)
+            if self._base(DATA, rank):
+                item.doubt = True  # a copy by loads: as fast one by one
+                continue
+            self._get(item.descriptor, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
+            self._get_payload(targets[item.number], rooms[item.number], rank, page, 0)
+            flags.add(rank)
+            remote.append(item)
+        self._flush_all(flags, DATA)
+        self._reload_all(remote)
+        late = self._too_late(began)
+        for item in items:
+            room, outcome = rooms[item.number], c.MISS
+            if item in remote:
+                item.doubt = late or not self._is_whole(item, targets[item.number], room)
+                outcome, s.unsigned[c.WORD] = room, item.word
+            if item.doubt:
+                outcome = self._get_one(s, item.hi, item.lo, targets[item.number], room, 0, WHOLE)
+            if outcome == c.WRONG_SIZE:
+                results[item.number] = -10 - s.signed[c.LENGTH]
+                continue
+            self._account(s, outcome, WHOLE)
+            results[item.number] = outcome
+
+    def _reload_all(self, items: list[_Item]) -> None:
+        """The words again, after the payloads are complete; one Flush per home."""
+        flags = set()
+        for item in items:
+            probe.pause(self._ctx, c.H_READER)
+            at, base = item.bucket * BUCKET_BYTES + item.slot * 8, self._base(INDEX, item.home)
+            if base:
+                item.again.unsigned[0] = probe.reload(base + at)
+            else:
+                self._get(item.again.address, 8, item.home, at, INDEX)
+                flags.add(item.home)
+        self._flush_all(flags, INDEX)
+
+    def _is_whole(self, item: _Item, target: int, room: int) -> bool:
+        cell = _Cell.read(item.descriptor)
+        return (
+            item.again.unsigned[0] == item.word
+            and cell.holds(item.word, item.hi, item.lo)
+            and cell.length == room
+            and self._fits(unpack_word(item.word).page, room)
+            and self._checksum_holds(cell, target, room)
+        )
+
+    @_reporting
+    def get_many(
+        self, ctx: int, s: int, keys: int, n: int, targets: int, rooms: int, results: int, work: int, flags: int
+    ) -> int:
+        """Local. Read n blocks: results[i] = bytes, an outcome of `get`, or -10 - length for a wrong size."""
+        if n:
+            areas = [_Words(address, n).signed for address in (targets, rooms, results)]
+            for items in self._items(keys, n, work):
+                self._get_chunk(_Scratch(s), items, *areas)
+        self._end()
+        return 0
+
+    def _describe_chunk(self, s: _Scratch, items: list[_Item], descriptors: int, results: Any) -> None:
+        flags, candidates = set(), self._choose_candidates(items)
+        for item in candidates:
+            _, _, _, _, rank, page = unpack_word(item.word)
+            base = self._base(DATA, rank)
+            if base:
+                self._copy_descriptor(base, page, item.descriptor)
+            else:
+                self._get(item.descriptor, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
+                flags.add(rank)
+        self._flush_all(flags, DATA)
+        for item in items:
+            outcome, descriptor = c.MISS, item.descriptor
+            if item in candidates:
+                cell = _Cell.read(descriptor)
+                fits = self._fits(unpack_word(item.word).page, cell.length)
+                item.doubt = not (fits and cell.holds(item.word, item.hi, item.lo))
+                outcome = cell.length
+            if item.doubt:
+                descriptor = s.at(c.DESCRIPTOR_COPY)
+                outcome = self._get_one(s, item.hi, item.lo, 0, 0, 0, DESCRIBE)
+            if descriptors and outcome >= 0:
+                ctypes.memmove(descriptors + item.number * DESCRIPTOR_BYTES, descriptor, DESCRIPTOR_BYTES)
+            results[item.number] = outcome
+
+    @_reporting
+    def describe_many(
+        self, ctx: int, s: int, keys: int, n: int, descriptors: int, results: int, work: int, flags: int
+    ) -> int:
+        """Local. Look n keys up exactly: results[i] = length of the block, MISS or CHANGED; its descriptor if asked."""
+        if n:
+            area = _Words(results, n).signed
+            for items in self._items(keys, n, work):
+                self._describe_chunk(_Scratch(s), items, descriptors, area)
+        self._end()
+        return 0
+
+    @_reporting
+    def probe_many(self, ctx: int, s: int, keys: int, n: int, results: int, work: int, flags: int) -> int:
+        """Local. Look n keys up by fingerprint only: results[i] = 1 or 0 (uint8)."""
+        for items in self._items(keys, n, work):
+            for item, words in zip(items, self._read_buckets(items), strict=True):
+                found = any(True for _ in _matches(words, item.fp))
+                ctypes.c_uint8.from_address(results + item.number).value = found
+        self._end()
+        return 0
+
+    def poll(self, ctx: int, s: int) -> None:
+        """Local. Enter MPI once, whatever POLL says, and send the touches that wait."""
+        self._send_touches(_Scratch(s))
+        self._enter_mpi()
+
+
+def _matches(words: list[int], fp: int) -> Iterator[tuple[int, int]]:
+    """The (slot, word) pairs of a bucket with this fingerprint, lowest slot first."""
+    return ((slot, word) for slot, word in enumerate(words) if word and word >> FP_SHIFT == fp)

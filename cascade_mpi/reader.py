@@ -1,0 +1,228 @@
+"""Reading: one block, a part of it, its description, many at once; and what to do when words keep changing.
+
+Covers the outcomes of the compiled get and the pinned read that it falls back to. Does not cover the
+steps themselves (`onesided`) nor views (`view`).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade_mpi.copier import Copier
+from cascade_mpi.errors import BufferSizeError, CascadeError, NoPinSlotError
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.kernels import context as c
+from cascade_mpi.kernels.probe import reload
+from cascade_mpi.layout import BUCKET_BYTES, DESCRIPTOR, FLAG_PREFIX, TIER_NAMES, unpack_word
+from cascade_mpi.onesided import DESCRIBE, RANGE, WHOLE
+from cascade_mpi.pins import Pin, PinTable
+from cascade_mpi.values import decode_dims, dtype_name, empty
+
+_log = logging.getLogger("cascade")
+_PIN_ATTEMPTS = 10_000  # pins lost in a row before a reader gives up: far beyond any real rate of replaces
+
+
+class Location(NamedTuple):
+    """Where a block is and what it is. `path` is how this rank reaches it: "self", "node" or "remote"."""
+
+    tier: str
+    rank: int
+    path: str
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    is_prefix: bool
+
+
+class Found(NamedTuple):
+    """A block as its word and descriptor describe it; valid at the time of the call."""
+
+    nbytes: int
+    dtype: int
+    shape: tuple[int, ...]
+    flags: int
+    word: int
+    rank: int
+    page: int
+    home: int
+    bucket: int
+    slot: int
+
+
+class Reader:
+    """The read path of one rank."""
+
+    def __init__(self, fabric: Fabric, pins: PinTable, copier: Copier, *, verify: bool) -> None:
+        self._fabric, self._pins, self._copier, self._verify = fabric, pins, copier, verify
+
+    # ------------------------------------------------------------------------------------------- one block
+
+    def into(self, hi: int, lo: int, address: int, room: int) -> int | None:
+        """Local. Read a block into a buffer of exactly its size: its bytes, or None for a miss."""
+        if self._copier.splits(room) and not self._verify:
+            found = self.find(hi, lo)
+            if found is None:
+                return None
+            if found.nbytes != room:
+                raise wrong_size(room, found.nbytes)
+            if self._copy_split(found, address, room, 0):
+                return room
+        fabric, s = self._fabric, self._fabric.scratch
+        return self.settle(fabric.get(fabric.ctx, s.address, hi, lo, address, room, 0, WHOLE), hi, lo, address, room)
+
+    def settle(self, outcome: int, hi: int, lo: int, address: int, room: int) -> int | None:
+        """Local. What an outcome of the compiled get means to the caller."""
+        if outcome >= 0:
+            return outcome
+        if outcome == c.MISS:
+            return None
+        if outcome == c.WRONG_SIZE:
+            raise wrong_size(room, int(self._fabric.scratch.words[c.LENGTH]))
+        if outcome == c.CHANGED:
+            return self._pinned(hi, lo, address, room, 0, WHOLE)
+        self._fail(outcome, hi, lo)
+        return None
+
+    def part(self, hi: int, lo: int, address: int, room: int, offset: int) -> int | None:
+        """Local. Read `room` bytes of a block from `offset`; BufferSizeError if the block ends before."""
+        fabric, s = self._fabric, self._fabric.scratch
+        outcome = fabric.get(fabric.ctx, s.address, hi, lo, address, room, offset, RANGE)
+        if outcome >= 0:
+            return outcome
+        if outcome == c.WRONG_SIZE:
+            raise BufferSizeError(
+                f"bytes {offset}..{offset + room} were asked for, the block has {int(s.words[c.LENGTH])} bytes"
+            )
+        if outcome == c.CHANGED:
+            return self._pinned(hi, lo, address, room, offset, RANGE)
+        self._fail(outcome, hi, lo)
+        return None
+
+    def new(self, hi: int, lo: int) -> npt.NDArray[Any] | None:
+        """Local. Read a block into a new array of its dtype and shape, or None for a miss."""
+        while True:
+            found = self.find(hi, lo)
+            if found is None:
+                return None
+            made = empty(found.dtype, found.shape)
+            try:
+                return made if self.into(hi, lo, made.ctypes.data, found.nbytes) is not None else None
+            except BufferSizeError:
+                continue  # replaced by a block of another size meanwhile
+
+    def find(self, hi: int, lo: int) -> Found | None:
+        """Local. The word and the descriptor of a key's block, or None. 3 Gets + 3 Flushes on another node."""
+        fabric, s = self._fabric, self._fabric.scratch
+        for _ in range(_PIN_ATTEMPTS):
+            outcome = fabric.get(fabric.ctx, s.address, hi, lo, 0, 0, 0, DESCRIBE)
+            if outcome >= 0:
+                return self.described(outcome)
+            if outcome != c.CHANGED:
+                break
+        self._fail(outcome, hi, lo)
+        return None
+
+    def described(self, nbytes: int) -> Found:
+        """Local. The descriptor and the word that the last call left in this thread's scratch."""
+        s = self._fabric.scratch
+        dtype, shape, flags = decode(s.descriptor)
+        word = int(s.words[c.WORD])
+        fields = unpack_word(word)
+        home, bucket, slot = int(s.words[c.HOME]), int(s.words[c.BUCKET]), int(s.words[c.SLOT])
+        return Found(nbytes, dtype, shape, flags, word, fields.rank, fields.page, home, bucket, slot)
+
+    def locate(self, hi: int, lo: int) -> Location | None:
+        """Local. Where a block is, or None."""
+        found = self.find(hi, lo)
+        if found is None:
+            return None
+        mapped = self._fabric.mapped[found.rank]
+        path = "self" if found.rank == self._fabric.comm.rank else "node" if mapped else "remote"
+        return Location(
+            TIER_NAMES[unpack_word(found.word).tier], found.rank, path, found.nbytes,
+            dtype_name(found.dtype), found.shape, bool(found.flags & FLAG_PREFIX),
+        )  # fmt: skip
+
+    def pin(self, hi: int, lo: int) -> tuple[Found, Pin] | None:
+        """Local. Find and pin a block; None if there is none."""
+        for _ in range(_PIN_ATTEMPTS):
+            found = self.find(hi, lo)
+            if found is None:
+                return None
+            pin = self._pins.pin(found.word, found.rank, found.home, found.bucket, found.slot)
+            if pin is not None:
+                return found, pin
+        raise CascadeError(f"block {hi:016x}{lo:016x} was replaced {_PIN_ATTEMPTS} times while it was to be pinned")
+
+    # -------------------------------------------------------------------------------------------- the rest
+
+    def _copy_split(self, found: Found, address: int, room: int, offset: int) -> bool:
+        """Copy with several threads from memory that is mapped here; False if that was not possible or not whole."""
+        fabric = self._fabric
+        base = int(fabric.data.table[found.rank, 0])
+        if not base:
+            return False
+        self._copier.copy(address, base + fabric.arena_at + found.page * fabric.page_bytes + offset, room)
+        s, index = fabric.scratch, int(fabric.index.table[found.home, 0])
+        if index:
+            # Every thread has fenced; the fence in `reload` keeps this load behind the joins.
+            same = reload(index + found.bucket * BUCKET_BYTES + found.slot * 8) == found.word
+        else:
+            hi, lo = (int(x) for x in s.descriptor.view(np.uint64)[2:4])
+            same = fabric.slot_of(fabric.ctx, s.address, hi, lo, found.word) == found.slot
+        if same:
+            where = c.C_HITS_SELF if found.rank == fabric.comm.rank else c.C_HITS_NODE
+            s.words[c.COUNTERS + where] += np.uint64(1)
+            s.words[c.COUNTERS + where + c.C_BYTES_SELF] += np.uint64(room)
+        return same
+
+    def _pinned(self, hi: int, lo: int, address: int, room: int, offset: int, what: int) -> int | None:
+        """Read under a pin: the words change faster than the payload can be copied."""
+        fabric, s = self._fabric, self._fabric.scratch
+        for _ in range(_PIN_ATTEMPTS):
+            try:
+                held = self.pin(hi, lo)
+            except NoPinSlotError:  # then only copying helps: try the plain read again
+                outcome = fabric.get(fabric.ctx, s.address, hi, lo, address, room, offset, what)
+                if outcome == c.CHANGED:
+                    continue
+                return self.settle(outcome, hi, lo, address, room)
+            if held is None:
+                return None
+            found, pin = held
+            try:
+                if (what == WHOLE and found.nbytes != room) or offset + room > found.nbytes:
+                    raise wrong_size(offset + room, found.nbytes)
+                outcome = fabric.get_pinned(fabric.ctx, s.address, found.word, hi, lo, address, room, offset)
+            finally:
+                pin.release()
+            if outcome >= 0:
+                return outcome
+            if outcome != c.MISS:
+                self._fail(outcome, hi, lo)
+                return None
+        raise CascadeError(f"block {hi:016x}{lo:016x} could not be read: its word changed with every attempt")
+
+    def _fail(self, outcome: int, hi: int, lo: int) -> None:
+        if outcome == c.MPI_FAILED:
+            self._fabric.raise_mpi_error(self._fabric.scratch)
+        if outcome == c.CORRUPT:
+            _log.error("block %016x%016x: its checksum does not hold; reported as a miss", hi, lo)
+
+
+def wrong_size(room: int, nbytes: int) -> BufferSizeError:
+    """Local. The error for a buffer that is not of the block's size."""
+    return BufferSizeError(f"out has {room} bytes, the block has {nbytes} bytes: give a buffer of its size")
+
+
+def decode(descriptor: npt.NDArray[np.uint8]) -> tuple[int, tuple[int, ...], int]:
+    """Local. (dtype code, shape, flags) of the 128 bytes of a descriptor."""
+    record = descriptor.view(DESCRIPTOR)[0]
+    ndim = int(record["ndim"])
+    dims = tuple(record["dims"].tolist()) if ndim > 1 else ()
+    shape = decode_dims(ndim, int(record["dim0"]), dims)
+    return int(record["dtype"]), shape, int(record["flags"])

@@ -1,0 +1,240 @@
+"""Writing: put, replace and delete, step by step as the protocol orders them.
+
+Covers the look-up before, the write of a cell, the publish by compare-and-swap, the look afterwards that
+leaves one word per key, and deletion. Does not cover where cells come from (`dram`) nor reading.
+
+The state between the steps needs no lock on other ranks: a rank that dies leaves at most a cell that no
+word names. On this rank the publish and the note of it exclude the sweep (rule R8 of the protocol).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from cascade_mpi.copier import Copier
+from cascade_mpi.dram import DramTier
+from cascade_mpi.errors import KeyExistsError
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.kernels import context as c
+from cascade_mpi.kernels.probe import write_cell
+from cascade_mpi.layout import (
+    BUCKET_WORDS,
+    DESCRIPTOR_BYTES,
+    FLAG_CHECKSUM,
+    FLAG_PREFIX,
+    HARD_SHIFT,
+    MAX_PAGES,
+    MAX_RANKS,
+    RANK_SHIFT,
+    TIER_DRAM,
+    TIER_NAMES,
+    pack_word,
+    place,
+)
+from cascade_mpi.values import Source, encode_dims
+
+Exists = Literal["replace", "keep", "error"]
+
+
+class PutResult(NamedTuple):
+    """What a put did; true when the data is available under its key.
+
+    `bytes` is the size of the block, `tier` where it is now ("" if nowhere), `reason` why it was refused.
+    """
+
+    stored: bool = False
+    kept: bool = False
+    deduplicated: bool = False
+    refused: bool = False
+    bytes: int = 0
+    tier: str = ""
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        """True unless the put was refused."""
+        return not self.refused
+
+
+class Draft(NamedTuple):
+    """A cell that is written and fenced, and that no word names yet."""
+
+    hi: int
+    lo: int
+    word: int
+    nbytes: int
+
+
+class Writer:
+    """The write path of one rank."""
+
+    def __init__(self, fabric: Fabric, dram: DramTier, copier: Copier, *, checksum: bool, attempt: float) -> None:
+        self._fabric, self._dram, self._copier = fabric, dram, copier
+        self._checksum = checksum
+        self._attempt = attempt  # seconds from look-up to CAS after which the look-up is made again (rule R4)
+        self._sequence = 0
+        self.puts = self.bytes_put = self.kept = self.refused = self.deletes = self.lost_cas = self.overflows = 0
+        self.pause: Callable[[str], None] | None = None  # test hook
+
+    # ---------------------------------------------------------------------------------------------- put
+
+    def put(self, hi: int, lo: int, namespace: int, source: Source, *, prefix: bool, exists: Exists) -> PutResult:
+        """Local. Store a block under a key and publish it. See `Store.put`."""
+        looked = 0.0
+        if exists != "replace":
+            found, looked = self.find(hi, lo), time.monotonic()
+            if found:
+                return self._exists(hi, lo, source.nbytes, exists)
+        draft = self.draft(hi, lo, namespace, source, prefix=prefix)
+        if draft is None:
+            return self.refuse(self._dram.why_full(source.nbytes), source.nbytes)
+        return self.publish(draft, exists, looked)
+
+    def refuse(self, reason: str, nbytes: int) -> PutResult:
+        """Local. Count and return a refusal."""
+        self.refused += 1
+        return PutResult(refused=True, bytes=nbytes, reason=reason)
+
+    def draft(self, hi: int, lo: int, namespace: int, source: Source, *, prefix: bool) -> Draft | None:
+        """Local. Write payload and descriptor into a new cell; None if there is no room. No MPI call."""
+        dim0, dims = encode_dims(source.shape)
+        reserved = self._dram.reserve(source.nbytes)
+        if reserved is None:
+            return None
+        first, generation = reserved
+        fabric, s = self._fabric, self._fabric.scratch
+        target = fabric.arena_address + first * fabric.page_bytes
+        payload, total = source.address, 0
+        if self._copier.splits(source.nbytes):
+            payload = 0  # the threads fence their own streaming stores
+            if self._checksum:
+                total = self._copier.copy_checksum(target, source.address, source.nbytes)
+            else:
+                self._copier.copy(target, source.address, source.nbytes)
+        ndim = len(source.shape)
+        if ndim > 1:
+            s.dims[:7] = dims
+        self._sequence = max(self._sequence + 1, time.time_ns())
+        flags = (FLAG_CHECKSUM if self._checksum else 0) | (FLAG_PREFIX if prefix else 0)
+        write_cell(
+            fabric.descriptors_address + first * DESCRIPTOR_BYTES, hi, lo, generation, flags, source.nbytes,
+            fabric.comm.rank, namespace, source.dtype, ndim, self._sequence, dim0,
+            s.dims_address if ndim > 1 else 0, target, payload, total,
+        )  # fmt: skip
+        fp = place(hi, lo, fabric.comm.size, fabric.buckets).fp
+        word = pack_word(fp, generation, TIER_DRAM, fabric.comm.rank, first, hard=prefix)
+        return Draft(hi, lo, word, source.nbytes)
+
+    def publish(self, draft: Draft, exists: Exists, looked: float = 0.0) -> PutResult:
+        """Local. Make a draft the block of its key. 1 Get and 1 CAS + 1 Get at the home.
+
+        `looked` is when the look-up whose results are still in the scratch was made (0: look now).
+        """
+        fabric, dram, s = self._fabric, self._dram, self._fabric.scratch
+        hi, lo, new, nbytes = draft
+        while True:
+            if not looked or time.monotonic() - looked > self._attempt:
+                self.find(hi, lo)
+                looked = time.monotonic()
+            if exists != "replace" and s.signed[c.FOUND]:
+                dram.give_up(new & MAX_PAGES - 1)
+                return self._exists(hi, lo, nbytes, exists)
+            slot, old = self._goal(new)
+            if slot < 0:
+                dram.give_up(new & MAX_PAGES - 1)
+                return self.refuse(f"all {BUCKET_WORDS} words of its bucket are protected: raise index_blocks", nbytes)
+            if self.pause:
+                self.pause("putter")
+            with dram.lock:
+                home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
+                others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
+                if others >= 0:
+                    dram.enter(new, nbytes)
+            if others >= 0:
+                break
+            if others == c.MPI_FAILED:
+                fabric.raise_mpi_error(s)
+            self.lost_cas += 1
+            looked = 0.0
+        if old:
+            self._has_left(old)
+        if others:
+            self._leave_one(hi, lo, new)
+        self.puts += 1
+        self.bytes_put += nbytes
+        return PutResult(stored=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM])
+
+    def _goal(self, new: int) -> tuple[int, int]:
+        """(slot, old word) for the CAS: over the key's first word, else the lowest free slot, else over another's."""
+        s = self._fabric.scratch
+        if s.signed[c.FOUND]:
+            return int(s.signed[c.FOUND_WORDS]), int(s.words[c.FOUND_WORDS + 1])
+        if s.signed[c.FREE_SLOT] >= 0:
+            return int(s.signed[c.FREE_SLOT]), 0
+        self.overflows += 1
+        start = new >> 7  # anywhere, not always the first: victims spread over the bucket
+        for i in range(BUCKET_WORDS):
+            slot = (start + i) % BUCKET_WORDS
+            word = int(s.words[c.BUCKET_COPY + slot])
+            if not word >> HARD_SHIFT & 1:
+                return slot, word
+        return -1, 0
+
+    def _exists(self, hi: int, lo: int, nbytes: int, exists: Exists) -> PutResult:
+        if exists == "error":
+            raise KeyExistsError(f'key {hi:016x}{lo:016x} is stored already and exists="error": delete it first')
+        self.kept += 1
+        return PutResult(kept=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM])
+
+    # ---------------------------------------------------------------------------- words that are taken away
+
+    def find(self, hi: int, lo: int, known: int = 0) -> int:
+        """Local. Number of words of a key; they are in the scratch. `known` is a word that is the key's for sure."""
+        fabric, s = self._fabric, self._fabric.scratch
+        while (found := fabric.find(fabric.ctx, s.address, hi, lo, known)) == c.CHANGED:
+            pass  # a bucket under a storm of writes: each round of 1,000 looks enters MPI
+        if found == c.MPI_FAILED:
+            fabric.raise_mpi_error(s)
+        return found
+
+    def found(self) -> list[tuple[int, int]]:
+        """Local. The (slot, word) pairs of the last `find` of this thread."""
+        s = self._fabric.scratch
+        return [
+            (int(s.signed[c.FOUND_WORDS + 2 * i]), int(s.words[c.FOUND_WORDS + 2 * i + 1]))
+            for i in range(int(s.signed[c.FOUND]))
+        ]
+
+    def _take_away(self, slot: int, word: int) -> bool:
+        fabric, s = self._fabric, self._fabric.scratch
+        home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
+        done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, word)
+        if done == c.MPI_FAILED:
+            fabric.raise_mpi_error(s)
+        if done:
+            self._has_left(word)
+        return bool(done)
+
+    def _has_left(self, word: int) -> None:
+        """This rank's CAS took a word away: the manager may reuse its cell, or is told that it may look."""
+        fabric = self._fabric
+        if word >> RANK_SHIFT & MAX_RANKS - 1 == fabric.comm.rank:
+            self._dram.retire(word)
+        elif fabric.hint_gone(fabric.ctx, fabric.scratch.address, word) < 0:
+            fabric.raise_mpi_error(fabric.scratch)
+
+    def _leave_one(self, hi: int, lo: int, new: int) -> None:
+        """Of several words with the same full key the lowest slot wins: take the others away before the put returns."""
+        while self.find(hi, lo, new) > 1:
+            for slot, word in self.found()[1:]:
+                self._take_away(slot, word)
+
+    def delete(self, hi: int, lo: int) -> bool:
+        """Local. Take every word of a key away until none is found; True if this call took one."""
+        deleted = False
+        while self.find(hi, lo):
+            for slot, word in self.found():
+                deleted |= self._take_away(slot, word)
+        self.deletes += deleted
+        return deleted

@@ -1,0 +1,760 @@
+"""An exhaustive model of the store's protocol: every interleaving of a few operations in a small store.
+
+Covers the index words of one bucket, cells (payload in halves), descriptors, hazard-slot pins, limbo,
+reuse with bounded generations, and get, view, put, delete, evict, move and sweep as the store does them,
+with CAS publishing and the look at the bucket after it. Does not cover memory fences (a step is atomic
+and steps are sequentially consistent: see the assembly tests), clocks, aliases, leases, copies, and the
+disk tier.
+
+How it works. An operation is a generator: it yields one remote action at a time, as plain data, and is
+sent what the action observed. A list of actions means that any of them may come first. The explorer
+applies actions to an immutable state and searches breadth first, so the first trace that breaks a
+property is a shortest one. The local state of an operation is its suspended frame (where it stands and
+its variables), so two histories that left the same variables behind are one state; `merge=False`
+tells every history apart instead and is the check on that shortcut.
+
+Properties::
+
+    bytes      a get or view returned anything but one whole value that was put under its key
+    dangling   a word names a cell that is free, in limbo or being written, or another generation of it
+    lost       a get missed a key that was acknowledged before it began and never evicted or deleted
+    bound      the same, only because the bound on retries was reached
+    stale      a get returned a value that an earlier acknowledgement, read, miss or delete had superseded
+    double     nobody is writing a key, and two words name cells of it
+    leak       all is quiet and swept, and a cell is neither free nor named, or a pin is still set
+    stuck      all is quiet, and an operation has not ended
+
+`python tests/unit/protocol_model.py [--all] [NUMBER ...]` prints the table of configurations; with
+numbers only those, with their shortest traces. The exit status is 1 if one is not as it should be.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+Action = tuple[Any, ...]
+Operation = Generator[Action | list[Action], Any, tuple[Any, ...]]
+
+FREE, WRITING, PUBLISHING, LIVE, LIMBO = "free", "writing", "publishing", "live", "limbo"
+UNDER_WAY = object()  # what a blocked action observes: nothing, its process cannot go on now
+SILENT = {"take", "owned"}  # look only at the manager's own table: one step with the action that follows
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The protocol, as the store follows it; a mutation replaces one field."""
+
+    recheck: str = "after"  # the word is read again: after the payload | any time | never
+    compare_key: bool = True  # the reader looks at the full key in the descriptor
+    compare_generation: bool = True
+    reader_mismatch: str = "ask"  # the descriptor is another's: ask the word | it is a "miss"
+    writer_mismatch: str = "ask"  # the same for the look-up of put and delete: ask | the key is "absent"
+    retries: int = 3  # attempts after the first in which the word may change under a get
+    fallback: str = "pin"  # after those: pin and read | "miss"
+    pin: str = "first"  # view: pin, then read the word again | "late", after it | "none"
+    heed_pins: bool = True  # a pinned cell is not reused
+    look_at_pins: str = "after"  # reclaim looks at the pins after the word has left | "before"
+    flush_removal: bool = True  # a cell is reused only after its removal is known to have landed
+    in_place: str = "never"  # a replace writes into its old cell: never | "always" | if its word is "gone"
+    invalidate: bool = True  # a cell's old descriptor is made invalid before its payload changes
+    publish: str = "last"  # after payload and descriptor | before the "descriptor" | before the "payload"
+    post_check: str = "repeat"  # look for doubles after a publish, until none is left | "once" | "none"
+    post_check_mismatch: str = "ask"  # as writer_mismatch, after the publish
+    removal: str = "downwards"  # doubles leave from the highest slot down | "upwards"
+    delete: str = "all"  # words of the key | the "first"
+    sweep: str = "live"  # takes cells that are acknowledged | also those "under way"
+    guard: bool = True  # reclaim asks that the cell is still live in the generation that was found gone
+    final_sweep: bool = True  # managers sweep once all is quiet
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: the store, the programs of its processes, and the properties they must break."""
+
+    title: str
+    programs: str  # of the processes, separated by "|"; operations by ","; "put x1" puts value x1 under key x
+    breaks: str = ""
+    rules: Rules = field(default_factory=Rules)
+    init: str = "x1"  # values published beforehand: the n-th is in slot and cell n; "-" leaves that slot empty
+    cells: str = "01"  # the managing rank of each cell
+    ranks: str = "0123"  # the rank of each process; two processes of one rank are its threads
+    slots: int = 2
+    generations: int = 99
+    halves: str = "AB"  # "A": payloads are one piece, for rows in which tearing is no question
+    stores: str = "in order"  # of a put: A, B, descriptor | "any order" | "at once", where no cell is reused
+    reuse: str = "fifo"
+    rest: bool = False  # a freed cell rests until every attempt that was under way is over
+    torn: str = ""  # the words of a bucket arrive one by one: "down" from the highest | "up" | "any" order
+    one_fingerprint: bool = True  # all keys share it
+    big: bool = False  # not in the default set
+
+
+class Word(NamedTuple):
+    """An index word; 0 is the empty one."""
+
+    fingerprint: str
+    cell: int
+    generation: int
+
+
+class Protocol:
+    """The operations, each a generator of remote actions that returns its outcome."""
+
+    def __init__(self, row: Row) -> None:
+        self.rules, self.row = row.rules, row
+
+    def matching(self, words: tuple[Any, ...], key: str) -> tuple[tuple[int, Word], ...]:
+        """Slots and words of `words` that have the fingerprint of `key`, lowest slot first."""
+        mark = "*" if self.row.one_fingerprint else key
+        return tuple((slot, word) for slot, word in enumerate(words) if word and word[0] == mark)
+
+    def is_of(self, descriptor: Any, key: str, word: Word) -> bool:
+        """Whether a descriptor says that `word` names a cell of `key`."""
+        return descriptor is not None and descriptor == (
+            key if self.rules.compare_key else descriptor[0],
+            word.generation if self.rules.compare_generation else descriptor[1],
+        )
+
+    def mine(self, me: int, word: Word) -> bool:
+        return self.row.cells[word.cell] == self.row.ranks[me]
+
+    # The parts that operations share.
+
+    def bucket(self) -> Operation:
+        """Get the words of the bucket."""
+        if not self.row.torn:
+            words = yield ("get bucket",)
+            return words
+        seen, left = (), tuple(range(self.row.slots))
+        while left:
+            first = {"down": left[-1:], "up": left[:1], "any": left}[self.row.torn]
+            slot, word = yield [("get slot", slot) for slot in first]
+            seen, left = tuple(sorted((*seen, (slot, word)))), tuple(s for s in left if s != slot)
+            del slot, word, first
+        return tuple(word for _, word in seen)
+
+    def fetch(self, parts: str, slot: int, word: Word) -> Operation:
+        """Get some parts of a cell in any order: descriptor, payload, and perhaps the word again ("R")."""
+        got = ()
+        while parts:
+            part, content = yield [("get part", word.cell, p) if p != "R" else ("get slot R", slot) for p in parts]
+            got, parts = tuple(sorted((*got, (part, content)))), parts.replace(part, "")
+            del part, content
+        return got
+
+    def look_up(self, key: str, mismatch: str, known: Any = None) -> Operation:
+        """The words of `key` for a writer, and the free slots; `known` is a word that needs no proof."""
+        while True:
+            words = yield from self.bucket()
+            hits = ()
+            for slot, word in self.matching(words, key):
+                if word == known:
+                    hits += ((slot, word),)
+                    continue
+                _, descriptor = yield ("get part", word.cell, "D")
+                if self.is_of(descriptor, key, word):
+                    hits += ((slot, word),)
+                elif mismatch == "ask":
+                    now = yield ("get word", slot)
+                    if now != word:  # it moved or left while we looked: the bucket is out of date
+                        break
+                    del now
+                del descriptor
+            else:
+                return hits, tuple(slot for slot, word in enumerate(words) if not word)
+
+    def fill(self, word: Word, key: str, value: str, parts: str) -> Operation:
+        """Write some parts of a cell that no word names."""
+        if self.row.stores == "at once":
+            yield ("fill", word, key, value)
+            return ()
+        if self.rules.invalidate and parts[0] == "A":
+            yield ("store", word.cell, "D", None)
+        while parts:
+            first = parts if self.row.stores == "any order" else parts[0]
+            part = yield [("store", word.cell, p, (key, word.generation) if p == "D" else value) for p in first]
+            parts = parts.replace(part, "")
+            del part, first
+        return ()
+
+    def remove(self, me: int, slot: int, word: Word) -> Operation:
+        """CAS a word away; if this rank manages its cell, reclaim that. Tells whether the CAS found the word."""
+        if self.mine(me, word) and self.rules.look_at_pins == "before":
+            unpinned = yield ("look at pins", word.cell)
+            removed = yield ("cas", slot, word, 0)
+            yield ("reclaim", word, unpinned)
+            return removed
+        removed = yield ("cas", slot, word, 0)
+        if self.mine(me, word):
+            # Its own CAS has returned: found or not, the word has left for good, only this rank writes it.
+            yield ("reclaim", word, None)
+        return removed
+
+    # Readers.
+
+    def get(self, me: int, key: str) -> Operation:
+        rules, tries = self.rules, 0
+        while tries <= rules.retries:
+            words = yield from self.bucket()
+            candidates = self.matching(words, key)
+            del words
+            for slot, word in candidates:
+                parts = "D" + self.row.halves + "R" * (rules.recheck == "any")
+                got = yield from self.fetch(parts, slot, word)
+                now = dict(got).get("R", word)
+                right = self.is_of(dict(got)["D"], key, word)
+                if not right and rules.reader_mismatch == "miss":
+                    return ("miss",)
+                if rules.recheck == "after":
+                    now = yield ("get word", slot)
+                if now != word:  # whatever was read is void
+                    break
+                if right:
+                    return ("value", *(dict(got)[half] for half in self.row.halves))
+                del got, now, right  # confirmed: another key with this fingerprint
+            else:
+                return ("miss",)
+            got = now = right = None
+            tries += 1
+        if rules.fallback == "miss":
+            return ("bound",)
+        outcome = yield from self.view(me, key)
+        return outcome
+
+    def view(self, me: int, key: str) -> Operation:
+        """Pin, read in place, unpin; the reads stand for a user who looks at the bytes later."""
+        pinning = self.rules.pin
+        while True:
+            words = yield from self.bucket()
+            candidates = self.matching(words, key)
+            del words
+            for slot, word in candidates:
+                if pinning == "first":
+                    yield ("pin", word)
+                now = yield ("get word", slot)
+                if now != word:
+                    if pinning == "first":
+                        yield ("unpin",)
+                    break
+                if pinning == "late":
+                    yield ("pin", word)
+                _, descriptor = yield ("get part", word.cell, "D")
+                if self.is_of(descriptor, key, word):
+                    got = yield from self.fetch(self.row.halves, slot, word)
+                    if pinning != "none":
+                        yield ("unpin",)
+                    return ("value", *(half for _, half in got))
+                if pinning != "none":
+                    yield ("unpin",)
+                del now, descriptor
+            else:
+                return ("miss",)
+            now = descriptor = None
+
+    # Writers.
+
+    def put(self, me: int, key: str, value: str) -> Operation:
+        """Put or replace: always into a cell from the free list, in a new generation."""
+        rules = self.rules
+        new = yield ("take", key)
+        if new is None:
+            return ("refused",)
+        body = {"last": self.row.halves + "D", "descriptor": self.row.halves, "payload": ""}[rules.publish]
+        if body:
+            yield from self.fill(new, key, value, body)
+        while True:
+            hits, empty = yield from self.look_up(key, rules.writer_mismatch)
+            if not hits and not empty:
+                yield ("reclaim", new, None)
+                return ("refused",)
+            slot, old = hits[0] if hits else (empty[0], 0)
+            published = yield ("publish", slot, old, new)
+            if published:
+                break
+        if rest := (self.row.halves + "D")[len(body) :]:
+            yield from self.fill(new, key, value, rest)
+        if old and old != new and self.mine(me, old):
+            yield ("reclaim", old, None)
+        del slot, old, hits, empty, rest, published, body
+        if rules.post_check == "none":
+            return ("stored", value, new)
+        while True:
+            hits, _ = yield from self.look_up(key, rules.post_check_mismatch, known=new)
+            if new not in dict(hits).values():
+                yield ("reclaim", new, None)  # somebody replaced or removed it already: stored, and superseded
+                return ("superseded", value, new)
+            losers = hits[1:] if rules.removal == "upwards" else hits[:0:-1]
+            clean = True
+            for slot, word in losers:
+                removed = yield from self.remove(me, slot, word)
+                clean, removed = clean and removed, None
+            if clean or rules.post_check == "once":
+                return ("stored" if hits[0][1] == new else "superseded", value, new)
+            slot = word = None
+
+    def delete(self, me: int, key: str) -> Operation:
+        while True:
+            hits, _ = yield from self.look_up(key, self.rules.writer_mismatch)
+            if not hits:
+                return ("deleted",)
+            if self.rules.delete == "first":
+                hits = hits[:1]
+            hits = hits if self.rules.removal == "upwards" else hits[::-1]
+            for slot, word in hits:
+                yield from self.remove(me, slot, word)
+            if self.rules.delete == "first":
+                return ("deleted",)
+            slot = word = None
+
+    # Managers.
+
+    def evict(self, me: int, key: str) -> Operation:
+        """Take the own live cell of `key` out of the index."""
+        word, _ = yield ("owned", key)
+        if word is None:
+            return ("nothing",)
+        words = yield from self.bucket()
+        slot = words.index(word) if word in words else None
+        del words
+        if slot is None:
+            yield ("reclaim", word, None)
+        elif not self.rules.flush_removal:
+            yield ("cas unflushed", slot, word, 0)
+        else:
+            yield from self.remove(me, slot, word)
+        return ("evicted",)
+
+    def move(self, me: int, key: str) -> Operation:
+        """Copy the own live cell of `key` into another cell, then change its word; no word changes its slot."""
+        old, value = yield ("owned", key)
+        if old is None:
+            return ("nothing",)
+        new = yield ("take", key)
+        if new is None:
+            return ("refused",)
+        yield from self.fill(new, key, value, self.row.halves + "D")
+        words = yield from self.bucket()
+        slot = words.index(old) if old in words else None
+        del words
+        moved = slot is not None
+        if moved:
+            moved = yield ("publish", slot, old, new)
+        yield ("reclaim", old, None)
+        if moved:
+            return ("moved", value, new)
+        yield ("reclaim", new, None)
+        return ("gave up",)
+
+    def sweep(self, me: int, _: str) -> Operation:
+        """Reclaim the own cells that no word names any more, but not those whose publish is under way."""
+        todo = yield ("live cells",)
+        for word in todo:
+            words = yield from self.bucket()
+            if word not in words:
+                yield ("reclaim", word, None)
+            del words
+        return ("swept",)
+
+
+class Machine:
+    """The local states of all processes, numbered; it runs each generator once per state and observation."""
+
+    def __init__(self, row: Row, merge: bool) -> None:
+        self.protocol, self.merge = Protocol(row), merge
+        self.programs = [[self._parse(text) for text in program.split(",")] for program in row.programs.split("|")]
+        self.alternatives: list[tuple[Action, ...]] = []  # of each local state: the actions it may do next
+        self.op: list[tuple[str, str, str] | None] = []  # the operation it is in; None: the program is over
+        self.fresh: list[bool] = []  # the operation has done nothing yet
+        self._histories: list[tuple[int, int, tuple[Any, ...]]] = []
+        self._numbers: dict[Any, int] = {}
+        self._next: dict[tuple[int, Any], tuple[int, Any]] = {}
+        self.first = tuple(self._start(process, 0) for process in range(len(self.programs)))
+
+    @staticmethod
+    def _parse(text: str) -> tuple[str, str, str]:
+        name, *argument = text.split()
+        value = argument[0] if argument else ""
+        return name, value[:1], value if name == "put" else ""
+
+    def advance(self, local: int, observed: Any) -> tuple[int, Any]:
+        """The local state after an observation, and the outcome if the operation has ended, else None."""
+        if (local, observed) not in self._next:
+            process, index, history = self._histories[local]
+            self._next[local, observed] = self._run(process, index, (*history, observed))
+        return self._next[local, observed]
+
+    def _start(self, process: int, index: int) -> int:
+        if index == len(self.programs[process]):
+            return self._number((process, "over"), None, (), (process, index, ()))
+        return self._run(process, index, ())[0]
+
+    def _run(self, process: int, index: int, history: tuple[Any, ...]) -> tuple[int, Any]:
+        """Replay an operation from its start: generators cannot be copied, but they are deterministic."""
+        op = self.programs[process][index]
+        arguments = op[1:] if op[0] == "put" else op[1:2]
+        generator = getattr(self.protocol, op[0])(process, *arguments)
+        try:
+            request = next(generator)
+            for observed in history:
+                request = generator.send(observed)
+        except StopIteration as end:
+            return self._start(process, index + 1), end.value
+        frame = self._frames(generator) if self.merge else history
+        actions = tuple(request) if isinstance(request, list) else (request,)
+        return self._number((process, index, frame, actions), op, actions, (process, index, history)), None
+
+    @staticmethod
+    def _frames(generator: Any) -> tuple[Any, ...]:
+        """What the rest of a suspended operation depends on.
+
+        The value stack is not seen: operations therefore loop only over tuples without repeats, with the
+        loop variables kept, and hold nothing across a yield that is not in a variable.
+        """
+        chain: list[Any] = []
+        while generator is not None:
+            frame = generator.gi_frame
+            chain.append((frame.f_code.co_name, frame.f_lasti, tuple(frame.f_locals.items())))
+            generator = generator.gi_yieldfrom
+        return tuple(chain)
+
+    def _number(self, state: Any, op: Any, actions: tuple[Action, ...], history: tuple[Any, ...]) -> int:
+        if state not in self._numbers:
+            self._numbers[state] = len(self._histories)
+            self._histories.append(history)  # type: ignore[arg-type]
+            self.op.append(op)
+            self.alternatives.append(actions)
+            self.fresh.append(not history[2])
+        return self._numbers[state]
+
+
+FIELDS = (
+    "slots", "payloads", "descriptors", "table", "free", "pins", "pending", "local", "begun",
+    "acknowledged", "known", "dead", "disturbed",
+)  # fmt: skip
+
+
+class World:
+    """One state, thawed: an action or a step of the bookkeeping changes it, `freeze` gives the new state.
+
+    slots, payloads, descriptors and pins are shared memory; `table` (status, generation, key of each cell)
+    and `free` (in order of their release) belong to the managers; `pending` are unflushed CASes. The last five
+    are the ghosts of the properties: what each process knew when its operation began; keys acknowledged;
+    values known to readers or putters; values superseded; keys ever evicted or deleted.
+    """
+
+    __slots__ = ("row", *FIELDS)
+
+    def __init__(self, row: Row, state: tuple[Any, ...]) -> None:
+        self.row = row
+        (slots, payloads, descriptors, table, free, pins, self.pending, local, begun,
+         self.acknowledged, self.known, self.dead, self.disturbed) = state  # fmt: skip
+        self.slots, self.payloads, self.descriptors = list(slots), list(payloads), list(descriptors)
+        self.table, self.free, self.pins = list(table), free, list(pins)
+        self.local, self.begun = list(local), list(begun)
+
+    @classmethod
+    def initial(cls, row: Row, local: tuple[int, ...]) -> tuple[Any, ...]:
+        """The state before the first step."""
+        cells, processes = len(row.cells), len(local)
+        nothing = (None,) * len(row.halves)
+        world = cls(
+            row,
+            ((0,) * row.slots, (nothing,) * cells, (None,) * cells, ((FREE, 0, ""),) * cells, (), (0,) * processes,
+             (), local, ((),) * processes, frozenset(), frozenset(), frozenset(), frozenset()),
+        )  # fmt: skip
+        for place, value in enumerate(row.init.split()):
+            if value == "-":
+                continue
+            key = value[0]
+            world.table[place], world.descriptors[place] = (LIVE, 0, key), (key, 0)
+            world.payloads[place] = (value,) * len(row.halves)
+            world.slots[place] = world.word(place)
+            world.known |= {value}
+            world.acknowledged |= {key}
+        world.free = tuple((cell, frozenset()) for cell in range(cells) if world.table[cell][0] == FREE)
+        return world.freeze()
+
+    def freeze(self) -> tuple[Any, ...]:
+        return (
+            tuple(self.slots), tuple(self.payloads), tuple(self.descriptors), tuple(self.table), self.free,
+            tuple(self.pins), self.pending, tuple(self.local), tuple(self.begun),
+            self.acknowledged, self.known, self.dead, self.disturbed,
+        )  # fmt: skip
+
+    def word(self, cell: int) -> Word:
+        _, generation, key = self.table[cell]
+        return Word("*" if self.row.one_fingerprint else key, cell, generation)
+
+    def values(self, values: frozenset[str], key: str) -> frozenset[str]:
+        return frozenset(value for value in values if value[0] == key)
+
+    # Actions.
+
+    def do(self, me: int, action: Action) -> Any:
+        """Apply one action of process `me`; what it observes."""
+        name, *rest = action
+        return getattr(self, "_" + name.replace(" ", "_"))(me, *rest)
+
+    def _get_bucket(self, me: int) -> Any:
+        self._end_attempt(me)
+        return tuple(self.slots)
+
+    def _get_slot(self, me: int, slot: int) -> Any:
+        return slot, self.slots[slot]
+
+    def _get_slot_R(self, me: int, slot: int) -> Any:
+        return "R", self.slots[slot]
+
+    def _get_word(self, me: int, slot: int) -> Any:
+        return self.slots[slot]
+
+    def _get_part(self, me: int, cell: int, part: str) -> Any:
+        return part, self.descriptors[cell] if part == "D" else self.payloads[cell]["AB".index(part)]
+
+    def _store(self, me: int, cell: int, part: str, content: Any) -> Any:
+        if part == "D":
+            self.descriptors[cell] = content
+        else:
+            halves = list(self.payloads[cell])
+            halves["AB".index(part)] = content
+            self.payloads[cell] = tuple(halves)
+        return part
+
+    def _fill(self, me: int, word: Word, key: str, value: str) -> Any:
+        self.payloads[word.cell] = (value,) * len(self.row.halves)
+        self.descriptors[word.cell] = (key, word.generation)
+
+    def _cas(self, me: int, slot: int, old: Any, new: Any) -> Any:
+        if self.slots[slot] != old:
+            return False
+        self.slots[slot] = new
+        return True
+
+    def _publish(self, me: int, slot: int, old: Any, new: Word) -> Any:
+        """The CAS of a new word; from here on, and until the acknowledgement, its cell is being published."""
+        _, generation, key = self.table[new.cell]
+        self.table[new.cell] = (PUBLISHING, generation, key)
+        return self._cas(me, slot, old, new)
+
+    def _cas_unflushed(self, me: int, slot: int, old: Any, new: Any) -> Any:
+        """A removal that is under way while its cell is already given back."""
+        self.pending += ((slot, old, new),)
+        self._reclaim(me, old, True)
+
+    def _pin(self, me: int, word: Word) -> Any:
+        self.pins[me] = word
+
+    def _unpin(self, me: int) -> Any:
+        self.pins[me] = 0
+
+    def _look_at_pins(self, me: int, cell: int) -> bool:
+        return not self.row.rules.heed_pins or not any(pin and pin[1] == cell for pin in self.pins)
+
+    def _owned(self, me: int, key: str) -> Any:
+        """The word and value of this rank's live cell of a key."""
+        for cell, (status, _, of) in enumerate(self.table):
+            if self.row.cells[cell] == self.row.ranks[me] and status == LIVE and of == key:
+                return self.word(cell), self.payloads[cell][0]
+        return None, None
+
+    def _live_cells(self, me: int) -> Any:
+        wanted = (WRITING, PUBLISHING, LIVE) if self.row.rules.sweep == "under way" else (LIVE,)
+        return tuple(
+            self.word(cell)
+            for cell, (status, _, _) in enumerate(self.table)
+            if status in wanted and self.row.cells[cell] == self.row.ranks[me]
+        )
+
+    def _take(self, me: int, key: str) -> Any:
+        """The oldest free cell of this rank; else one in limbo whose pins have gone; None if there is neither."""
+        rank, old = self.row.ranks[me], self._owned(me, key)[0]
+        if old and (self.row.rules.in_place == "always" or self.row.rules.in_place == "gone" and old not in self.slots):
+            self.table[old.cell] = (WRITING, *self.table[old.cell][1:])
+            return old
+        entries = self.free if self.row.reuse == "fifo" else self.free[::-1]
+        free = [cell for cell, waiting in entries if self.row.cells[cell] == rank and not waiting]
+        limbo = [c for c, (status, _, _) in enumerate(self.table) if status == LIMBO and self.row.cells[c] == rank]
+        free += [cell for cell in limbo if self._look_at_pins(me, cell)]
+        if not free:
+            resting = any(self.row.cells[cell] == rank for cell, _ in self.free)
+            return UNDER_WAY if limbo or resting else None
+        self.free = tuple(entry for entry in self.free if entry[0] != free[0])
+        self.table[free[0]] = (WRITING, (self.table[free[0]][1] + 1) % self.row.generations, key)
+        return self.word(free[0])
+
+    def _reclaim(self, me: int, word: Word, unpinned: bool | None) -> Any:
+        """The cell of a word that has left goes to limbo and, if no pin names it, on to the free list."""
+        status, generation, key = self.table[word.cell]
+        if self.row.rules.guard and (status in (FREE, LIMBO) or generation != word.generation):
+            return
+        self.table[word.cell] = (LIMBO, generation, key)
+        if unpinned if unpinned is not None else self._look_at_pins(me, word.cell):
+            busy = (p for p, begun in enumerate(self.begun) if begun and self.row.ranks[p] != self.row.ranks[me])
+            self.table[word.cell] = (FREE, generation, "")
+            entry = (word.cell, frozenset(busy) if self.row.rest else frozenset())
+            self.free = (*(e for e in self.free if e[0] != word.cell), entry)
+
+    def _end_attempt(self, me: int) -> None:
+        """This process holds no word any more that it read earlier."""
+        if self.row.rest:
+            self.free = tuple((cell, waiting - {me}) for cell, waiting in self.free)
+
+    # Bookkeeping of the properties.
+
+    def begin(self, me: int, op: tuple[str, str, str]) -> None:
+        """The first action of an operation is about to happen."""
+        name, key, _ = op
+        if name in ("evict", "delete"):
+            self.disturbed |= {key}
+        if name in ("get", "view"):
+            must = key in self.acknowledged and key not in self.disturbed
+            self.begun[me] = (name, key, self.values(self.known, key), self.values(self.dead, key), must)
+        else:
+            self.begun[me] = (name, key, self.values(self.known, key) if name in ("put", "delete") else frozenset())
+
+    def finish(self, me: int, outcome: tuple[Any, ...]) -> set[str]:
+        """The last action of an operation has happened; the properties that its outcome breaks."""
+        (name, key, before, *reader), kind, broken = self.begun[me], outcome[0], set()
+        self.begun[me] = ()
+        self._end_attempt(me)
+        if kind in ("stored", "superseded", "moved"):
+            status, generation, of = self.table[outcome[2].cell]
+            if generation == outcome[2].generation and status in (WRITING, PUBLISHING):
+                self.table[outcome[2].cell] = (LIVE, generation, of)
+        if name == "put" and kind != "refused":
+            self.acknowledged |= {key}
+            self.known |= {outcome[1]}
+            self.dead |= before - {outcome[1]}
+        if kind == "deleted":
+            self.dead |= before
+        if kind == "value":
+            value = outcome[1]
+            if set(outcome[1:]) != {value} or not value or value[0] != key:
+                return {"bytes"}
+            broken = {"stale"} if value in reader[0] else set()
+            # Known before this read began and not what it returned: somebody has written since.
+            self.known |= {value}
+            self.dead |= before - {value}
+        if kind in ("miss", "bound") and reader[1] and key not in self.disturbed:
+            broken = {"lost" if kind == "miss" else "bound"}
+        if kind == "miss":
+            self.dead |= before
+        return broken
+
+    def check(self) -> set[str]:
+        """The properties that this state breaks."""
+        broken, keys = set(), []
+        for word in filter(None, self.slots):
+            status, generation, key = self.table[word.cell]
+            keys.append(key)
+            if status not in (PUBLISHING, LIVE) or generation != word.generation:
+                broken.add("dangling")
+        if len(set(keys)) < len(keys):
+            writing = {begun[1] for begun in self.begun if begun and begun[0] == "put"}
+            if any(keys.count(key) > 1 for key in set(keys) - writing):
+                broken.add("double")
+        return broken
+
+    def check_quiet(self) -> set[str]:
+        """The properties broken when nobody can go on: each manager sweeps once and looks at the pins again."""
+        broken = {"stuck"} if any(self.begun) else set()
+        for cell, (status, _, _) in enumerate(self.table):
+            named = self.word(cell) in self.slots
+            swept = status == LIMBO or status == LIVE and not named and self.row.rules.final_sweep
+            if status != FREE and not named and not (swept and self._look_at_pins(0, cell)):
+                broken.add("leak")
+        return broken | ({"leak"} if any(self.pins) else set())
+
+
+class Result(NamedTuple):
+    """What a search found: sizes, per broken property a shortest trace, and the outcomes that occurred."""
+
+    states: int
+    seconds: float
+    traces: dict[str, list[str]]
+    outcomes: frozenset[tuple[str, str]]
+
+
+class Explorer:
+    """Breadth-first search of one configuration."""
+
+    def __init__(self, row: Row, merge: bool = True) -> None:
+        self.row, self.machine = row, Machine(row, merge)
+        self.outcomes: set[tuple[str, str]] = set()
+
+    def steps(self, state: tuple[Any, ...]) -> Iterator[tuple[Any, set[str], tuple[Any, ...]]]:
+        """Every step that some process, or the network, can take: its label, what it breaks, the new state."""
+        machine, row = self.machine, self.row
+        for process, start in enumerate(state[7]):
+            for first in machine.alternatives[start]:
+                world, local, action, broken = World(row, state), start, first, set()
+                op = machine.op[start]
+                assert op is not None
+                if machine.fresh[start]:
+                    world.begin(process, op)
+                while (observed := world.do(process, action)) is not UNDER_WAY:
+                    local, outcome = machine.advance(local, observed)
+                    if outcome is not None:
+                        self.outcomes.add((op[0], outcome[0]))
+                        broken = world.finish(process, outcome)
+                    if outcome is not None or action[0] not in SILENT:
+                        world.local[process] = local
+                        yield (process, op, action, observed, outcome), broken | world.check(), world.freeze()
+                        break
+                    action = machine.alternatives[local][0]
+        for number, (slot, old, new) in enumerate(state[6]):
+            world = World(row, state)
+            world.pending = state[6][:number] + state[6][number + 1 :]
+            landed = world._cas(-1, slot, old, new)
+            yield ("network", ("", "", ""), ("cas lands", slot, old, new), landed, None), world.check(), world.freeze()
+
+    def run(self) -> Result:
+        """Visit every reachable state. States are known by their 64-bit hash; 10^6 collide with odds of 1 in 10^7."""
+        began = time.perf_counter()
+        state = World.initial(self.row, self.machine.first)
+        origin: dict[int, tuple[int, Any] | None] = {hash(state): None}
+        level, traces = [state], {}
+        while level:
+            following = []
+            for state in level:
+                number, quiet = hash(state), True
+                for label, broken, new in self.steps(state):
+                    quiet = False
+                    for name in broken - traces.keys():
+                        traces[name] = [*self._trace(origin, number), self._line(label)]
+                    if (reached := hash(new)) not in origin:
+                        origin[reached] = (number, label)
+                        following.append(new)
+                if quiet:
+                    for name in World(self.row, state).check_quiet() - traces.keys():
+                        traces[name] = [*self._trace(origin, number), "all is quiet"]
+            level = following
+        return Result(len(origin), time.perf_counter() - began, traces, frozenset(self.outcomes))
+
+    def _trace(self, origin: dict[int, tuple[int, Any] | None], number: int) -> list[str]:
+        lines = []
+        while (at := origin[number]) is not None:
+            number, label = at
+            lines.append(self._line(label))
+        return lines[::-1]
+
+    @staticmethod
+    def _line(label: Any) -> str:
+        process, (name, key, value), action, observed, outcome = label
+        text = " ".join(f"{a.cell}.{a.generation}" if isinstance(a, Word) else str(a) for a in action)
+        seen = [f"{o.cell}.{o.generation}" if isinstance(o, Word) else str(o) for o in _flat(observed)]
+        end = "" if outcome is None else " => " + " ".join(str(o) for o in outcome if not isinstance(o, Word))
+        return f"{process} {name} {value or key}: {text} -> {' '.join(seen)}{end}"
+
+
+def _flat(observed: Any) -> list[Any]:
+    return list(observed) if isinstance(observed, tuple) and not isinstance(observed, Word) else [observed]
+
+
+def explore(row: Row, merge: bool = True) -> Result:
+    """Search all interleavings of a configuration."""
+    return Explorer(row, merge).run()

@@ -1,0 +1,159 @@
+"""The settings: sizes as text, what each field may be, and the texts of the errors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade_mpi.config import MAX_SIZE, Config, format_size, parse_size
+from cascade_mpi.errors import ConfigError
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("4GiB", 4 << 30), ("512 MiB", 512 * MIB), ("1.5G", 3 << 29), ("4096", 4096), ("0", 0), ("64k", 65536),
+        (" 2 mib ", 2 * MIB), ("10GB", 10**10), ("100B", 100), ("0.3K", 307), ("1T", 1 << 40), ("7EiB", 7 << 60),
+        (4096, 4096), (np.int64(12), 12), (MAX_SIZE, MAX_SIZE), (str(MAX_SIZE), MAX_SIZE),
+    ],
+)  # fmt: skip
+def test_sizes(text: str | int, nbytes: int) -> None:
+    assert parse_size(text) == nbytes
+    assert type(parse_size(text)) is int
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "GiB", "-1", "-4GiB", "1.5", "1.5B", "4 XiB", "4Gib/s", "0x10", "1e9", "1_000", "nan", "٤GiB", "9" * 50],
+)  # fmt: skip
+def test_a_malformed_size_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a size") as caught:
+        parse_size(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [1.5, None, True, [4096], b"4GiB"])
+def test_a_size_of_another_type_is_named(size: object) -> None:
+    with pytest.raises(ConfigError, match="is not a size") as caught:
+        parse_size(size)  # type: ignore[arg-type]
+    assert repr(size) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [-1, MAX_SIZE + 1, "8EiB", str(MAX_SIZE + 1)])
+def test_sizes_that_cannot_be(size: str | int) -> None:
+    with pytest.raises(ConfigError, match=str(MAX_SIZE)):
+        parse_size(size)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (12 << 30, "12.0 GiB"), (MIB - 1, "1.0 MiB"),
+        (1536 * MIB, "1.5 GiB"), (-5120, "-5.0 KiB"), (1 << 62, "4.0 EiB"), (1 << 71, "2048.0 EiB"),
+    ],
+)  # fmt: skip
+def test_sizes_for_people(nbytes: int, text: str) -> None:
+    assert format_size(nbytes) == text
+
+
+@settings(deadline=None)
+@given(st.integers(0, MAX_SIZE - (1 << 60)))
+def test_a_printed_size_parses_to_within_its_last_digit(nbytes: int) -> None:
+    assert parse_size(format_size(nbytes)) == pytest.approx(nbytes, rel=0.051, abs=0)
+
+
+def test_defaults() -> None:
+    assert dataclasses.asdict(Config()) == {
+        "dram_bytes": 256 * MIB, "index_blocks": None, "windows": "auto", "progress": "auto",
+        "progress_period_us": 200, "publish": "now", "copy_threads": "auto", "checksum": "later",
+        "verify_reads": False, "when_full": "evict", "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "",
+    }  # fmt: skip
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.dram_bytes = 1  # type: ignore[misc]
+    assert not hasattr(config, "__dict__")
+
+
+def test_fields_take_their_normal_form() -> None:
+    config = Config.make(dram_bytes="4GiB", index_blocks=np.int32(7), copy_threads=np.uint8(3), rest_ms=2)
+    assert (config.dram_bytes, config.index_blocks, config.copy_threads, config.rest_ms) == (4 << 30, 7, 3, 2.0)
+    assert type(config.rest_ms) is float
+    assert config == Config(4 << 30, 7, copy_threads=3, rest_ms=2.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("dram_bytes", "4 XiB", "is not a size"), ("dram_bytes", 4095, "at least one page, 4096"),
+        ("dram_bytes", None, "is not a size"), ("dram_bytes", True, "is not a size"), ("dram_bytes", -1, "outside 0"),
+        ("index_blocks", 0, "an integer in 1..1099511627776 or None"), ("index_blocks", 2.0, "an integer in 1"),
+        ("windows", "Auto", '"auto", "allocate", "shared"'), ("progress", "yes", '"auto", "thread", "none"'),
+        ("progress", None, '"thread"'), ("progress_period_us", 0, "in 1..1000000"),
+        ("progress_period_us", True, "in 1..1000000"), ("publish", "later", '"now", "deferred"'),
+        ("copy_threads", 0, 'in 1..1024 or "auto"'), ("copy_threads", "4", 'or "auto"'),
+        ("copy_threads", True, 'or "auto"'), ("checksum", "on", '"later", "inline", "off"'),
+        ("verify_reads", 1, "True or False"), ("verify_reads", "yes", "True or False"),
+        ("when_full", "wait", '"evict", "refuse"'), ("mpi_calls", "c", '"auto", "compiled", "python"'),
+        ("rest_ms", -0.5, "0 or more"), ("rest_ms", float("nan"), "finite"), ("rest_ms", float("inf"), "finite"),
+        ("rest_ms", "1", "milliseconds"), ("rest_ms", True, "milliseconds"),
+        ("namespace", None, "must be text"), ("namespace", b"a", "must be text"), ("namespace", "\ud800", "UTF-8"),
+    ],
+)  # fmt: skip
+def test_an_error_names_field_value_and_what_is_allowed(field: str, value: object, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.make(**{field: value})
+    text = str(caught.value)
+    assert text.startswith(f"{field} is {value!r}: ")
+    assert allowed in text
+
+
+def test_reads_cannot_be_verified_without_checksums() -> None:
+    with pytest.raises(ConfigError, match='verify_reads is True, checksum is "off"'):
+        Config(verify_reads=True, checksum="off")
+    assert Config(verify_reads=True).verify_reads
+
+
+def test_make_takes_a_config_a_mapping_or_nothing() -> None:
+    base = Config.make({"dram_bytes": "1GiB", "namespace": "llama"})
+    assert base.dram_bytes == 1 << 30
+    assert Config.make() == Config.make(None) == Config.make({}) == Config()
+    assert Config.make(base) == base
+    changed = Config.make(base, namespace="qwen")
+    assert (changed.dram_bytes, changed.namespace, base.namespace) == (1 << 30, "qwen", "llama")
+    assert Config.make({"rest_ms": 5}, rest_ms=7).rest_ms == 7
+
+
+def test_make_leaves_the_mapping_alone() -> None:
+    settings = {"rest_ms": 5}
+    Config.make(settings, rest_ms=7, namespace="a")
+    assert settings == {"rest_ms": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("dram", "dram_bytes"), ("dram_byte", "dram_bytes"), ("verify", "verify_reads"), ("rest", "rest_ms")],
+)
+def test_an_unknown_name_gets_the_nearest_one(name: str, near: str) -> None:
+    for call in (lambda: Config.make({name: 1}), lambda: Config.make(None, **{name: 1})):
+        with pytest.raises(ConfigError, match=f"unknown setting '{name}': did you mean '{near}'"):
+            call()
+
+
+def test_an_unknown_name_like_no_other_gets_all() -> None:
+    for unknown in ({"zzz": 1}, {3: 1}):
+        with pytest.raises(ConfigError, match=r"known are dram_bytes, index_blocks, .*, namespace"):
+            Config.make(unknown)  # type: ignore[arg-type]
+
+
+def test_make_refuses_other_types() -> None:
+    with pytest.raises(ConfigError, match="config is a str: it must be a Config, a mapping or None"):
+        Config.make("dram_bytes=4GiB")  # type: ignore[arg-type]
