@@ -46,6 +46,11 @@ from cascade_mpi.onesided import (
 if TYPE_CHECKING:
     from cascade_mpi.fabric import Fabric
 
+MISS: int = c.MISS
+WRONG_SIZE: int = c.WRONG_SIZE
+CHANGED: int = c.CHANGED
+MPI_FAILED: int = c.MPI_FAILED
+CORRUPT: int = c.CORRUPT
 LARGEST_PIECE = 1 << 30  # an MPI count is an int; larger payloads are fetched in pieces
 _ATTEMPTS, _LOOKUP_ATTEMPTS = 4, 1000
 _MASK64 = (1 << 64) - 1
@@ -62,7 +67,8 @@ class _Words:
     def __init__(self, address: int, words: int) -> None:
         self.address = address
         raw = memoryview((ctypes.c_uint64 * words).from_address(address)).cast("B")
-        self.unsigned, self.signed = raw.cast("Q"), raw.cast("q")
+        self.unsigned: memoryview[int] = raw.cast("Q")
+        self.signed: memoryview[int] = raw.cast("q")
 
     def at(self, index: int) -> int:
         """Local. The address of a word."""
@@ -130,7 +136,7 @@ def _reporting(call: Callable[..., int]) -> Callable[..., int]:
             return call(self, ctx, s, *args)
         except MPI.Exception as error:
             _Scratch(s).signed[c.MPI_ERROR] = error.Get_error_code()
-            return c.MPI_FAILED
+            return MPI_FAILED
 
     return reported
 
@@ -146,8 +152,11 @@ class PythonCalls:
         self._probe_comm = fabric.probe_comm
         self._ctx = fabric.context.ctypes.data
         self._context = _Words(self._ctx, c.CONTEXT_WORDS).signed
-        self._clock = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(self._context[c.TIME])
-        self._arena_bytes = self._context[c.PAGES] * self._context[c.PAGE_BYTES]
+        self._clock = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(self._field(c.TIME))
+        self._arena_bytes = self._field(c.PAGES) * self._field(c.PAGE_BYTES)
+
+    def _field(self, index: int) -> int:
+        return self._context[index]
 
     # -------------------------------------------------------------------------------------- memory of ranks
 
@@ -180,35 +189,33 @@ class PythonCalls:
             self._flush(rank, what)
 
     def _descriptor_at(self, page: int) -> int:
-        return self._context[c.DESCRIPTOR_AT] + page * DESCRIPTOR_BYTES
+        return self._field(c.DESCRIPTOR_AT) + page * DESCRIPTOR_BYTES
 
     def _payload_at(self, page: int) -> int:
-        return self._context[c.ARENA_AT] + page * self._context[c.PAGE_BYTES]
+        return self._field(c.ARENA_AT) + page * self._field(c.PAGE_BYTES)
 
     def _now(self) -> int:
         """Seconds since the store was opened."""
-        return int(self._clock(None)) - self._context[c.EPOCH]
+        return int(self._clock(None)) - self._field(c.EPOCH)
 
     def _too_late(self, began: int) -> bool:
         """True for an attempt that took so long that a cell may have passed through all its generations."""
-        return not 0 <= self._now() - began <= self._context[c.ATTEMPT]
+        return not 0 <= self._now() - began <= self._field(c.ATTEMPT)
 
     # ------------------------------------------------------------------------------- words and descriptors
 
     def _place(self, s: _Scratch, hi: int, lo: int) -> tuple[int, int, int]:
-        home, bucket, fp = place(hi, lo, self._context[c.RANKS], self._context[c.BUCKETS])
+        home, bucket, fp = place(hi, lo, self._field(c.RANKS), self._field(c.BUCKETS))
         s.signed[c.HOME], s.signed[c.BUCKET] = home, bucket
         return home, bucket, fp
 
     def _in_bounds(self, word: int) -> bool:
         """True if the word names memory of this store: only then may its address be used."""
         named = unpack_word(word)
-        return (
-            named.tier == TIER_DRAM and named.rank < self._context[c.RANKS] and named.page < self._context[c.PAGES]
-        )
+        return named.tier == TIER_DRAM and named.rank < self._field(c.RANKS) and named.page < self._field(c.PAGES)
 
     def _fits(self, page: int, length: int) -> bool:
-        return length <= self._arena_bytes - page * self._context[c.PAGE_BYTES]
+        return length <= self._arena_bytes - page * self._field(c.PAGE_BYTES)
 
     def _read_bucket(self, s: _Scratch, home: int, bucket: int) -> list[int]:
         base, copy_to = self._base(INDEX, home), s.at(c.BUCKET_COPY)
@@ -226,7 +233,7 @@ class PythonCalls:
             return int(probe.reload(base + at))
         self._get(s.at(c.RELOADED), 8, home, at, INDEX)
         self._flush(home, INDEX)
-        return s.unsigned[c.RELOADED]
+        return int(s.unsigned[c.RELOADED])
 
     def _copy_descriptor(self, base: int, page: int, copy_to: int) -> None:
         """From mapped memory: the word was loaded by a kernel with acquire, so this is not read before it."""
@@ -237,7 +244,7 @@ class PythonCalls:
         _, _, _, _, rank, page = unpack_word(word)
         base, now = self._base(DATA, rank), self._now() & _MASK64
         if base:
-            ctypes.c_uint32.from_address(base + self._context[c.TOUCH_AT] + 4 * page).value = now
+            ctypes.c_uint32.from_address(base + self._field(c.TOUCH_AT) + 4 * page).value = now
             return
         entry = c.TOUCH_FILTER + 2 * ((word * _TOUCH_MIX & _MASK64) >> 56)
         pending = s.signed[c.TOUCHES]
@@ -251,12 +258,12 @@ class PythonCalls:
         ring = s.signed[c.TOUCH_RING : c.TOUCH_RING + 2 * s.signed[c.TOUCHES]].tolist()
         s.unsigned[c.TOUCH_VALUE] = self._now() & _MASK64
         for rank, page in zip(ring[::2], ring[1::2], strict=True):
-            self._put(s.at(c.TOUCH_VALUE), 4, rank, self._context[c.TOUCH_AT] + 4 * page, DATA)
+            self._put(s.at(c.TOUCH_VALUE), 4, rank, self._field(c.TOUCH_AT) + 4 * page, DATA)
         self._flush_all(ring[::2], DATA)
         s.signed[c.TOUCHES] = 0
 
     def _count_hit(self, s: _Scratch, rank: int, nbytes: int) -> None:
-        where = 0 if rank == self._context[c.RANK] else 1 if self._base(DATA, rank) else 2
+        where = 0 if rank == self._field(c.RANK) else 1 if self._base(DATA, rank) else 2
         s.count(c.C_HITS_SELF + where)
         s.count(c.C_BYTES_SELF + where, nbytes)
 
@@ -265,9 +272,9 @@ class PythonCalls:
             word = s.unsigned[c.WORD]
             self._count_hit(s, unpack_word(word).rank, outcome)
             self._touch(s, word)
-        elif outcome == c.MISS:
+        elif outcome == MISS:
             s.count(c.C_MISSES)
-        elif outcome == c.CORRUPT:
+        elif outcome == CORRUPT:
             s.count(c.C_CORRUPT)
 
     def _enter_mpi(self) -> None:
@@ -275,7 +282,7 @@ class PythonCalls:
 
     def _end(self) -> None:
         """What public calls end with, so that peers' CASes on this rank's words proceed."""
-        if self._context[c.POLL]:
+        if self._field(c.POLL):
             self._enter_mpi()
 
     # ------------------------------------------------------------------------------------------------- get
@@ -295,14 +302,14 @@ class PythonCalls:
             self._flush(rank, DATA)
         cell = _Cell.read(descriptor)
         if not cell.holds(word, hi, lo):
-            return c.MISS, None
+            return MISS, None
         s.unsigned[c.LENGTH] = cell.length
         if not self._fits(page, cell.length):
-            return c.MISS, None
+            return MISS, None
         if what == DESCRIBE:
             return cell.length, None
         if (what == WHOLE and room != cell.length) or (what == RANGE and offset + room > cell.length):
-            return c.WRONG_SIZE, None
+            return WRONG_SIZE, None
         again = None
         if base and word_at:
             source = base + self._payload_at(page) + offset
@@ -310,15 +317,15 @@ class PythonCalls:
         elif base:
             copy_bytes(target, base + self._payload_at(page) + offset, room)
         if what == WHOLE and not self._checksum_holds(cell, target, room):
-            return c.CORRUPT, again
+            return CORRUPT, again
         return room, again
 
     def _get_payload(self, target: int, room: int, rank: int, page: int, offset: int) -> None:
-        start = page * self._context[c.PAGE_BYTES] + offset
-        self._get(target, min(room, self._arena_bytes - start), rank, self._context[c.ARENA_AT] + start, DATA)
+        start = page * self._field(c.PAGE_BYTES) + offset
+        self._get(target, min(room, self._arena_bytes - start), rank, self._field(c.ARENA_AT) + start, DATA)
 
     def _checksum_holds(self, cell: _Cell, payload: int, length: int) -> bool:
-        if not (self._context[c.VERIFY] and cell.flags & FLAG_CHECKSUM):
+        if not (self._field(c.VERIFY) and cell.flags & FLAG_CHECKSUM):
             return True
         return int(checksum.checksum_bytes(payload, length)) == cell.checksum
 
@@ -340,15 +347,15 @@ class PythonCalls:
                 if again != word or self._too_late(began):
                     changed = True
                     break
-                if outcome != c.MISS:
+                if outcome != MISS:
                     s.unsigned[c.WORD], s.signed[c.SLOT] = word, slot
                     return outcome
                 s.count(c.C_COLLISIONS)  # another key with this fingerprint
             if not changed:
-                return c.MISS
+                return MISS
             s.count(c.C_RETRIES)
         s.count(c.C_EXHAUSTED)
-        return c.CHANGED
+        return CHANGED
 
     @_reporting
     def get(self, ctx: int, s: int, hi: int, lo: int, target: int, room: int, offset: int, what: int) -> int:
@@ -385,7 +392,7 @@ class PythonCalls:
                 scratch.signed[c.FREE_SLOT] = words.index(0) if 0 in words else -1
                 return len(found)
             scratch.count(c.C_RETRIES)
-        return c.CHANGED
+        return CHANGED
 
     def _words_of(
         self, s: _Scratch, words: list[int], home: int, bucket: int, fp: int, hi: int, lo: int, skip: int
@@ -423,7 +430,7 @@ class PythonCalls:
         )
         self._windows[INDEX].world.Compare_and_swap(origin, compare, result, home, self._at(INDEX, home, offset))
         self._flush(home, INDEX)
-        return s.unsigned[c.RESULT]
+        return int(s.unsigned[c.RESULT])
 
     @_reporting
     def publish(self, ctx: int, s: int, home: int, bucket: int, slot: int, old: int, new: int) -> int:
@@ -431,7 +438,7 @@ class PythonCalls:
         scratch = _Scratch(s)
         probe.full_fence()  # all of the cell before its word
         if self._swap(scratch, home, bucket * BUCKET_BYTES + slot * 8, old, new) != old:
-            return c.CHANGED
+            return CHANGED
         probe.full_fence()  # the own word before the look at the others'
         words = self._read_bucket(scratch, home, bucket)
         return sum(1 for _, word in _matches(words, new >> FP_SHIFT) if word != new)
@@ -449,14 +456,14 @@ class PythonCalls:
         scratch = _Scratch(s)
         home, bucket, _ = self._place(scratch, hi, lo)
         words = self._read_bucket(scratch, home, bucket)
-        return words.index(word) if word in words else c.MISS
+        return words.index(word) if word in words else MISS
 
     @_reporting
     def hint_gone(self, ctx: int, s: int, word: int) -> int:
         """Local. Tell the manager of a cell that its word was taken away."""
         scratch = _Scratch(s)
         _, _, _, _, rank, page = unpack_word(word)
-        base, at = self._base(DATA, rank), self._context[c.GONE_AT] + page
+        base, at = self._base(DATA, rank), self._field(c.GONE_AT) + page
         if base:
             ctypes.c_uint8.from_address(base + at).value = 1
         else:
@@ -485,7 +492,7 @@ class PythonCalls:
 
     def _write_pin(self, s: _Scratch, manager: int, pin_slot: int, word: int) -> None:
         """After everything before, and seen before anything after."""
-        at = (self._context[c.RANK] * SLOTS_PER_PEER + pin_slot) * 8
+        at = (self._field(c.RANK) * SLOTS_PER_PEER + pin_slot) * 8
         base = self._base(PINS, manager)
         if base:
             probe.store_word(base + at, word)
@@ -504,10 +511,8 @@ class PythonCalls:
             step = min(n - start, BATCH)
             words = _Words(keys + 16 * start, 2 * step).unsigned.tolist()
             pairs = zip(words[::2], words[1::2], strict=True)
-            ranks, buckets = self._context[c.RANKS], self._context[c.BUCKETS]
-            yield [
-                _Item(start + i, hi, lo, *place(hi, lo, ranks, buckets), work) for i, (hi, lo) in enumerate(pairs)
-            ]
+            ranks, buckets = self._field(c.RANKS), self._field(c.BUCKETS)
+            yield [_Item(start + i, hi, lo, *place(hi, lo, ranks, buckets), work) for i, (hi, lo) in enumerate(pairs)]
 
     def _read_buckets(self, items: list[_Item]) -> list[list[int]]:
         """Every bucket, one Flush per home."""
@@ -546,13 +551,13 @@ class PythonCalls:
         self._reload_all(remote)
         late = self._too_late(began)
         for item in items:
-            room, outcome = rooms[item.number], c.MISS
+            room, outcome = rooms[item.number], MISS
             if item in remote:
                 item.doubt = late or not self._is_whole(item, targets[item.number], room)
                 outcome, s.unsigned[c.WORD] = room, item.word
             if item.doubt:
                 outcome = self._get_one(s, item.hi, item.lo, targets[item.number], room, 0, WHOLE)
-            if outcome == c.WRONG_SIZE:
+            if outcome == WRONG_SIZE:
                 results[item.number] = -10 - s.signed[c.LENGTH]
                 continue
             self._account(s, outcome, WHOLE)
@@ -605,7 +610,7 @@ class PythonCalls:
                 flags.add(rank)
         self._flush_all(flags, DATA)
         for item in items:
-            outcome, descriptor = c.MISS, item.descriptor
+            outcome, descriptor = MISS, item.descriptor
             if item in candidates:
                 cell = _Cell.read(descriptor)
                 fits = self._fits(unpack_word(item.word).page, cell.length)

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric
@@ -94,7 +95,7 @@ def _probe(fabric: Fabric) -> tuple[float, float, bool]:
     buffer = np.zeros(1, np.uint64)
     comm.recv(source=0, tag=_READY)
     began = time.perf_counter()
-    fabric.index.world.Get([buffer, 8], 0, [int(fabric.index.table[0, 1]), 8])
+    fabric.index.world.Get([buffer, 8, MPI.BYTE], 0, [int(fabric.index.table[0, 1]), 8, MPI.BYTE])
     fabric.index.world.Flush(0)
     middle = time.perf_counter()
     outcome = fabric.publish(fabric.ctx, s.address, 0, 0, 0, 0, comm.rank + 1)

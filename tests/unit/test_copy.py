@@ -95,8 +95,17 @@ def test_threads_copy_with_the_same_checksum(bench, threads, nbytes):
     assert found == checksum_twin(bench.source[1 : 1 + nbytes])
 
 
-@pytest.mark.parametrize("method", ["copy", "copy_checksum"])
-def test_shares_cover_the_block_once_and_no_more_than_there_are_threads(bench, monkeypatch, method):
+@pytest.mark.parametrize(
+    ("method", "nbytes", "expected"),
+    [
+        ("copy", MOST, 3),
+        ("copy", 3 * (2 << 20), 3),  # no fourth share for the bytes that the alignment of the others leaves over
+        ("copy", SHARED_BYTES, 3),
+        ("copy_checksum", MOST, 2),  # four chunks
+        ("copy_checksum", 3 * CHUNK, 3),
+    ],
+)
+def test_shares_cover_the_block_once_and_no_more_than_there_are_threads(bench, monkeypatch, method, nbytes, expected):
     shares: list[tuple[int, int]] = []
     begin = bench.target.ctypes.data
 
@@ -106,11 +115,11 @@ def test_shares_cover_the_block_once_and_no_more_than_there_are_threads(bench, m
     monkeypatch.setattr(copier_module, "copy_bytes", note)
     monkeypatch.setattr(copier_module, "copy_chunks_bytes", note)
     copier = Copier(3)
-    getattr(copier, method)(begin + 16, bench.source.ctypes.data, MOST)
+    getattr(copier, method)(begin + 16, bench.source.ctypes.data, nbytes)
     copier.close()
     shares.sort()
-    assert len(shares) == (3 if method == "copy" else 2), "four chunks: two shares of two"
-    assert shares[0][0] == 16 and shares[-1][1] == 16 + MOST
+    assert len(shares) == expected
+    assert shares[0][0] == 16 and shares[-1][1] == 16 + nbytes
     assert all(end == start for (_, end), (start, _) in itertools.pairwise(shares))
     if method == "copy":
         assert all(start % 64 == 0 for start, _ in shares[1:]), "the target of a share begins with a whole line"
@@ -192,10 +201,13 @@ def test_no_ranks_is_an_error():
 
 def test_an_error_leaves_no_thread_behind_that_still_writes(bench, monkeypatch):
     done = []
+    failing = threading.Event()
 
     def fail_first(target, source, nbytes):
         if target == bench.target.ctypes.data:
+            failing.set()
             raise OSError("the first share fails")
+        failing.wait()
         copy_bytes(target, source, nbytes)
         done.append(target)
 
@@ -226,3 +238,11 @@ def test_a_forked_child_copies_alone():
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (0, "10\n"), ended.stderr
+
+
+def test_splits_says_whether_threads_share_a_copy():
+    one, two = Copier(1), Copier(2)
+    assert not one.splits(SHARED_BYTES)
+    assert two.splits(SHARED_BYTES) and not two.splits(SHARED_BYTES - 1)
+    two.close()
+    assert not two.splits(SHARED_BYTES)
