@@ -6,6 +6,7 @@ Covers words against descriptors against cells, pins, and payload checksums. A l
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def _check_cells(fabric: Fabric, dram: DramTier, named: list[int], problems: lis
         if int(dram.words[first]) not in counted:
             problems.append(f"live cell {first} is named by no word")
     spans = sorted((first, first + dram.allocator.pages_of(first)) for first in np.flatnonzero(dram.words).tolist())
-    for (one, end), (other, _) in zip(spans, spans[1:], strict=False):
+    for (one, end), (other, _) in itertools.pairwise(spans):
         if end > other:
             problems.append(f"cells {one} and {other} overlap")
     magics = dram.records["magic"] == MAGIC
@@ -149,5 +150,3 @@ def _check_payloads(fabric: Fabric, dram: DramTier, problems: list[str]) -> int:
             if checksum_bytes(address, int(record["length"])) != int(record["checksum"]):
                 problems.append(f"payload of cell {first} does not have its checksum")
     return summed
-
-

@@ -190,7 +190,7 @@ def _run_workload(options: WorkloadOptions) -> int:
     return 1 if result.corrupt else 0
 
 
-def _fail_together(comm: MPI.Comm, error: CascadeError) -> int:
+def _fail_together(comm: MPI.Intracomm, error: CascadeError) -> int:
     """Collective. Exit status 2 after one message, when all ranks failed alike; else this rank ends the job."""
     meeting = comm.Ibarrier()
     deadline = monotonic() + AGREE_SECONDS
@@ -203,7 +203,7 @@ def _fail_together(comm: MPI.Comm, error: CascadeError) -> int:
     return 2
 
 
-def _abort(comm: MPI.Comm, status: int) -> None:
+def _abort(comm: MPI.Intracomm, status: int) -> None:
     sys.stderr.flush()
     comm.Abort(status)
 

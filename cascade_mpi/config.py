@@ -113,7 +113,7 @@ class Config:
     progress_period_us: int = 200
     publish: PublishMode = "now"
     copy_threads: Literal["auto"] | int = "auto"
-    checksum: ChecksumMode = "later"
+    checksum: ChecksumMode = "inline"
     verify_reads: bool = False
     when_full: WhenFull = "evict"
     mpi_calls: MpiCalls = "auto"

@@ -20,13 +20,14 @@ from cascade_mpi.allocator import PageAllocator
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.kernels.probe import full_fence, wipe_then_fence
+from cascade_mpi.kernels.probe import full_fence
 from cascade_mpi.layout import DESCRIPTOR, HARD_SHIFT, MAX_PAGES
 from cascade_mpi.onesided import SLOTS_PER_PEER
 
 _PAGE_MASK = MAX_PAGES - 1
 _EVICT_SHARE = 64  # evict at least 1/64 of the arena at a time: the rest of a batch is waited for once
 _POLL_S = 5e-5
+_DRAIN_LATE_S = 0.005  # cells leave limbo in batches; sooner when an allocation needs them
 
 
 class DramTier:
@@ -40,6 +41,7 @@ class DramTier:
         self.allocator = PageAllocator(fabric.pages, rest)
         self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word, 0 if there is none
         self.records = fabric.descriptors.view(DESCRIPTOR)[:, 0]
+        self._magics = self.records["magic"]
         self.live_bytes = 0
         self.evicted = self.evicted_bytes = self.swept = 0
         self._rest, self._evicts = rest, evict
@@ -63,7 +65,7 @@ class DramTier:
         with self.lock:
             now = time.monotonic()
             ripe = self.allocator.next_ripe()
-            if ripe is not None and ripe <= now:
+            if ripe is not None and ripe + _DRAIN_LATE_S <= now:
                 self.drain(now)
             cell = self.allocator.allocate(pages, now)
             while cell is None:
@@ -182,10 +184,12 @@ class DramTier:
             self.pause("manager")
         full_fence()  # the removal of the words before the look at the pins
         pinned = self.pinned_pages()
-        for first in ripe:
-            if first not in pinned:
-                wipe_then_fence(self.fabric.descriptors_address, first)
-                self.allocator.free(first)
+        unpinned = [first for first in ripe if first not in pinned] if pinned else ripe
+        # What left limbo must say nothing any more before its pages are given out again.
+        self._magics[unpinned] = 0
+        full_fence()
+        for first in unpinned:
+            self.allocator.free(first)
 
     def pinned_pages(self) -> dict[int, int]:
         """Local. The first pages that peers have pinned, with the rank of a holder."""
@@ -234,7 +238,9 @@ class DramTier:
                 if self.allocator.state(first) != "live":
                     raise ProtocolError(f"page {first} has a word but its cell is {self.allocator.state(first)}")
                 if self.allocator.pages_of(first) != self.pages_for(int(record["length"])):
-                    raise ProtocolError(f"cell {first}: {self.allocator.pages_of(first)} pages, {record['length']} bytes")
+                    raise ProtocolError(
+                        f"cell {first}: {self.allocator.pages_of(first)} pages, {record['length']} bytes"
+                    )
                 total += int(record["length"])
             if total != self.live_bytes:
                 raise ProtocolError(f"live bytes are {total}, counted {self.live_bytes}")

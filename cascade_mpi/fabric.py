@@ -10,7 +10,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,7 @@ class Fabric:
     def __init__(self, comm: MPI.Intracomm, config: Config, pages: int, page_bytes: int, buckets: int) -> None:
         """Collective. Open the windows. `pages` and `buckets` are per rank and equal on all ranks."""
         self.comm = comm
-        self.node = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+        self.node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank))
         self.nodes = int(comm.allreduce(int(self.node.rank == 0)))
         self.node_ranks: list[int] = self.node.allgather(comm.rank)
         self.pages, self.page_bytes, self.buckets = pages, page_bytes, buckets
@@ -218,7 +218,7 @@ class Fabric:
     def free(self) -> None:
         """Collective. Free the windows and communicators; views of their memory are invalid afterwards."""
         empty = np.empty(0, np.uint8)
-        self.gone, self.descriptors = empty, empty
+        self.gone, self.descriptors = empty, empty.reshape(0, DESCRIPTOR_BYTES)
         self.touched, self.index_words, self.pin_words = empty.view(np.uint32), empty.view("u8"), empty.view("u8")
         for each in (self.pins, self.data, self.index):
             each.free()

@@ -40,9 +40,11 @@ def find_functions() -> Functions:
         # A symbol is searched in mpi4py's extension module and in what it is linked with: the MPI in use.
         library = ctypes.CDLL(MPI.__file__)
         try:
-            addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in _NAMES]
+            get, put, flush, cas, iprobe = (
+                ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in _NAMES
+            )
         except AttributeError as error:
             problem = f"the MPI library does not show its functions: {error}"
         else:
-            return Functions(*addresses, problem="")
+            return Functions(get, put, flush, cas, iprobe, "")
     return Functions(0, 0, 0, 0, 0, problem)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from cascade_mpi.kernels import context as c
-from cascade_mpi.kernels.copy import copy
+from cascade_mpi.kernels.copy import STREAM_BYTES, copy
 from cascade_mpi.kernels.intrinsics import (
     call_int,
     fence_acquire,
@@ -101,7 +101,13 @@ def _poll(ctx, s):  # type: ignore[no-untyped-def]
     if field(ctx, c.POLL):
         call_int(
             field(ctx, c.IPROBE),
-            (field(ctx, c.ANY_SOURCE), field(ctx, c.ANY_TAG), field(ctx, c.PROBE_COMM), s + c.FLAG * 8, s + c.STATUS * 8),
+            (
+                field(ctx, c.ANY_SOURCE),
+                field(ctx, c.ANY_TAG),
+                field(ctx, c.PROBE_COMM),
+                s + c.FLAG * 8,
+                s + c.STATUS * 8,
+            ),
         )
 
 
@@ -359,6 +365,8 @@ def get(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-
     Another node: 4 Gets + 3 Flushes (3 Gets without payload).
     """
     outcome = _get_one(ctx, s, hi, lo, target, room, offset, what)
+    if room >= STREAM_BYTES:
+        fence_seq_cst()  # streaming stores, before another thread is told that `target` is ready
     _account(ctx, s, outcome, what)
     _poll(ctx, s)
     return outcome
@@ -391,7 +399,7 @@ def _find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
             word = load64(words + slot * 8)
             if word == _ZERO:
                 if free < 0:
-                    free = slot
+                    free = np.int64(slot)
                 continue
             if fingerprint_of(word) != fp:
                 continue
@@ -424,7 +432,8 @@ def _find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
 
 @kernel("int64(int64,int64,uint64,uint64,uint64)")
 def find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
-    """Every word of a key, for put and delete: their number; (slot, word) pairs, HOME, BUCKET, FREE_SLOT in the scratch.
+    """Every word of a key, for put and delete: their number; (slot, word) pairs, HOME, BUCKET, FREE_SLOT in
+    the scratch.
 
     `skip` is a word that is known to be the key's (0: none). 1 Get + 1 Flush, and as much for each match.
     """
@@ -467,7 +476,7 @@ def publish(ctx, s, home, bucket, slot, old, new):  # type: ignore[no-untyped-de
     others = np.int64(0)
     for i in range(BUCKET_WORDS):
         word = load64(s + (c.BUCKET_COPY + i) * 8)
-        if word != _ZERO and word != new and fingerprint_of(word) == fingerprint_of(new):
+        if word not in (_ZERO, new) and fingerprint_of(word) == fingerprint_of(new):
             others += 1
     return others
 

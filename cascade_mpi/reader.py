@@ -178,7 +178,7 @@ class Reader:
             where = c.C_HITS_SELF if found.rank == fabric.comm.rank else c.C_HITS_NODE
             s.words[c.COUNTERS + where] += np.uint64(1)
             s.words[c.COUNTERS + where + c.C_BYTES_SELF] += np.uint64(room)
-        return same
+        return bool(same)
 
     def _pinned(self, hi: int, lo: int, address: int, room: int, offset: int, what: int) -> int | None:
         """Read under a pin: the words change faster than the payload can be copied."""

@@ -154,7 +154,7 @@ class Store:
     def get_range(
         self, key: Key, offset: int, nbytes: int, out: Any = None, *, namespace: str | None = None
     ) -> npt.NDArray[np.uint8] | int | None:
-        """Local. Read `nbytes` bytes of a block from `offset`: uint8 array, or with `out` their number; None for a miss.
+        """Local. Read `nbytes` bytes of a block from `offset`: a uint8 array, or with `out` their number; None: a miss.
 
         Raises
         ------
@@ -543,7 +543,9 @@ class Store:
             "copy_threads": {"threads": self._copier.threads, "reason": self._copier.reason},
             "checksum": self.config.checksum, "verify_reads": self.config.verify_reads,
             "when_full": self.config.when_full, "publish": self.config.publish,
-            "arena": {"bytes": fabric.pages * fabric.page_bytes, "pages": fabric.pages, "page_bytes": fabric.page_bytes},
+            "arena": {
+                "bytes": fabric.pages * fabric.page_bytes, "pages": fabric.pages, "page_bytes": fabric.page_bytes,
+            },
             "index": {
                 "buckets": fabric.buckets, "words": fabric.index_words.size, "used": used,
                 "load": used / fabric.index_words.size, "overflows": self._writer.overflows,
@@ -552,7 +554,7 @@ class Store:
         }  # fmt: skip
 
     def check(self) -> dict[str, int]:
-        """Collective. Verify every invariant; ProtocolError on all ranks if one is broken. No rank may write meanwhile."""
+        """Collective. Verify every invariant while no rank writes; ProtocolError on all ranks if one is broken."""
         self._check_open()
         return invariants.check(self._fabric, self._dram, self._pins)
 
@@ -643,7 +645,7 @@ class Store:
 
 def _agree(comm: MPI.Intracomm, config: Config) -> None:
     if comm.size > MAX_RANKS:
-        raise ConfigError(f"{comm.size} ranks: an index word names at most {MAX_RANKS}; use one rank per GPU or NUMA node")
+        raise ConfigError(f"{comm.size} ranks: an index word names at most {MAX_RANKS}; use fewer ranks")
     everyone = comm.allgather(config)
     different = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
     if different:
@@ -656,7 +658,6 @@ def _affinities(node: MPI.Intracomm) -> list[list[int]]:
 
 def _check_memory(comm: MPI.Intracomm, config: Config, pages: int, page_bytes: int, buckets: int) -> None:
     """Collective. MemoryLimitError on all ranks if the windows do not fit a node; nothing is allocated before."""
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
     fixed = buckets * BUCKET_BYTES + comm.size * SLOTS_PER_PEER * 8 + 3 * 8192
     needed = data_layout(pages, page_bytes)[-1] + fixed
     problem: CascadeError | None = None
@@ -668,7 +669,6 @@ def _check_memory(comm: MPI.Intracomm, config: Config, pages: int, page_bytes: i
         )
     except CascadeError as error:
         problem = error
-    node.Free()
     problems = [each for each in comm.allgather(problem) if each is not None]
     if problems:
         raise problems[0]

@@ -111,7 +111,7 @@ def allocate(name: str, nbytes: int, comm: MPI.Intracomm, node: MPI.Intracomm, l
 
 
 def _view(memory: MPI.memory) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(memory, np.uint8)
+    return np.asarray(memory).view(np.uint8)
 
 
 def _map_peers(
@@ -133,7 +133,7 @@ def _map_peers(
         except MPI.Exception:
             continue  # stays unmapped: its memory is reached by Get
         shift = int(table[rank, 1])
-        if peer.nbytes >= shift + 8 and int(np.frombuffer(peer, np.int64, 1, shift)[0]) == nonces[rank]:
+        if peer.nbytes >= shift + 8 and int(_view(peer)[shift : shift + 8].view(np.int64)[0]) == nonces[rank]:
             table[rank, 0] = peer.address + shift
     table[comm.rank, 0] = memory.ctypes.data
     comm.Barrier()  # everybody has read the nonces

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,18 +32,24 @@ from cascade_mpi.errors import CascadeError, ConfigError, TraceError
 from cascade_mpi.layout import MIN_PAGE_BYTES, page_bytes_for
 from cascade_mpi.memory import auto_dram, limits
 from cascade_mpi.traces import Deal, Request, deal, read_mooncake, synthetic
-from cascade_mpi.workload_report import OPERATIONS, Latencies, Result, Setting, Tally, gather
+from cascade_mpi.workload_report import OPERATIONS, TIERS, Latencies, Result, Setting, Tally, gather
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from cascade_mpi.reader import Location
+    from cascade_mpi.writer import PutResult
+
 DEFAULT_BLOCK_BYTES = 64 << 10
-DEFAULT_SYNTHETIC_REQUESTS = 400
+DEFAULT_SYNTHETIC_REQUESTS = 1000
 REQUESTS_IN_FLIGHT = 32  # over all ranks, between two barriers
 BATCH_BLOCKS, BATCH_BYTES = 64, 32 << 20  # of one get_many or put_many: bounds the buffers and stays in the cache
 AUTO_SHARE = 0.5  # of what the node may use, at most
 
+SAMPLED = 8  # one request in so many is fetched tier by tier, to time the tiers
+
 Ids = npt.NDArray[np.uint64]
+Buffer = npt.NDArray[np.uint8]
 Say = Callable[[str], None]
 
 
@@ -56,7 +62,7 @@ class WorkloadOptions:
     block_bytes
         Size of every block.
     requests
-        Replay only the first so many; None: the whole file, or 400 of the synthetic trace.
+        Replay only the first so many; None: the whole file, or 1,000 of the synthetic trace.
     dram, dram_total
         Bytes of the arena of each rank, or of all ranks together; neither: what the trace needs, but at
         most half of the memory that a node may use.
@@ -111,7 +117,7 @@ class WorkloadOptions:
         return islice(read_mooncake(self.trace), self.requests)
 
 
-def run_workload(comm: MPI.Comm, options: WorkloadOptions, say: Say | None = None) -> Result:
+def run_workload(comm: MPI.Intracomm, options: WorkloadOptions, say: Say | None = None) -> Result:
     """Collective. Replay the trace on all ranks of `comm`; every rank returns the same result.
 
     `say` is called on rank 0 with the start line. Errors of the trace and of the options are raised on
@@ -128,7 +134,7 @@ def run_workload(comm: MPI.Comm, options: WorkloadOptions, say: Say | None = Non
         return replay(comm, store, dealt, setting)
 
 
-def replay(comm: MPI.Comm, store: BlockStore, dealt: Deal, setting: Setting) -> Result:
+def replay(comm: MPI.Intracomm, store: BlockStore, dealt: Deal, setting: Setting) -> Result:
     """Collective. Serve this rank's requests and sum up. 1 Barrier for each `window` requests of a rank."""
     server = Server(store, setting, dealt.longest)
     share = -(-dealt.requests // comm.size)
@@ -149,13 +155,16 @@ class BlockStore(Protocol):
     def contains_many(self, keys: Ids, exact: bool = True) -> npt.NDArray[np.bool_]:
         """Local. Which keys are there."""
 
-    def get_many(self, keys: Ids, outs: Sequence[npt.NDArray[np.uint8]]) -> Sequence[Any]:
+    def locate(self, key: int) -> Location | None:
+        """Local. Where a block is."""
+
+    def get_many(self, keys: Ids, outs: Sequence[Buffer]) -> list[Any]:
         """Local. Bytes read into each buffer, None for a miss."""
 
-    def put_many(self, keys: Ids, datas: Sequence[npt.NDArray[np.uint8]], *, exists: str) -> Sequence[Any]:
-        """Local. A `PutResult` for each block."""
+    def put_many(self, keys: Ids, data: Sequence[Buffer], *, exists: Literal["keep"]) -> list[PutResult]:
+        """Local. What became of each block."""
 
-    def stats(self) -> Mapping[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Local. The counters of this rank."""
 
 
@@ -170,6 +179,7 @@ class Server:
         batch = min(BATCH_BLOCKS, BATCH_BYTES // setting.block_bytes, longest)
         self._pool = BlockPool(setting.block_bytes, max(1, batch))
         self._tag = _key_tag(setting)
+        self._served = 0
 
     def serve(self, ids: Ids) -> None:
         """Local. One request: fetch its longest prefix that is there and right, compute and put the rest."""
@@ -181,6 +191,7 @@ class Server:
         self.tally.accesses += len(ids)
         self.tally.hits += hits
         self.tally.computes += len(ids) - hits
+        self._served += 1
 
     def _look_up(self, keys: Ids) -> int:
         """How many blocks from the first on seem to be there (by fingerprint: the fetch compares the keys)."""
@@ -193,20 +204,39 @@ class Server:
     def _fetch(self, ids: Ids, keys: Ids, prefix: int) -> int:
         """The length of the prefix that came back right; it ends at the first block that is missing or corrupt."""
         tally, pool = self.tally, self._pool
+        sampled = self._served % SAMPLED == 0
         for first in range(0, prefix, len(pool)):
             last = min(prefix, first + len(pool))
             buffers = pool.poison(last - first)
-            start = perf_counter_ns()
-            sizes = self._store.get_many(keys[first:last], buffers)
-            self._count("get", last - first, start)
+            sizes = self._read_by_tier(keys[first:last], buffers) if sampled else self._read(keys[first:last], buffers)
             there = np.array([size is not None for size in sizes])
             whole = np.array([size == pool.block_bytes for size in sizes])
             right = whole & ~pool.wrong(ids[first:last], first, self._verify)
-            tally.get_bytes += sum(size for size in sizes if size is not None)
             tally.corrupt += int((there & ~right).sum())
             if not right.all():
                 return first + int(np.argmin(right))
         return prefix
+
+    def _read(self, keys: Ids, buffers: Sequence[Buffer]) -> list[Any]:
+        start = perf_counter_ns()
+        sizes = self._store.get_many(keys, buffers)
+        self._count("get", len(keys), start)
+        self.tally.get_bytes += sum(size for size in sizes if size is not None)
+        return sizes
+
+    def _read_by_tier(self, keys: Ids, buffers: Sequence[Buffer]) -> list[Any]:
+        """The same, the blocks of each tier in a call of their own. What moves meanwhile counts where it was."""
+        located = [self._store.locate(hi << 64 | lo) for hi, lo in keys.tolist()]
+        sizes: list[Any] = [None] * len(keys)
+        for tier, path in TIERS.items():
+            of_tier = [k for k, found in enumerate(located) if found is not None and found.path == path]
+            if not of_tier:
+                continue
+            nbytes, ns = self.tally.get_bytes, self.tally.get_ns
+            for k, size in zip(of_tier, self._read(keys[of_tier], [buffers[k] for k in of_tier]), strict=True):
+                sizes[k] = size
+            self.tally.add_timed(tier, self.tally.get_bytes - nbytes, self.tally.get_ns - ns)
+        return sizes
 
     def _compute(self, ids: Ids, keys: Ids, hits: int) -> None:
         """Make the blocks behind the first `hits` and put them; what another rank has put meanwhile stays."""
@@ -224,10 +254,7 @@ class Server:
 
     def _count(self, name: str, blocks: int, start: int) -> None:
         spent = perf_counter_ns() - start
-        tally = self.tally
-        setattr(tally, f"{name}_calls", getattr(tally, f"{name}_calls") + 1)
-        setattr(tally, f"{name}_blocks", getattr(tally, f"{name}_blocks") + blocks)
-        setattr(tally, f"{name}_ns", getattr(tally, f"{name}_ns") + spent)
+        self.tally.add_call(name, blocks, spent)
         self.latencies[name].add(spent)
 
 
@@ -242,23 +269,24 @@ class _Nodes:
     """How the ranks lie on nodes."""
 
     count: int
-    here: int
-    """Ranks on this node."""
     most: int
     """Ranks on the fullest node."""
+    on_host: int
+    """Ranks that share the memory of this host: two "nodes" may lie on one."""
 
 
-def _survey(comm: MPI.Comm) -> _Nodes:
-    """Collective. 1 Split, 2 Allreduces."""
+def _survey(comm: MPI.Intracomm) -> _Nodes:
+    """Collective. 1 Split, 2 allreduces, 1 allgather."""
     from mpi4py import MPI
 
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    here, first = node.size, node.rank == 0
+    ranks, first = node.size, node.rank == 0
     node.Free()
-    return _Nodes(count=comm.allreduce(int(first)), here=here, most=comm.allreduce(here, MPI.MAX))
+    host = MPI.Get_processor_name()
+    return _Nodes(comm.allreduce(int(first)), comm.allreduce(ranks, MPI.MAX), comm.allgather(host).count(host))
 
 
-def _prepare(comm: MPI.Comm, options: WorkloadOptions, nodes: _Nodes) -> tuple[Deal, int]:
+def _prepare(comm: MPI.Intracomm, options: WorkloadOptions, nodes: _Nodes) -> tuple[Deal, int]:
     """This rank's share of the trace and the arena it would take."""
     if comm.rank == 0 and options.json is not None and not options.json.parent.is_dir():
         raise ConfigError(f"--json {options.json}: there is no directory {options.json.parent}")
@@ -273,7 +301,7 @@ def _prepare(comm: MPI.Comm, options: WorkloadOptions, nodes: _Nodes) -> tuple[D
     return dealt, dram
 
 
-def _agree(comm: MPI.Comm, prepare: Callable[[], tuple[Deal, int]]) -> tuple[Deal, int]:
+def _agree(comm: MPI.Intracomm, prepare: Callable[[], tuple[Deal, int]]) -> tuple[Deal, int]:
     """Collective. This rank's share and the smallest arena of all ranks. 1 allgather.
 
     The error of the lowest rank that has one is raised on every rank.
@@ -294,7 +322,7 @@ def _agree(comm: MPI.Comm, prepare: Callable[[], tuple[Deal, int]]) -> tuple[Dea
     return prepared[0], min(dram for _, _, dram in reports)
 
 
-def _setting(comm: MPI.Comm, options: WorkloadOptions, dealt: Deal, dram: int, nodes: _Nodes) -> Setting:
+def _setting(comm: MPI.Intracomm, options: WorkloadOptions, dealt: Deal, dram: int, nodes: _Nodes) -> Setting:
     from mpi4py import MPI
 
     return Setting(
@@ -330,5 +358,5 @@ def _needed_dram(dealt: Deal, block_bytes: int) -> int:
 
 
 def _auto_dram(dealt: Deal, block_bytes: int, nodes: _Nodes) -> int:
-    """What the trace needs, but at most `AUTO_SHARE` of what this node may use."""
-    return min(_needed_dram(dealt, block_bytes), auto_dram(limits(), nodes.here, AUTO_SHARE))
+    """What the trace needs, but at most `AUTO_SHARE` of what this host may use."""
+    return min(_needed_dram(dealt, block_bytes), auto_dram(limits(), nodes.on_host, AUTO_SHARE))

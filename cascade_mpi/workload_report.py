@@ -17,12 +17,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cascade_mpi.blocks import Verify
 from cascade_mpi.config import format_size
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-TIERS = ("local", "node", "remote")
+TIERS = {"local": "self", "node": "node", "remote": "remote"}  # by the path's name in `Store.stats()` and `locate`
 OPERATIONS = ("lookup", "get", "put")
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 Counts = npt.NDArray[np.int64]
@@ -91,22 +92,34 @@ class Tally:
     evicted: int = 0
     local_gets: int = 0
     local_bytes: int = 0
-    local_ns: int = 0
+    local_timed_bytes: int = 0
+    local_timed_ns: int = 0
     node_gets: int = 0
     node_bytes: int = 0
-    node_ns: int = 0
+    node_timed_bytes: int = 0
+    node_timed_ns: int = 0
     remote_gets: int = 0
     remote_bytes: int = 0
-    remote_ns: int = 0
+    remote_timed_bytes: int = 0
+    remote_timed_ns: int = 0
 
     def take(self, stats: Mapping[str, Any]) -> None:
         """Local. Add what the store itself counted (`Store.stats()`)."""
         self.recheck_retries = int(stats["recheck_retries"])
-        self.evicted = int(stats.get("evicted", 0))
-        for tier in TIERS:
-            for name, scale in (("gets", 1), ("bytes", 1), ("seconds", 1e9)):
-                value = int(stats["tiers"][tier].get(name, 0) * scale)
-                setattr(self, f"{tier}_{'ns' if name == 'seconds' else name}", value)
+        self.evicted = int(stats["evicted"])
+        for tier, path in TIERS.items():
+            setattr(self, f"{tier}_gets", int(stats["tiers"][path]["gets"]))
+            setattr(self, f"{tier}_bytes", int(stats["tiers"][path]["bytes"]))
+
+    def add_timed(self, tier: str, nbytes: int, nanoseconds: int) -> None:
+        """Local. Count a read that was served by one tier alone."""
+        for name, value in ((f"{tier}_timed_bytes", nbytes), (f"{tier}_timed_ns", nanoseconds)):
+            setattr(self, name, getattr(self, name) + value)
+
+    def add_call(self, operation: str, blocks: int, nanoseconds: int) -> None:
+        """Local. Count one lookup, get or put of so many blocks."""
+        for name, value in (("calls", 1), ("blocks", blocks), ("ns", nanoseconds)):
+            setattr(self, f"{operation}_{name}", getattr(self, f"{operation}_{name}") + value)
 
     def vector(self) -> Counts:
         """Local. The numbers in the order of `NAMES`."""
@@ -131,7 +144,7 @@ class Setting:
     dram_per_node: int
     dram_total: int
     window: int
-    verify: str
+    verify: Verify
     mpi: str
 
     def line(self) -> str:
@@ -157,7 +170,8 @@ class Result:
         The sum over the ranks of (bytes that the rank moved / seconds it spent in those calls), 1e9 bytes/s: the rate
         at which the job moves blocks while all its ranks do. Making and checking contents is not in it.
     tiers
-        For each tier: gets and bytes of all ranks, and gbps as above from the time the store spent there.
+        For each tier: gets and bytes of all ranks, and gbps as above, measured on the requests whose blocks
+        were fetched tier by tier (one in `workload.SAMPLED` of each rank; a batch is otherwise a mixture).
     latency_us
         Of one call for a batch of blocks: number of calls, blocks per call, mean and quantiles (to 1.1 %).
     """
@@ -188,7 +202,7 @@ class Result:
 
 
 def gather(
-    comm: MPI.Comm, setting: Setting, tally: Tally, latencies: Mapping[str, Latencies], seconds: float
+    comm: MPI.Intracomm, setting: Setting, tally: Tally, latencies: Mapping[str, Latencies], seconds: float
 ) -> Result:
     """Collective. The result over all ranks, on all ranks. 2 Allgathers, 1 Allreduce."""
     mine = tally.vector()
@@ -235,7 +249,7 @@ def summarise(setting: Setting, tallies: Counts, bins: Counts, seconds: float) -
             tier: {
                 "gets": total[f"{tier}_gets"],
                 "bytes": total[f"{tier}_bytes"],
-                "gbps": _rate(ranks[f"{tier}_bytes"], ranks[f"{tier}_ns"]),
+                "gbps": _rate(ranks[f"{tier}_timed_bytes"], ranks[f"{tier}_timed_ns"]),
             }
             for tier in TIERS
         },
@@ -260,7 +274,8 @@ def show(result: Result, console: Console | None = None) -> None:
 
 def _counts_table(result: Result) -> Table:
     identity = "hits + unique + double computes = accesses"
-    table = _table("workload", ["", "value"], caption=identity)
+    table = _table("workload", ["what", "value"], caption=identity)
+    table.show_header = False
     rows: Sequence[tuple[str, str]] = (
         ("requests", f"{result.setting.requests:,}"),
         ("block accesses", f"{result.accesses:,}"),

@@ -21,7 +21,6 @@ from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import write_cell
 from cascade_mpi.layout import (
     BUCKET_WORDS,
-    DESCRIPTOR_BYTES,
     FLAG_CHECKSUM,
     FLAG_PREFIX,
     HARD_SHIFT,
@@ -30,8 +29,6 @@ from cascade_mpi.layout import (
     RANK_SHIFT,
     TIER_DRAM,
     TIER_NAMES,
-    pack_word,
-    place,
 )
 from cascade_mpi.values import Source, encode_dims
 
@@ -98,16 +95,16 @@ class Writer:
 
     def draft(self, hi: int, lo: int, namespace: int, source: Source, *, prefix: bool) -> Draft | None:
         """Local. Write payload and descriptor into a new cell; None if there is no room. No MPI call."""
-        dim0, dims = encode_dims(source.shape)
+        dim0, dims = (source.shape[0], ()) if len(source.shape) == 1 else encode_dims(source.shape)
         reserved = self._dram.reserve(source.nbytes)
         if reserved is None:
             return None
         first, generation = reserved
         fabric, s = self._fabric, self._fabric.scratch
-        target = fabric.arena_address + first * fabric.page_bytes
         payload, total = source.address, 0
         if self._copier.splits(source.nbytes):
             payload = 0  # the threads fence their own streaming stores
+            target = fabric.arena_address + first * fabric.page_bytes
             if self._checksum:
                 total = self._copier.copy_checksum(target, source.address, source.nbytes)
             else:
@@ -117,13 +114,10 @@ class Writer:
             s.dims[:7] = dims
         self._sequence = max(self._sequence + 1, time.time_ns())
         flags = (FLAG_CHECKSUM if self._checksum else 0) | (FLAG_PREFIX if prefix else 0)
-        write_cell(
-            fabric.descriptors_address + first * DESCRIPTOR_BYTES, hi, lo, generation, flags, source.nbytes,
-            fabric.comm.rank, namespace, source.dtype, ndim, self._sequence, dim0,
-            s.dims_address if ndim > 1 else 0, target, payload, total,
+        word = write_cell(
+            fabric.ctx, first, hi, lo, generation, flags, source.nbytes, namespace, source.dtype, ndim,
+            self._sequence, dim0, s.dims_address if ndim > 1 else 0, payload, total,
         )  # fmt: skip
-        fp = place(hi, lo, fabric.comm.size, fabric.buckets).fp
-        word = pack_word(fp, generation, TIER_DRAM, fabric.comm.rank, first, hard=prefix)
         return Draft(hi, lo, word, source.nbytes)
 
     def publish(self, draft: Draft, exists: Exists, looked: float = 0.0) -> PutResult:

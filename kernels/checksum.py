@@ -29,6 +29,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba import types, uint64
+from numba.core import cgutils
+from numba.extending import intrinsic
+
 from cascade_mpi.kernels.copy import PAGE
 from cascade_mpi.kernels.intrinsics import (
     LINE_BYTES,
@@ -40,10 +45,6 @@ from cascade_mpi.kernels.intrinsics import (
     store64,
 )
 from cascade_mpi.kernels.jit import device, kernel
-from llvmlite import ir
-from numba import types, uint64
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 CHUNK = 4 << 20
 LANES = 8

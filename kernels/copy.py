@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
 from cascade_mpi.kernels.intrinsics import fence_seq_cst, memcpy, stream_line
 from cascade_mpi.kernels.jit import device, kernel
 

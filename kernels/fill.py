@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from cascade_mpi.kernels.jit import device, kernel
 from numba import uint64
+
+from cascade_mpi.kernels.jit import device, kernel
 
 GOLDEN = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9

@@ -39,7 +39,8 @@ _RANK_SHIFT, _RANK_MASK, _PAGE_MASK = _U(layout.RANK_SHIFT), _U(layout.MAX_RANKS
 _TIER_SHIFT, _TIER_MASK, _DRAM = _U(layout.TIER_SHIFT), _U(3), _U(layout.TIER_DRAM)
 _ONE = _U(1)
 _MAGIC = _U(layout.MAGIC)
-_FLAG_CHECKSUM = _U(layout.FLAG_CHECKSUM)
+_FLAG_CHECKSUM, _FLAG_PREFIX = _U(layout.FLAG_CHECKSUM), _U(layout.FLAG_PREFIX)
+_PREFIX_SHIFT, _HARD_SHIFT = _U(layout.FLAG_PREFIX.bit_length() - 1), _U(layout.HARD_SHIFT)
 
 O_GENERATION, O_FLAGS, O_LENGTH, O_HI, O_LO, O_CHECKSUM, O_NAMESPACE, O_SEQUENCE, O_MANAGER, O_DTYPE, O_NDIM = (
     layout.DESCRIPTOR.fields[name][1]  # type: ignore[index]
@@ -238,17 +239,19 @@ def write_cell_payload(target, source, nbytes):  # type: ignore[no-untyped-def]
     write_payload_then_fence(target, source, nbytes)
 
 
-@kernel("void(int64,uint64,uint64,uint64,int64,int64,int64,uint64,int64,int64,uint64,int64,int64,int64,int64,uint64)")
+@kernel("uint64(int64,int64,uint64,uint64,uint64,int64,int64,uint64,int64,int64,uint64,int64,int64,int64,uint64)")
 def write_cell(  # type: ignore[no-untyped-def]
-    descriptor, hi, lo, generation, flags, length, manager, namespace, dtype, ndim, sequence, dim0, dims,
-    target, source, total,
+    ctx, page, hi, lo, generation, flags, length, namespace, dtype, ndim, sequence, dim0, dims, source, total,
 ):  # fmt: skip
-    """Write descriptor and payload of a cell that no word names yet, then the fence.
+    """Write descriptor and payload of an own cell that no word names yet, then the fence: the word for it.
 
     `dims` is the address of 7 u32 (0: none), `source` that of the payload (0: it is there already with the
     checksum `total`, and its threads have fenced). With FLAG_CHECKSUM in `flags` the checksum is computed
-    in the copy.
+    in the copy; with FLAG_PREFIX the word is a hard one.
     """
+    rank = field(ctx, c.RANK)
+    base = field(field(ctx, c.DATA_BASES), 2 * rank)
+    descriptor, target = descriptor_address(ctx, base, page), payload_address(ctx, base, page)
     store32(descriptor, 0)  # a reader with an old word must not find a mixture that looks whole
     fence_seq_cst()
     if source != 0 and np.uint64(flags) & _FLAG_CHECKSUM:
@@ -266,7 +269,7 @@ def write_cell(  # type: ignore[no-untyped-def]
     store64(descriptor + O_NAMESPACE, namespace)
     store64(descriptor + 64, 0)
     store64(descriptor + O_SEQUENCE, sequence)
-    store16(descriptor + O_MANAGER, manager)
+    store16(descriptor + O_MANAGER, rank)
     store8(descriptor + O_DTYPE, dtype)
     store8(descriptor + O_NDIM, ndim)
     store64(descriptor + O_DIM0, dim0)
@@ -279,13 +282,12 @@ def write_cell(  # type: ignore[no-untyped-def]
     store32(descriptor, _MAGIC)
     # Payload and descriptor before the word; drains the streaming stores too.
     fence_seq_cst()
-
-
-@kernel("void(int64,int64)")
-def wipe_then_fence(descriptors, page):  # type: ignore[no-untyped-def]
-    """Make the descriptor of a cell that left limbo say nothing, before its pages are given out again."""
-    store32(descriptors + page * DESCRIPTOR_BYTES, 0)
-    fence_seq_cst()
+    _, _, fp = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
+    hard = (np.uint64(flags) & _FLAG_PREFIX) >> _PREFIX_SHIFT
+    return (
+        (fp << _FP_SHIFT) | (generation << _GENERATION_SHIFT) | (hard << _HARD_SHIFT) | (_DRAM << _TIER_SHIFT)
+        | (np.uint64(rank) << _RANK_SHIFT) | np.uint64(page)
+    )  # fmt: skip
 
 
 @kernel("void()")

@@ -13,16 +13,15 @@ import ctypes
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from cascade_mpi.kernels import context as c
-from cascade_mpi.kernels.checksum import checksum_twin
 
 from cascade_mpi import layout, onesided
+from cascade_mpi.kernels import context as c
+from cascade_mpi.kernels.checksum import checksum_twin
 
 CALLS = (
     "get", "get_pinned", "find", "publish", "remove", "slot_of", "hint_gone", "pin", "unpin",
@@ -53,9 +52,10 @@ class Placed(NamedTuple):
 class Window:
     """The memory of all ranks in one window; each rank's begins at a displacement of its own."""
 
-    def __init__(self, ranks: int, nbytes: int, mapped: set[int]) -> None:
+    def __init__(self, ranks: int, nbytes: int, mapped: set[int], backed: int | None = None) -> None:
+        self.nbytes = nbytes
         self.shifts = [64 * (rank + 1) for rank in range(ranks)]
-        self.areas = [np.zeros(shift + nbytes, np.uint8) for shift in self.shifts]
+        self.areas = [np.zeros(shift + (nbytes if backed is None else backed), np.uint8) for shift in self.shifts]
         self.memory = [area[shift:] for area, shift in zip(self.areas, self.shifts, strict=True)]
         self.table = np.zeros((ranks, 2), np.int64)
         for rank in range(ranks):
@@ -71,13 +71,23 @@ class EmulatedMpi:
         self.calls: list[tuple[str, int, int]] = []  # (function, window, rank)
         self.faults: list[str] = []  # what a correct program never does
         self.eager: set[int] = set()
-        self.fail_next: dict[str, int] = {}  # function -> error code to return
+        self._failing = ("", 0, 0)  # function, which call of it, error code
         self.now = 1000
+        self.step = 0  # what the clock gains each time that it is looked at
+        self.transfers: list[tuple[int, int, int, int]] = []  # of Gets: window, rank, displacement, bytes
+        self.pretend_from = 1 << 62  # Gets of so many bytes move none
         self._actions: dict[tuple[str, int], list[tuple[int, Callable[[], None]]]] = {}
 
     def before(self, function: str, window: int, action: Callable[[], None], skip: int = 0) -> None:
-        """Run `action` once, before the call number `skip` + 1 from now on."""
+        """Run `action` once, before the call number `skip` + 1 from now on.
+
+        "delivery" is the moment in a Flush at which one pending operation takes place.
+        """
         self._actions.setdefault((function, window), []).append((self.count(function, window) + skip, action))
+
+    def fail(self, function: str, skip: int, error: int) -> None:
+        """Let the call number `skip` + 1 from now on return an error code."""
+        self._failing = function, self.count(function) + skip + 1, error
 
     def count(self, function: str, window: int | None = None, rank: int | None = None) -> int:
         return sum(name == function and window in (None, on) and rank in (None, at) for name, on, at in self.calls)
@@ -87,22 +97,27 @@ class EmulatedMpi:
             if due == self.count(function, window):
                 action()
         self.calls.append((function, window, rank))
-        return self.fail_next.pop(function, 0)
+        failing, number, error = self._failing
+        return error if function == failing and self.count(function) == number else 0
 
     def _target(self, window: int, rank: int, disp: int, nbytes: int) -> int:
         if not 0 <= rank < len(self.windows[window].areas):
             raise IndexError(f"rank {rank} of window {window}")
         area, shift = self.windows[window].areas[rank], self.windows[window].shifts[rank]
-        if not (shift <= disp and disp + nbytes <= area.size):
-            raise IndexError(f"bytes {disp}..{disp + nbytes} of rank {rank} in window {window}: {shift}..{area.size}")
-        return area.ctypes.data + disp
+        end = shift + self.windows[window].nbytes
+        if not (shift <= disp and disp + nbytes <= end):
+            raise IndexError(f"bytes {disp}..{disp + nbytes} of rank {rank} in window {window}: {shift}..{end}")
+        return int(area.ctypes.data) + disp
 
     def get(self, origin: int, nbytes: int, rank: int, disp: int, window: int) -> int:
         error = self._enter("get", window, rank)
         source = self._target(window, rank, disp, nbytes)
         if error:
             return error
-        if window in self.eager:
+        self.transfers.append((window, rank, disp, nbytes))
+        if nbytes >= self.pretend_from:
+            self._later(window, rank, lambda: None)
+        elif window in self.eager:
             ctypes.memmove(origin, source, nbytes)
         else:
             ctypes.memset(origin, RUBBISH, nbytes)
@@ -119,6 +134,7 @@ class EmulatedMpi:
     def flush(self, rank: int, window: int) -> int:
         error = self._enter("flush", window, rank)
         for action in self.pending.pop((window, rank), []):
+            self._enter("delivery", window, rank)
             action()
         return error
 
@@ -140,6 +156,10 @@ class EmulatedMpi:
 
     def iprobe(self) -> int:
         return self._enter("iprobe", -1, -1)
+
+    def time(self) -> int:
+        self.now += self.step
+        return self.now
 
     def _later(self, window: int, rank: int, action: Callable[[], Any]) -> None:
         self.pending.setdefault((window, rank), []).append(action)
@@ -196,7 +216,7 @@ class Functions:
                 guarded(swap)
             ),
             "iprobe": ctypes.CFUNCTYPE(integer, integer, integer, integer, pointer, pointer)(guarded(probe)),
-            "time": ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(lambda _: mpi.now),
+            "time": ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(lambda _: mpi.time()),
         }
 
     def address(self, name: str) -> int:
@@ -240,8 +260,8 @@ class WindowObject:
 class MemoryStore:
     """R ranks' memory and the calls of one of them, `rank`, on it.
 
-    `index`, `data` and `pins` are the ranks that are mapped in each window; `calls` is "compiled" or
-    "python". After each call the emulation is checked.
+    `index`, `data` and `pins` are the ranks that are mapped in each window (None: all); `calls` is "compiled"
+    or "python"; `backed` bytes of each arena exist (None: all). After each call the emulation is checked.
     """
 
     def __init__(
@@ -256,6 +276,7 @@ class MemoryStore:
         index: set[int] | None = None,
         data: set[int] | None = None,
         pins: set[int] | None = None,
+        backed: int | None = None,
     ) -> None:
         everybody = set(range(ranks))
         self.ranks, self.rank, self.pages, self.page_bytes, self.buckets = ranks, rank, pages, page_bytes, buckets
@@ -269,7 +290,8 @@ class MemoryStore:
             self.arena_at + pages * page_bytes,
             ranks * onesided.SLOTS_PER_PEER * 8,
         ]
-        self.windows = [Window(ranks, size, where) for size, where in zip(sizes, mapped, strict=True)]
+        backing = [None, None if backed is None else self.arena_at + backed, None]
+        self.windows = [Window(ranks, *each) for each in zip(sizes, mapped, backing, strict=True)]
         self.mpi = EmulatedMpi(self.windows)
         self.functions = Functions(self.mpi)
         self.hooks = np.zeros(c.HOOK_WORDS, np.int64)
@@ -387,6 +409,13 @@ class MemoryStore:
         self.mpi.check()
         return result
 
+    def failing_call(self, name: str, *args: int) -> int:
+        """One call in which MPI fails: what was under way then is lost."""
+        result = self._calls[name](self.ctx, self.s, *args)
+        self.mpi.pending.clear()
+        self.mpi.check()
+        return result
+
     def get(self, key: Key, room: int, offset: int = 0, what: int = onesided.WHOLE) -> tuple[int, bytes]:
         """(outcome, the buffer's bytes); the byte behind the buffer must not be written."""
         target = np.full(room + 1, 0xA5, np.uint8)
@@ -427,12 +456,11 @@ class MemoryStore:
 
     # ------------------------------------------------------------------------------------------------ races
 
-    @contextmanager
-    def held_reader(self, call: Callable[[], Any]) -> Iterator[SimpleNamespace]:
-        """Run `call` in a thread until it stands between the copy and the re-check; it goes on after the block.
+    def race(self, call: Callable[[], Any], *actions: Callable[[], None]) -> Any:
+        """The result of `call` in a thread that stops between each copy and its re-check for the next action.
 
-        The namespace's `result` is set when the block has been left. Fails, and does not hang, if the
-        reader never arrives or never ends.
+        After the last action it runs freely. Fails, and does not hang, if it stops less often than there
+        are actions, or never ends.
         """
         outcome = SimpleNamespace(result=None, error=None)
 
@@ -446,19 +474,24 @@ class MemoryStore:
         self.hooks[c.H_READER] = -1
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
+        arrived = 0
         try:
-            limit = time.monotonic() + WATCHDOG_S
-            while self.hooks[c.H_ARRIVED] == 0 and thread.is_alive() and time.monotonic() < limit:
-                time.sleep(0)  # gives the GIL away
-            assert self.hooks[c.H_ARRIVED] == 1, "the reader did not come to the gate"
-            yield outcome
+            for action in actions:
+                limit = time.monotonic() + WATCHDOG_S
+                while self.hooks[c.H_ARRIVED] == arrived and thread.is_alive() and time.monotonic() < limit:
+                    time.sleep(0)  # gives the GIL away
+                arrived += 1
+                assert self.hooks[c.H_ARRIVED] == arrived or outcome.error, f"the reader did not stop {arrived} times"
+                action()
+                self.hooks[c.H_RELEASED] = arrived
         finally:
-            self.hooks[c.H_RELEASED] = 1 << 62  # this time and every later one
+            self.hooks[c.H_RELEASED] = 1 << 62
             thread.join(WATCHDOG_S)
             self.hooks[c.H_READER] = 0
         assert not thread.is_alive(), "the reader did not end"
         if outcome.error is not None:
             raise outcome.error
+        return outcome.result
 
 
 def colliding_keys(store: MemoryStore, number: int, start: int = 0, home: int | None = None) -> list[Key]:

@@ -24,8 +24,9 @@ Properties::
     leak       all is quiet and swept, and a cell is neither free nor named, or a pin is still set
     stuck      all is quiet, and an operation has not ended
 
-`python tests/unit/protocol_model.py [--all] [NUMBER ...]` prints the table of configurations; with
-numbers only those, with their shortest traces. The exit status is 1 if one is not as it should be.
+`python tests/unit/protocol_model.py [--all] [NUMBER ...]` prints a table of the configurations that
+`test_protocol_model` lists; with numbers only those, with their shortest traces. The exit status is 1 if
+one does not break exactly what it should break.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Action = tuple[Any, ...]
@@ -56,12 +57,13 @@ class Rules:
     retries: int = 3  # attempts after the first in which the word may change under a get
     fallback: str = "pin"  # after those: pin and read | "miss"
     pin: str = "first"  # view: pin, then read the word again | "late", after it | "none"
+    unpin: bool = True  # a view gives its pin back
     heed_pins: bool = True  # a pinned cell is not reused
     look_at_pins: str = "after"  # reclaim looks at the pins after the word has left | "before"
     flush_removal: bool = True  # a cell is reused only after its removal is known to have landed
     in_place: str = "never"  # a replace writes into its old cell: never | "always" | if its word is "gone"
     invalidate: bool = True  # a cell's old descriptor is made invalid before its payload changes
-    publish: str = "last"  # after payload and descriptor | before the "descriptor" | before the "payload"
+    publish: str = "last"  # after payload and descriptor | "first"
     post_check: str = "repeat"  # look for doubles after a publish, until none is left | "once" | "none"
     post_check_mismatch: str = "ask"  # as writer_mismatch, after the publish
     removal: str = "downwards"  # doubles leave from the highest slot down | "upwards"
@@ -167,13 +169,14 @@ class Protocol:
             else:
                 return hits, tuple(slot for slot, word in enumerate(words) if not word)
 
-    def fill(self, word: Word, key: str, value: str, parts: str) -> Operation:
-        """Write some parts of a cell that no word names."""
+    def fill(self, word: Word, key: str, value: str) -> Operation:
+        """Write payload and descriptor of a cell that no word names."""
         if self.row.stores == "at once":
             yield ("fill", word, key, value)
             return ()
-        if self.rules.invalidate and parts[0] == "A":
+        if self.rules.invalidate:
             yield ("store", word.cell, "D", None)
+        parts = self.row.halves + "D"
         while parts:
             first = parts if self.row.stores == "any order" else parts[0]
             part = yield [("store", word.cell, p, (key, word.generation) if p == "D" else value) for p in first]
@@ -245,7 +248,7 @@ class Protocol:
                 _, descriptor = yield ("get part", word.cell, "D")
                 if self.is_of(descriptor, key, word):
                     got = yield from self.fetch(self.row.halves, slot, word)
-                    if pinning != "none":
+                    if pinning != "none" and self.rules.unpin:
                         yield ("unpin",)
                     return ("value", *(half for _, half in got))
                 if pinning != "none":
@@ -263,9 +266,8 @@ class Protocol:
         new = yield ("take", key)
         if new is None:
             return ("refused",)
-        body = {"last": self.row.halves + "D", "descriptor": self.row.halves, "payload": ""}[rules.publish]
-        if body:
-            yield from self.fill(new, key, value, body)
+        if rules.publish == "last":
+            yield from self.fill(new, key, value)
         while True:
             hits, empty = yield from self.look_up(key, rules.writer_mismatch)
             if not hits and not empty:
@@ -275,11 +277,11 @@ class Protocol:
             published = yield ("publish", slot, old, new)
             if published:
                 break
-        if rest := (self.row.halves + "D")[len(body) :]:
-            yield from self.fill(new, key, value, rest)
+        if rules.publish == "first":
+            yield from self.fill(new, key, value)
         if old and old != new and self.mine(me, old):
             yield ("reclaim", old, None)
-        del slot, old, hits, empty, rest, published, body
+        del slot, old, hits, empty, published
         if rules.post_check == "none":
             return ("stored", value, new)
         while True:
@@ -336,7 +338,7 @@ class Protocol:
         new = yield ("take", key)
         if new is None:
             return ("refused",)
-        yield from self.fill(new, key, value, self.row.halves + "D")
+        yield from self.fill(new, key, value)
         words = yield from self.bucket()
         slot = words.index(old) if old in words else None
         del words
@@ -650,9 +652,10 @@ class World:
         broken, keys = set(), []
         for word in filter(None, self.slots):
             status, generation, key = self.table[word.cell]
-            keys.append(key)
             if status not in (PUBLISHING, LIVE) or generation != word.generation:
                 broken.add("dangling")
+            else:
+                keys.append(key)
         if len(set(keys)) < len(keys):
             writing = {begun[1] for begun in self.begun if begun and begun[0] == "put"}
             if any(keys.count(key) > 1 for key in set(keys) - writing):
@@ -758,3 +761,9 @@ def _flat(observed: Any) -> list[Any]:
 def explore(row: Row, merge: bool = True) -> Result:
     """Search all interleavings of a configuration."""
     return Explorer(row, merge).run()
+
+
+if __name__ == "__main__":
+    import test_protocol_model  # the list of configurations is kept with the tests
+
+    sys.exit(test_protocol_model.main(sys.argv[1:]))

@@ -1,0 +1,214 @@
+"""What every test of the store on several ranks shares: communicators, stores, and failing together.
+
+A test runs on any number of ranks, the same on each. Covers the fixtures, the exchange of outcomes after
+each test, and the watchdog. Does not cover how the job is started (see `tests/launch.py`).
+
+A rank that fails alone would leave the others in a collective, or pair its next one with theirs. So after
+each test the ranks meet on a communicator of their own: a failure of one becomes a failure of all, and
+when one has failed and the others do not come, the job ends.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mpi4py import MPI
+
+from cascade_mpi.store import Store
+
+WATCHDOG_S = 120.0  # far beyond any test
+MEET_S = 30.0  # how long a rank that failed waits for the others
+RESULTS = "CASCADE_TEST_RESULTS"  # a folder for one file of counts per rank
+SMALL: dict[str, Any] = {"dram_bytes": "8MiB", "copy_threads": 1}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "allocate-compiled": {"windows": "allocate", "mpi_calls": "compiled"},
+    "allocate-python": {"windows": "allocate", "mpi_calls": "python"},
+    "shared-compiled": {"windows": "shared", "mpi_calls": "compiled"},
+    "shared-python": {"windows": "shared", "mpi_calls": "python"},
+}
+
+_reports = pytest.StashKey[dict[str, pytest.TestReport]]()
+_counts = {"passed": 0, "failed": 0, "skipped": 0}
+_errors: list[int] = []  # a copy of the real stderr, which pytest does not capture
+_kept: dict[tuple[Any, ...], Store] = {}  # open stores that tests share one after the other
+
+
+# ------------------------------------------------------------------------------------------ failing together
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    _errors.append(os.dup(2))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    item.stash.setdefault(_reports, {})[report.when] = report
+    if report.when == "call" or report.outcome != "passed":
+        _counts[report.outcome] += 1
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    for store in _kept.values():
+        store.close()
+    _kept.clear()
+    if folder := os.environ.get(RESULTS):
+        world = MPI.COMM_WORLD
+        result = {"rank": world.rank, "size": world.size, "testsfailed": session.testsfailed, **_counts}
+        Path(folder, f"{world.rank}.json").write_text(json.dumps(result))
+
+
+def _failed(item: pytest.Item) -> pytest.TestReport | None:
+    return next((report for report in item.stash.get(_reports, {}).values() if report.failed), None)
+
+
+def _meet(world: MPI.Intracomm, item: pytest.Item) -> None:
+    """Wait for all ranks; end the job when this one has failed and the others are stuck without it."""
+    request, failed = world.Ibarrier(), _failed(item)
+    deadline = time.monotonic() + MEET_S
+    while not request.Test():
+        time.sleep(1e-4)
+        if failed is not None and time.monotonic() > deadline:
+            text = f"rank {world.rank} failed in {item.nodeid}, the others wait for it:\n{failed.longreprtext}\n"
+            os.write(_errors[0], text.encode())
+            MPI.COMM_WORLD.Abort(1)
+
+
+@pytest.fixture(scope="session")
+def _world() -> Iterator[MPI.Intracomm]:
+    """For the meetings alone: whatever a broken test left behind is on another communicator."""
+    world = MPI.COMM_WORLD.Dup()
+    yield world
+    world.Free()
+
+
+@pytest.fixture(autouse=True)
+def together(request: pytest.FixtureRequest, _world: MPI.Intracomm) -> Iterator[None]:
+    """Every test begins and ends on all ranks, fails on all if on one, and does not hang."""
+    guarded = float(request.config.getini("faulthandler_timeout") or 0) > 0  # pytest keeps the watch then
+    if not guarded:
+        faulthandler.dump_traceback_later(WATCHDOG_S, exit=True, file=_errors[0])
+    _meet(_world, request.node)
+    yield
+    _meet(_world, request.node)
+    if not guarded:
+        faulthandler.cancel_dump_traceback_later()
+    outcomes = _world.allgather(None if (report := _failed(request.node)) is None else report.longreprtext)
+    failed = [rank for rank, text in enumerate(outcomes) if text is not None]
+    if failed and _world.rank not in failed:
+        pytest.fail(f"failed on ranks {failed}; on rank {failed[0]}:\n{outcomes[failed[0]]}", pytrace=False)
+
+
+@pytest.fixture
+def assert_all() -> Callable[..., None]:
+    """`assert_all(comm, ok, message)`: Collective. Fail on all ranks if `ok` is false on one; say where."""
+
+    def check(comm: MPI.Intracomm, ok: Any, message: str = "") -> None:
+        everyone = comm.allgather((bool(ok), message))
+        failed = [(rank, text) for rank, (good, text) in enumerate(everyone) if not good]
+        if failed:
+            details = "; ".join(f"rank {rank}: {text}" for rank, text in failed)
+            pytest.fail(f"false on {len(failed)} of {comm.size} ranks: {details}", pytrace=True)
+
+    return check
+
+
+@pytest.fixture
+def raises_all(assert_all: Callable[..., None]) -> Callable[..., str]:
+    """`raises_all(comm, error, call)`: Collective. `call` raises `error` on every rank; this rank's text."""
+
+    def check(comm: MPI.Intracomm, error: type[Exception], call: Callable[[], Any]) -> str:
+        text, got = "", "nothing was raised"
+        try:
+            call()
+        except error as raised:
+            text, got = str(raised), ""
+        except Exception as raised:
+            got = f"{type(raised).__name__}: {raised}"
+        assert_all(comm, not got, got)
+        return text
+
+    return check
+
+
+# ------------------------------------------------------------------------------------ communicators and stores
+
+
+@pytest.fixture
+def comm() -> Iterator[MPI.Intracomm]:
+    """All ranks."""
+    made = MPI.COMM_WORLD.Dup()
+    yield made
+    made.Free()
+
+
+@pytest.fixture(params=["self", "world"])
+def any_comm(request: pytest.FixtureRequest) -> Iterator[MPI.Intracomm]:
+    """This rank alone, then all ranks."""
+    made = (MPI.COMM_SELF if request.param == "self" else MPI.COMM_WORLD).Dup()
+    yield made
+    made.Free()
+
+
+@pytest.fixture
+def open_store(request: pytest.FixtureRequest) -> Iterator[Callable[..., Store]]:
+    """`open_store(comm, **settings)`: Collective. A small store of its own, closed when the test has passed."""
+    opened: list[Store] = []
+
+    def make(comm: MPI.Intracomm, **settings: Any) -> Store:
+        store = Store(comm, **(SMALL | settings))
+        opened.append(store)
+        return store
+
+    yield make
+    report = request.node.stash.get(_reports, {}).get("call")
+    if report is not None and report.passed:  # else the others may not come
+        for store in reversed(opened):
+            store.close()
+
+
+def kept_store(**settings: Any) -> Store:
+    """Collective. An empty store on all ranks with these settings, opened once and shared by the tests."""
+    at = tuple(sorted(settings.items()))
+    if at not in _kept:
+        _kept[at] = Store(MPI.COMM_WORLD, **(SMALL | settings))
+    return _kept[at]
+
+
+def _lend(request: pytest.FixtureRequest, **settings: Any) -> Iterator[Store]:
+    store = kept_store(**settings)
+    yield store
+    report = request.node.stash.get(_reports, {}).get("call")
+    if report is None or not report.passed:
+        _kept.pop(tuple(sorted(settings.items())), None)  # in an unknown state: never used nor closed
+        return
+    if store._open:
+        MPI.COMM_WORLD.Barrier()
+        store.check()
+        store.clear()
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """An empty store on all ranks in the default layout; `check()` is called after the test."""
+    yield from _lend(request)
+
+
+@pytest.fixture(params=list(VARIANTS))
+def any_store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """An empty store on all ranks, in each window layout, with MPI called from the kernels and from Python."""
+    yield from _lend(request, **VARIANTS[request.param])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if MPI.COMM_WORLD.rank == 0:
+        terminalreporter.write_line(f"on {MPI.COMM_WORLD.size} ranks, {sys.version.split()[0]}")
