@@ -256,10 +256,13 @@ class PythonCalls:
 
     def _send_touches(self, s: _Scratch) -> None:
         ring = s.signed[c.TOUCH_RING : c.TOUCH_RING + 2 * s.signed[c.TOUCHES]].tolist()
+        if not ring:
+            return
         s.unsigned[c.TOUCH_VALUE] = self._now() & _MASK64
         for rank, page in zip(ring[::2], ring[1::2], strict=True):
             self._put(s.at(c.TOUCH_VALUE), 4, rank, self._field(c.TOUCH_AT) + 4 * page, DATA)
-        self._flush_all(ring[::2], DATA)
+        for rank in dict.fromkeys(ring[::2]):
+            self._flush(rank, DATA)
         s.signed[c.TOUCHES] = 0
 
     def _count_hit(self, s: _Scratch, rank: int, nbytes: int) -> None:

@@ -1,0 +1,1 @@
+"""Benchmark programs of Cascade, run from the checkout: `python -m bench --help`."""

@@ -1,0 +1,150 @@
+"""`python -m bench`: the command line of the benchmark programs.
+
+Covers options and who may talk under an MPI launcher. Does not cover what the programs do: each is a
+module of this package that is imported when it is asked for, so that one program needs only its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from cascade_mpi.cli import launcher_rank
+from cascade_mpi.config import parse_size
+from cascade_mpi.errors import ConfigError
+
+Job = Callable[[], int]
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows to this file.")]
+
+app = typer.Typer(
+    name="bench",
+    help="Benchmarks of Cascade; run them with mpiexec.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> int:
+    """Parse on every rank, quietly on all but the first, then run; the exit status."""
+    jobs: list[Job] = []
+    status = 0
+    with contextlib.ExitStack() as stack:
+        if launcher_rank() != 0:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        try:
+            app(prog_name="python -m bench", obj=jobs)
+        except SystemExit as end:  # how typer always ends
+            status = end.code if isinstance(end.code, int) else 1
+    return _run(jobs[0]) if jobs and status == 0 else status
+
+
+def _run(job: Job) -> int:
+    """Collective. The job's exit status; an error on one rank ends the job: the others would wait for ever."""
+    from mpi4py import MPI
+
+    try:
+        return job()
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        if MPI.COMM_WORLD.size > 1:
+            MPI.COMM_WORLD.Abort(1)
+        return 1
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(parse_size(each) for each in text.split(","))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    if min(sizes) < 1:
+        raise typer.BadParameter(f"{text}: a block has 1 byte or more")
+    return sizes
+
+
+@app.command()
+def micro(
+    context: typer.Context,
+    json_file: _Json = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of samples behind each median.")] = 15,
+    working_set: Annotated[str, typer.Option(help="Bytes on each rank that blocks are drawn from in turn.")] = "1GiB",
+    sizes: Annotated[str, typer.Option(help="Blocks of get_self, get_node and put_self.")] = "1MiB,16MiB,64MiB",
+    remote_sizes: Annotated[str, typer.Option(help="Blocks of get_remote.")] = "1MiB,4MiB,16MiB",
+    copy_sizes: Annotated[str, typer.Option(help="Copies of the thread curve.")] = "4MiB,16MiB,64MiB,256MiB",
+    operations: Annotated[int, typer.Option(min=1, help="Small operations in one timed sample.")] = 256,
+    case: Annotated[list[str] | None, typer.Option(help="Only this case; may be repeated.")] = None,
+) -> None:
+    """Time single operations of the store against the copies and MPI calls that they are made of."""
+    from bench.micro import CASES, Options, run
+
+    unknown = sorted(set(case or ()) - set(CASES))
+    if unknown:
+        raise typer.BadParameter(f"--case {unknown[0]}: it must be one of {', '.join(CASES)}")
+    options = Options(
+        pairs=pairs,
+        working_set=_sizes(working_set)[0],
+        sizes=_sizes(sizes),
+        remote_sizes=_sizes(remote_sizes),
+        copy_sizes=_sizes(copy_sizes),
+        operations=operations,
+        cases=tuple(case or CASES),
+    )
+    context.obj.append(lambda: run(options, json_file))
+
+
+@app.command()
+def copy(
+    context: typer.Context,
+    json_file: _Json = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved samples behind each median.")] = 15,
+    working_set: Annotated[str, typer.Option(help="Bytes that sources and targets are drawn from.")] = "1GiB",
+    sizes: Annotated[str, typer.Option(help="Sizes of a copy.")] = "4MiB,16MiB,64MiB,256MiB",
+) -> None:
+    """Time a large copy by 1, 2, ... threads: as many as this process has cores."""
+    from bench.micro import Options, run
+
+    options = Options(pairs=pairs, working_set=_sizes(working_set)[0], copy_sizes=_sizes(sizes), cases=("copy",))
+    context.obj.append(lambda: run(options, json_file))
+
+
+@app.command(context_settings=_PASS_ON)
+def torture(context: typer.Context) -> None:
+    """Race readers, writers and deleters on few keys, and check every history (options: torture --help)."""
+    _delegate(context, "torture")
+
+
+@app.command(context_settings=_PASS_ON)
+def mutations(context: typer.Context) -> None:
+    """Break the protocol on purpose, one rule at a time, and see a test find it (options: mutations --help)."""
+    _delegate(context, "mutations")
+
+
+def _delegate(context: typer.Context, name: str) -> None:
+    """Hand the arguments to `main(arguments)` of the module `bench.NAME`."""
+    module, arguments = _module(name), list(context.args)
+    context.obj.append(lambda: int(module.main(arguments) or 0))
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"bench.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"bench.{name}":
+            raise
+        raise typer.BadParameter(f"this checkout has no bench/{name}.py") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
