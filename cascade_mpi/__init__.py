@@ -5,6 +5,7 @@ Importing this package does not initialise MPI; `Store` takes the communicator a
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from cascade_mpi.config import Config
@@ -13,6 +14,7 @@ from cascade_mpi.errors import CascadeError
 if TYPE_CHECKING:
     from cascade_mpi.store import PutResult, Store
 
+logging.getLogger("cascade").addHandler(logging.NullHandler())  # silent unless the program listens
 __version__ = "0.1.0"
 __all__ = ["CascadeError", "Config", "PutResult", "Store", "__version__"]
 

@@ -44,6 +44,7 @@ def check(fabric: Fabric, dram: DramTier, pins: PinTable) -> dict[str, int]:
     comm = fabric.comm
     comm.Barrier()
     dram.sweep(everything=True)
+    dram.compute_checksums()
     comm.Barrier()
     problems: list[str] = []
     claims = _check_words(fabric, problems)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -20,8 +21,8 @@ from cascade_mpi.allocator import PageAllocator
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.kernels.probe import full_fence
-from cascade_mpi.layout import DESCRIPTOR, HARD_SHIFT, MAX_PAGES
+from cascade_mpi.kernels.probe import checksum_cell, full_fence
+from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES, HARD_SHIFT, MAX_PAGES
 from cascade_mpi.onesided import SLOTS_PER_PEER
 
 _PAGE_MASK = MAX_PAGES - 1
@@ -44,6 +45,7 @@ class DramTier:
         self._magics = self.records["magic"]
         self.live_bytes = 0
         self.evicted = self.evicted_bytes = self.swept = 0
+        self._unsummed: deque[int] = deque()
         self._rest, self._evicts = rest, evict
         self._last_retired = -1.0
         self.pause: Callable[[str], None] | None = None  # test hook
@@ -74,12 +76,27 @@ class DramTier:
                     return None
             return cell
 
-    def enter(self, word: int, nbytes: int) -> None:
+    def enter(self, word: int, nbytes: int, *, unsummed: bool = False) -> None:
         """Local. Note a word as published; the caller holds the lock since before its CAS (rule R8)."""
         first = word & _PAGE_MASK
         self.words[first] = word
         self.fabric.touched[first] = int(time.time()) - self.fabric.epoch
         self.live_bytes += nbytes
+        if unsummed:
+            self._unsummed.append(word)
+
+    def compute_checksums(self, limit: int | None = None) -> int:
+        """Local. Compute checksums that puts have left for later, at most `limit`: how many."""
+        done = 0
+        with self.lock:  # the cell cannot be retired and reused meanwhile
+            while self._unsummed and (limit is None or done < limit):
+                word = self._unsummed.popleft()
+                first = word & _PAGE_MASK
+                if int(self.words[first]) == word:
+                    descriptor = self.fabric.descriptors_address + first * DESCRIPTOR_BYTES
+                    checksum_cell(descriptor, self.fabric.arena_address + first * self.fabric.page_bytes)
+                    done += 1
+        return done
 
     def give_up(self, first: int) -> None:
         """Local. A reserved cell whose word is nowhere and will never be published goes to limbo."""

@@ -351,10 +351,8 @@ def _account(ctx, s, outcome, what):  # type: ignore[no-untyped-def]
         word = load64(s + c.WORD * 8)
         _count_hit(ctx, s, rank_of(word), outcome)
         _touch(ctx, s, word)
-    elif outcome == c.MISS:
+    elif outcome == c.MISS and what != DESCRIBE:
         count(s, c.C_MISSES, 1)
-    elif outcome == c.CORRUPT:
-        count(s, c.C_CORRUPT, 1)
 
 
 @kernel("int64(int64,int64,uint64,uint64,int64,int64,int64,int64)")

@@ -66,6 +66,7 @@ class Reader:
         if self._copier.splits(room) and not self._verify:
             found = self.find(hi, lo)
             if found is None:
+                self._count(c.C_MISSES)  # seen without a read
                 return None
             if found.nbytes != room:
                 raise wrong_size(room, found.nbytes)
@@ -74,7 +75,7 @@ class Reader:
         fabric, s = self._fabric, self._fabric.scratch
         return self.settle(fabric.get(fabric.ctx, s.address, hi, lo, address, room, 0, WHOLE), hi, lo, address, room)
 
-    def settle(self, outcome: int, hi: int, lo: int, address: int, room: int) -> int | None:
+    def settle(self, outcome: int, hi: int, lo: int, address: int, room: int, *, again: bool = True) -> int | None:
         """Local. What an outcome of the compiled get means to the caller."""
         if outcome >= 0:
             return outcome
@@ -84,6 +85,11 @@ class Reader:
             raise wrong_size(room, int(self._fabric.scratch.words[c.LENGTH]))
         if outcome == c.CHANGED:
             return self._pinned(hi, lo, address, room, 0, WHOLE)
+        if outcome == c.CORRUPT and again:
+            # A checksum that is entered later may have been read half: a second read settles it.
+            fabric = self._fabric
+            outcome = fabric.get(fabric.ctx, fabric.scratch.address, hi, lo, address, room, 0, WHOLE)
+            return self.settle(outcome, hi, lo, address, room, again=False)
         self._fail(outcome, hi, lo)
         return None
 
@@ -107,6 +113,7 @@ class Reader:
         while True:
             found = self.find(hi, lo)
             if found is None:
+                self._count(c.C_MISSES)  # seen without a read
                 return None
             made = empty(found.dtype, found.shape)
             try:
@@ -207,10 +214,14 @@ class Reader:
                 return None
         raise CascadeError(f"block {hi:016x}{lo:016x} could not be read: its word changed with every attempt")
 
+    def _count(self, counter: int) -> None:
+        self._fabric.scratch.words[c.COUNTERS + counter] += np.uint64(1)
+
     def _fail(self, outcome: int, hi: int, lo: int) -> None:
         if outcome == c.MPI_FAILED:
             self._fabric.raise_mpi_error(self._fabric.scratch)
         if outcome == c.CORRUPT:
+            self._count(c.C_CORRUPT)
             _log.error("block %016x%016x: its checksum does not hold; reported as a miss", hi, lo)
 
 

@@ -104,9 +104,7 @@ class Store:
         self._dram = DramTier(fabric, rest=self.config.rest_ms / 1e3, evict=self.config.when_full == "evict")
         self._pins = PinTable(fabric)
         self._reader = Reader(fabric, self._pins, self._copier, verify=self.config.verify_reads)
-        self._writer = Writer(
-            fabric, self._dram, self._copier, checksum=self.config.checksum == "inline", attempt=fabric.attempt
-        )
+        self._writer = Writer(fabric, self._dram, self._copier, checksum=self.config.checksum, attempt=fabric.attempt)
         self._progress, self._progress_reason = self._start_progress()
         self._pending: dict[tuple[int, int], Draft] = {}  # deferred puts, by key
         self._async: ThreadPoolExecutor | None = None
@@ -194,9 +192,6 @@ class Store:
         """
         hi, lo = self._words(key, namespace)
         self._publish_own(hi, lo)
-        location = self._reader.locate(hi, lo)
-        if location is None:
-            return None
         while True:
             held = self._reader.pin(hi, lo)
             if held is None:
@@ -483,8 +478,12 @@ class Store:
     # ------------------------------------------------------------------------------- progress and statistics
 
     def progress(self) -> None:
-        """Local. Enter MPI once, so that peers' compare-and-swaps on this rank's words proceed. 1 Iprobe."""
+        """Local. Enter MPI once, so that peers' compare-and-swaps on this rank's words proceed. 1 Iprobe.
+
+        With `checksum="later"` also computes the checksum of one block.
+        """
         self._check_open()
+        self._dram.compute_checksums(1)
         self._fabric.poll(self._ctx, self._scratch.address)
 
     def _poll(self) -> None:

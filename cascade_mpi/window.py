@@ -101,9 +101,9 @@ def allocate(name: str, nbytes: int, comm: MPI.Intracomm, node: MPI.Intracomm, l
     world.Lock_all(MPI.MODE_NOCHECK)
     shift = -whole.ctypes.data % MIN_PAGE_BYTES
     memory = whole[shift : shift + nbytes]
-    # The owner touches every page first: from its NUMA node, at open, not on the path of a put.
-    memory[::MIN_PAGE_BYTES] = 0
-    memory[:MIN_PAGE_BYTES] = 0
+    # The owner touches every page first: from its NUMA node, at open, not on the path of a put. Every byte,
+    # not one a page: a window of one rank is plain memory of this process, which was used before.
+    memory[:] = 0
     table = np.zeros((comm.size, 2), np.int64)
     table[:, 1] = comm.allgather(shift)
     _map_peers(table, memory, world if shared is None else shared, comm, node, in_node=shared is not None)

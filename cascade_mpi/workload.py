@@ -128,6 +128,9 @@ def run_workload(comm: MPI.Intracomm, options: WorkloadOptions, say: Say | None 
     setting = _setting(comm, options, dealt, dram, nodes)
     if say is not None and comm.rank == 0:
         say(setting.line())
+        needed = _needed_dram(dealt, options.block_bytes)
+        if dram < needed:
+            say(f"the trace needs {format_size(needed)} per rank to keep every block: expect evictions")
     from cascade_mpi.store import Store  # needs MPI: the options above do not
 
     with Store(comm, {**options.store, "dram_bytes": dram}) as store:
@@ -351,12 +354,13 @@ def _check_dram(dram: int, block_bytes: int) -> None:
 
 
 def _needed_dram(dealt: Deal, block_bytes: int) -> int:
-    """The arena (bytes per rank) that keeps every block of the trace, with a quarter to spare for races."""
-    blocks = max(dealt.computes) * 5 // 4 + 16
+    """The arena (bytes per rank) that keeps every block when each is computed once."""
+    blocks = max(dealt.computes)
     page = page_bytes_for(blocks * block_bytes)
     return blocks * -(-block_bytes // page) * page
 
 
 def _auto_dram(dealt: Deal, block_bytes: int, nodes: _Nodes) -> int:
-    """What the trace needs, but at most `AUTO_SHARE` of what this host may use."""
-    return min(_needed_dram(dealt, block_bytes), auto_dram(limits(), nodes.on_host, AUTO_SHARE))
+    """What the trace needs and a quarter more for races, but at most `AUTO_SHARE` of what this host may use."""
+    roomy = (_needed_dram(dealt, block_bytes) + 16 * (block_bytes + MIN_PAGE_BYTES)) * 5 // 4
+    return min(roomy, auto_dram(limits(), nodes.on_host, AUTO_SHARE))

@@ -7,6 +7,7 @@ record. Does not cover what is replayed (see `workload`). Nothing here calls MPI
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -168,7 +169,8 @@ class Result:
         Blocks computed although they had been computed before: ranks raced, or the block was evicted or corrupt.
     get_gbps, put_gbps
         The sum over the ranks of (bytes that the rank moved / seconds it spent in those calls), 1e9 bytes/s: the rate
-        at which the job moves blocks while all its ranks do. Making and checking contents is not in it.
+        at which the job moves blocks while all its ranks do. Making and checking contents is not in it. Where
+        ranks take turns on a core it is too high: no rank's clock sees that the others stood still.
     tiers
         For each tier: gets and bytes of all ranks, and gbps as above, measured on the requests whose blocks
         were fetched tier by tier (one in `workload.SAMPLED` of each rank; a batch is otherwise a mixture).
@@ -264,7 +266,7 @@ def _rate(moved: Counts, nanoseconds: Counts) -> float:
 
 def show(result: Result, console: Console | None = None) -> None:
     """Local. Print the result as tables."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 100)  # a launcher's pipe has no width
     console.print(_counts_table(result))
     console.print(_tiers_table(result))
     console.print(_latency_table(result))

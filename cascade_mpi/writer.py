@@ -66,7 +66,7 @@ class Draft(NamedTuple):
 class Writer:
     """The write path of one rank."""
 
-    def __init__(self, fabric: Fabric, dram: DramTier, copier: Copier, *, checksum: bool, attempt: float) -> None:
+    def __init__(self, fabric: Fabric, dram: DramTier, copier: Copier, *, checksum: str, attempt: float) -> None:
         self._fabric, self._dram, self._copier = fabric, dram, copier
         self._checksum = checksum
         self._attempt = attempt  # seconds from look-up to CAS after which the look-up is made again (rule R4)
@@ -101,11 +101,11 @@ class Writer:
             return None
         first, generation = reserved
         fabric, s = self._fabric, self._fabric.scratch
-        payload, total = source.address, 0
+        payload, total, inline = source.address, 0, self._checksum == "inline"
         if self._copier.splits(source.nbytes):
             payload = 0  # the threads fence their own streaming stores
             target = fabric.arena_address + first * fabric.page_bytes
-            if self._checksum:
+            if inline:
                 total = self._copier.copy_checksum(target, source.address, source.nbytes)
             else:
                 self._copier.copy(target, source.address, source.nbytes)
@@ -113,7 +113,7 @@ class Writer:
         if ndim > 1:
             s.dims[:7] = dims
         self._sequence = max(self._sequence + 1, time.time_ns())
-        flags = (FLAG_CHECKSUM if self._checksum else 0) | (FLAG_PREFIX if prefix else 0)
+        flags = (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if prefix else 0)
         word = write_cell(
             fabric.ctx, first, hi, lo, generation, flags, source.nbytes, namespace, source.dtype, ndim,
             self._sequence, dim0, s.dims_address if ndim > 1 else 0, payload, total,
@@ -144,7 +144,7 @@ class Writer:
                 home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
                 others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
                 if others >= 0:
-                    dram.enter(new, nbytes)
+                    dram.enter(new, nbytes, unsummed=self._checksum == "later")
             if others >= 0:
                 break
             if others == c.MPI_FAILED:
