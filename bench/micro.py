@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,15 @@ from mpi4py import MPI
 
 from bench import rows
 from bench.machine import machine, store_block
+from bench.reads import Reads
 from bench.rows import Goal, Row
-from bench.stock import Indexes, Stock, bytes_at, keys_at, names
+from bench.stock import Indexes, Stock, bytes_at, keys_at, names, place_many
 from bench.timing import Operation, Samples, alone, interleave
+from cascade_mpi.config import ChecksumMode, Config
 from cascade_mpi.copier import Copier
 from cascade_mpi.kernels.copy import copy_bytes
-from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, DESCRIPTOR_BYTES
+from cascade_mpi.keys import _cached_words as key_digests
+from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS
 from cascade_mpi.store import Store
 
 CASES = (
@@ -42,6 +45,7 @@ LOCAL_LOOKUPS = 1 << 16
 SAMPLE_BYTES = 32 << 20  # large blocks: about as many bytes in a timed sample
 SLACK = 1.25  # arena over working set: a put finds a cell that has rested
 FULL_COPY, AFTER_SUM, IN_SUM = Goal("ratio", ">=", 0.95), Goal("ratio", ">=", 0.9), Goal("ratio", ">=", 0.75)
+_ABSENT = 1  # of the seed of keys that are not stored: the stock's own seed would repeat its keys
 _LARGE = ("get_self", "get_node", "get_remote", "get_many_remote")
 _SMALL = ("get_4k_self", "get_4k_node", "get_4k_remote", "get_many_4k_remote", "contains_remote", "lookup_local")
 
@@ -168,7 +172,7 @@ class _Bench:
 
         def measures(meet: Callable[[], object] | None, hot: bool) -> _Result:
             fixed = stock.take(1) if hot else None
-            reads = _Reads(store, stock, owner, inner, fixed)
+            reads = Reads(store, stock, owner, inner, fixed)
             ways = [reads.get(out), reads.numpy_copy(out), reads.kernel_copy(out)]
             return interleave(ways, self.options.pairs, meet), reads.right and (hot or stock.verify(store, owner))
 
@@ -200,7 +204,7 @@ class _Bench:
         for hot in (False, True) if size == min(self.options.remote_sizes) else (False,):
 
             def measures(hot: bool = hot) -> _Result:
-                reads = _Reads(store, stock, self.owners["remote"], inner, stock.take(1) if hot else None)
+                reads = Reads(store, stock, self.owners["remote"], inner, stock.take(1) if hot else None)
                 samples = interleave([reads.get(out), reads.raw_get(out)], self.options.pairs)
                 return samples, reads.right and (hot or stock.verify(store, reads.owner))
 
@@ -214,7 +218,7 @@ class _Bench:
         inner = max(1, min(sample_bytes, self.options.working_set) // (size * BATCH))
 
         def measures() -> _Result:
-            reads = _Reads(store, stock, self.owners["remote"], inner)
+            reads = Reads(store, stock, self.owners["remote"], inner)
             outs = list(np.zeros((BATCH, size), np.uint8))
             return interleave([reads.get_many(outs), reads.raw_gets(outs)], self.options.pairs), reads.right
 
@@ -257,7 +261,7 @@ class _Bench:
         for hot in (False, True):
 
             def measures(hot: bool = hot) -> _Result:
-                reads = _Reads(store, stock, owner, inner, stock.take(1) if hot else None)
+                reads = Reads(store, stock, owner, inner, stock.take(1) if hot else None)
                 ways = [reads.get(out), reads.raw_get(out)]
                 if path == "remote":
                     ways.append(reads.raw_sequence(out))
@@ -286,7 +290,7 @@ class _Bench:
                 store.put(f"{text}@{mine}", block)
 
         def measures() -> _Result:
-            reads = _Reads(store, stock, owner, inner)
+            reads = Reads(store, stock, owner, inner)
             mine = [f"{text}@{self.comm.rank}" for text in texts]
             order = itertools.cycle(np.random.default_rng(self.options.seed).permutation(count).tolist())
 
@@ -294,18 +298,24 @@ class _Bench:
                 taken = np.array([next(order) for _ in range(inner)])
                 return taken, [mine[each] for each in taken]
 
-            named = Operation(prepare, reads.get(out).run, reads.compare(out))
-            return interleave([named, reads.raw_get(out)], self.options.pairs), reads.right
+            def forget() -> tuple[Indexes, list[str]]:
+                key_digests.cache_clear()
+                return prepare()
+
+            run, check = reads.get(out).run, reads.compare(out)
+            ways = [Operation(prepare, run, check), Operation(forget, run, check), reads.raw_get(out)]
+            return interleave(ways, self.options.pairs), reads.right
 
         samples, ok = alone(self.comm, measures)
-        goal = Goal("value", "<=", 8)
-        self._add_time("get_4k_node", inner, samples, 1, ok, "one raw MPI Get + Flush", goal, key="str")
+        what, goal = "one raw MPI Get + Flush", Goal("value", "<=", 8)
+        for at, key in enumerate(("str", "str, its digest not cached")):
+            self._add_time("get_4k_node", inner, samples.only(at, 2), 1, ok, what, goal, key=key)
 
     def _small_batch(self, store: Store, stock: Stock) -> None:
         inner = max(1, self.options.operations // SMALL_BATCH)
 
         def measures() -> _Result:
-            reads = _Reads(store, stock, self.owners["remote"], inner)
+            reads = Reads(store, stock, self.owners["remote"], inner)
             outs = list(np.zeros((SMALL_BATCH, SMALL), np.uint8))
             return interleave([reads.get_many(outs), reads.raw_gets(outs)], self.options.pairs), reads.right
 
@@ -318,7 +328,7 @@ class _Bench:
         present = min(LOOKUPS // 2, stock.count)
         buckets = np.zeros((2 * present, BUCKET_BYTES), np.uint8)
         origins = [[bucket, BUCKET_BYTES, MPI.BYTE] for bucket in buckets]
-        rng = np.random.default_rng(self.options.seed)
+        rng = np.random.default_rng((self.options.seed, self.comm.rank, _ABSENT))
         window, exactness = fabric.index.world, (False, True)
 
         def measures(exact: bool) -> _Result:
@@ -352,15 +362,15 @@ class _Bench:
             self.rows.append(
                 rows.make(
                     "contains_remote", SMALL, value, limit, "Mkeys/s", Goal("ratio", ">=", 0.5 if exact else 0.9),
-                    contents_ok=ok, limit_what=f"{2 * present} raw bucket Gets + 1 Flush", exact="yes" if exact else "no",
-                    batch=2 * present, ratio_paired=_paired(samples, 1, 0), disturbed=samples.disturbed,
+                    contents_ok=ok, limit_what=f"{2 * present} raw bucket Gets + 1 Flush",
+                    exact="yes" if exact else "no", batch=2 * present, ratio_paired=_paired(samples, 1, 0), disturbed=samples.disturbed,
                 )
             )  # fmt: skip
 
     def _lookup(self, store: Store, stock: Stock) -> None:
         """lookup_local: array keys of the shards that are mapped here, half of them absent."""
         fabric = store._fabric
-        rng = np.random.default_rng((self.options.seed, self.comm.rank))
+        rng = np.random.default_rng((self.options.seed, self.comm.rank, _ABSENT))
         homes = [owner for owner in (self.owners["self"], self.owners["node"]) if owner is not None]
         each = max(1, min(LOCAL_LOOKUPS // 2 // len(homes), stock.count))
         batches = 8
@@ -373,9 +383,8 @@ class _Bench:
 
             def prepare() -> tuple[npt.NDArray[Any], ...]:
                 start = next(turn) % batches * each
-                parts = [
-                    keys for home in homes for keys in (stock.keys[home][stock.take(each)], absent[home][start : start + each])
-                ]  # fmt: skip
+                stop = start + each
+                parts = [part for h in homes for part in (stock.keys[h][stock.take(each)], absent[h][start:stop])]
                 there = np.repeat([True, False] * len(homes), each)
                 order = rng.permutation(len(there))
                 keys = np.ascontiguousarray(np.concatenate(parts)[order])
@@ -424,22 +433,23 @@ class _Bench:
     # ------------------------------------------------------------------------------------------- writing
 
     def puts(self) -> None:
-        """Collective. put_self with default settings, and with the checksum inline and off."""
-        o = self.options
-        for checksum in sorted(get_args(ChecksumMode), key=Config.checksum.__ne__):
-            default = checksum == _DEFAULT_CHECKSUM
+        """Collective. put_self in stores with default settings but for the checksum, the default one first."""
+        o, default = self.options, Config().checksum
+        for checksum in sorted(get_args(ChecksumMode), key=lambda each: each != default):
+            with Store(self.comm, dram_bytes=o.arena(o.sizes), checksum=checksum) as store:
+                if checksum == default:
+                    self.about |= store_block(store)
                 for size in o.sizes:
                     stock = Stock(store, size, o.count(size), o.seed)
                     samples, ok = alone(self.comm, lambda store=store, stock=stock: self._put(store, stock))
-                    medians = o.inner(size) * size / 1e9 / samples.medians()
-                    best = "np.copyto" if medians[1] > medians[2] else "streaming copy"
+                    value, *copies = (float(x) for x in o.inner(size) * size / 1e9 / samples.medians())
+                    best = "np.copyto" if copies[0] > copies[1] else "streaming copy"
                     self.rows.append(
                         rows.make(
-                            "put_self", size, float(medians[0]), float(max(medians[1:])), "GB/s",
-                            IN_SUM if chosen == "inline" else AFTER_SUM, contents_ok=ok,
-                            limit_what=f"the faster copy into the same arena: {best}",
-                            checksum=chosen + (", the default" if checksum is None else ""),
-                            np_copyto=float(medians[1]), streaming_copy=float(medians[2]), disturbed=samples.disturbed,
+                            "put_self", size, value, max(copies), "GB/s", IN_SUM if checksum == "inline" else AFTER_SUM,
+                            contents_ok=ok, limit_what=f"the faster copy into the same arena: {best}",
+                            checksum=checksum + (" (default)" if checksum == default else ""),
+                            np_copyto=copies[0], streaming_copy=copies[1], disturbed=samples.disturbed,
                         )
                     )  # fmt: skip
                     store.clear()
@@ -499,10 +509,10 @@ class _Bench:
         sources[:, 0] = np.arange(count)
         targets[:] = 0
         turn, copiers = itertools.count(), [Copier(each) for each in threads]
+        addresses = [(to.ctypes.data, of.ctypes.data) for to, of in zip(targets, sources, strict=True)]
         ways = [
-            Operation(lambda: next(turn) % count, lambda at, copy=copier.copy: copy(to[at], of[at], size))
+            Operation(lambda: addresses[next(turn) % count], lambda at, copy=copier.copy: copy(*at, size))
             for copier in copiers
-            for to, of in [([row.ctypes.data for row in targets], [row.ctypes.data for row in sources])]
         ]
         samples = interleave(ways, self.options.pairs)
         for copier in copiers:
@@ -511,160 +521,10 @@ class _Bench:
         return samples, all(np.array_equal(sources[at], targets[at]) for at in written)
 
 
-class _Reads:
-    """Ways to read blocks of one rank, `inner` reads in a sample. `right` turns False when contents are wrong."""
-
-    def __init__(self, store: Store, stock: Stock, owner: int, inner: int, fixed: Indexes | None = None) -> None:
-        self.store, self.stock, self.owner, self.inner, self._fixed = store, stock, owner, inner, fixed
-        self.right = True
-        self._data, self._index = store._fabric.data.world, store._fabric.index.world
-
-    def _take(self, count: int) -> Indexes:
-        return self.stock.take(count) if self._fixed is None else np.repeat(self._fixed, count)
-
-    def compare(self, out: Bytes) -> Callable[[Any], None]:
-        """Check the last block of a sample; `prepared` begins with the blocks."""
-
-        def check(prepared: tuple[Any, ...]) -> None:
-            self.right &= self.stock.holds(out, self.owner, int(prepared[0][-1]), everything=len(out) <= SMALL)
-
-        return check
-
-    def _compare_all(self, outs: list[Bytes]) -> Callable[[Any], None]:
-        def check(prepared: tuple[Any, ...]) -> None:
-            for out, block in zip(outs, prepared[0][-len(outs) :], strict=True):
-                self.right &= self.stock.holds(out, self.owner, int(block), everything=len(out) <= SMALL)
-
-        return check
-
-    def get(self, out: Bytes) -> Operation:
-        """`Store.get` with integer keys."""
-
-        def prepare() -> tuple[Indexes, list[int]]:
-            blocks = self._take(self.inner)
-            return blocks, names(self.stock.keys[self.owner][blocks])
-
-        def run(prepared: tuple[Any, ...]) -> None:
-            get = self.store.get
-            for key in prepared[1]:
-                get(key, out)
-
-        return Operation(prepare, run, self.compare(out))
-
-    def numpy_copy(self, out: Bytes) -> Operation:
-        """`np.copyto` from the mapped payloads."""
-
-        def prepare() -> tuple[Indexes, list[Bytes]]:
-            blocks = self._take(self.inner)
-            return blocks, [bytes_at(at, len(out)) for at in self.stock.addresses(self.owner, blocks)]
-
-        def run(prepared: tuple[Any, ...]) -> None:
-            for source in prepared[1]:
-                np.copyto(out, source)
-
-        return Operation(prepare, run, self.compare(out))
-
-    def kernel_copy(self, out: Bytes) -> Operation:
-        """The copy kernel from the mapped payloads."""
-        copy, to, nbytes = copy_bytes.compile(), out.ctypes.data, len(out)
-
-        def prepare() -> tuple[Indexes, list[int]]:
-            blocks = self._take(self.inner)
-            return blocks, self.stock.addresses(self.owner, blocks)
-
-        def run(prepared: tuple[Any, ...]) -> None:
-            for source in prepared[1]:
-                copy(to, source, nbytes)
-
-        return Operation(prepare, run, self.compare(out))
-
-    def raw_get(self, out: Bytes) -> Operation:
-        """One Get + one Flush of the payload, the specifications made beforehand."""
-        window, rank, origin = self._data, self.owner, [out, len(out), MPI.BYTE]
-
-        def prepare() -> tuple[Indexes, list[list[object]]]:
-            blocks = self._take(self.inner)
-            return blocks, self.stock.payload_targets(rank, blocks)
-
-        def run(prepared: tuple[Any, ...]) -> None:
-            get, flush = window.Get, window.Flush
-            for target in prepared[1]:
-                get(origin, rank, target)
-                flush(rank)
-
-        return Operation(prepare, run, self.compare(out))
-
-    def raw_sequence(self, out: Bytes) -> Operation:
-        """The MPI calls of a remote get: bucket, then descriptor and payload, then the word again."""
-        data, index, rank, stock = self._data, self._index, self.owner, self.stock
-        payload = [out, len(out), MPI.BYTE]
-        bucket, descriptor, word = (
-            [np.zeros(nbytes, np.uint8), nbytes, MPI.BYTE] for nbytes in (BUCKET_BYTES, DESCRIPTOR_BYTES, 8)
-        )
-
-        def prepare() -> tuple[Indexes, Any]:
-            blocks = self._take(self.inner)
-            steps = (
-                stock.bucket_targets(rank, stock.buckets[rank][blocks]), stock.descriptor_targets(rank, blocks),
-                stock.payload_targets(rank, blocks), stock.word_targets(rank, blocks),
-            )  # fmt: skip
-            return blocks, list(zip(*steps, strict=True))
-
-        def run(prepared: tuple[Any, ...]) -> None:
-            get_index, flush_index, get_data, flush_data = index.Get, index.Flush, data.Get, data.Flush
-            for bucket_at, descriptor_at, payload_at, word_at in prepared[1]:
-                get_index(bucket, rank, bucket_at)
-                flush_index(rank)
-                get_data(descriptor, rank, descriptor_at)
-                get_data(payload, rank, payload_at)
-                flush_data(rank)
-                get_index(word, rank, word_at)
-                flush_index(rank)
-
-        return Operation(prepare, run, self.compare(out))
-
-    def get_many(self, outs: list[Bytes]) -> Operation:
-        """`Store.get_many` with array keys."""
-
-        def prepare() -> tuple[Indexes, list[npt.NDArray[np.uint64]]]:
-            blocks = self._take(self.inner * len(outs))
-            return blocks, list(self.stock.keys[self.owner][blocks].reshape(self.inner, len(outs), 2))
-
-        def run(prepared: tuple[Any, ...]) -> None:
-            get_many = self.store.get_many
-            for keys in prepared[1]:
-                get_many(keys, outs)
-
-        return Operation(prepare, run, self._compare_all(outs))
-
-    def raw_gets(self, outs: list[Bytes]) -> Operation:
-        """As many Gets + one Flush."""
-        window, rank = self._data, self.owner
-        origins = [[out, len(out), MPI.BYTE] for out in outs]
-
-        def prepare() -> tuple[Indexes, Any]:
-            blocks = self._take(self.inner * len(outs))
-            targets = self.stock.payload_targets(rank, blocks)
-            return blocks, list(itertools.batched(targets, len(outs))) if hasattr(itertools, "batched") else [
-                targets[at : at + len(outs)] for at in range(0, len(targets), len(outs))
-            ]
-
-        def run(prepared: tuple[Any, ...]) -> None:
-            get, flush = window.Get, window.Flush
-            for targets in prepared[1]:
-                for origin, target in zip(origins, targets, strict=True):
-                    get(origin, rank, target)
-                flush(rank)
-
-        return Operation(prepare, run, self._compare_all(outs))
-
-
 def _half_there(
     stock: Stock, home: int, present: int, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint64], list[list[object]], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Keys, half of them stored; their buckets' targets; which are stored; room for the answer."""
-    from bench.stock import place_many
-
     fabric = stock.fabric
     keys = np.concatenate([stock.keys[home][stock.take(present)], keys_at(rng, home, present, fabric)])
     order = rng.permutation(len(keys))

@@ -86,14 +86,22 @@ def value(room: Words, key: int, number: int, nbytes: int) -> npt.NDArray[Any]:
     return words.view(dtype).reshape(shape)
 
 
+def warm() -> None:
+    """Local. Compile what is called in a race, for the arrays of views too, which are read-only."""
+    words = value(np.empty(_WORDS, np.uint64), 1, 1, LINE)
+    words.flags.writeable = False
+    stamp_of(words, 1)
+    stamp_of(words.copy(), 1)
+
+
 def stamp_of_lines(data: Words, key: int, nbytes: int, first: int = 0) -> int:
     """Local. The stamp of whole lines of a value of `nbytes` bytes, from the line `first`; -1 for anything else."""
     return int(_stamp_of(data, key, nbytes, first))
 
 
 def stamp_of(array: npt.NDArray[Any], key: int) -> int:
-    """Local. The stamp of a whole value as a get returns it; -1 if it is not one, or in another type or shape."""
+    """Local. The stamp of a whole value as a get returns it; -1 if it is not one, -2 in another type or shape."""
     if not array.nbytes or array.nbytes % LINE:
         return -1
     number = stamp_of_lines(array.reshape(-1).view(np.uint64), key, array.nbytes)
-    return number if number > 0 and (array.dtype, array.shape) == shape_of(number, array.nbytes) else -1
+    return number if number < 0 or (array.dtype, array.shape) == shape_of(number, array.nbytes) else -2

@@ -38,6 +38,10 @@ class Samples(NamedTuple):
         """Local. Seconds of each operation."""
         return np.asarray(np.median(self.seconds, axis=0))
 
+    def only(self, *operations: int) -> Samples:
+        """Local. The samples of these operations alone."""
+        return Samples(self.seconds[:, operations], self.disturbed)
+
 
 def interleave(operations: Sequence[Operation], pairs: int, meet: Callable[[], object] | None = None) -> Samples:
     """Local. `pairs` samples of every operation, after one untimed sample each.

@@ -39,6 +39,8 @@ class DramTier:
     def __init__(self, fabric: Fabric, *, rest: float, evict: bool) -> None:
         self.fabric = fabric
         self.lock = threading.RLock()
+        # Its own: a look in the middle of a put must not overwrite the look-up that the put goes by.
+        self._scratch = fabric.new_scratch()
         self.allocator = PageAllocator(fabric.pages, rest)
         self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word, 0 if there is none
         self.records = fabric.descriptors.view(DESCRIPTOR)[:, 0]
@@ -126,7 +128,7 @@ class DramTier:
         """
         with self.lock:
             word, record, fabric = int(self.words[first]), self.records[first], self.fabric
-            s = fabric.scratch
+            s = self._scratch
             nbytes = int(record["length"])
             slot = self._slot_of(first, word)
             if slot >= 0:
@@ -144,7 +146,8 @@ class DramTier:
         """
         with self.lock:
             fabric = self.fabric
-            firsts = np.flatnonzero(self.words if everything else fabric.gone)
+            # A copy: NumPy counts the hints before it lists them, and peers write them meanwhile.
+            firsts = np.flatnonzero(self.words if everything else fabric.gone.copy())
             fabric.gone[firsts] = 0  # before the look: a hint that comes later counts for the next sweep
             full_fence()
             found = 0
@@ -158,7 +161,7 @@ class DramTier:
 
     def _slot_of(self, first: int, word: int) -> int:
         record, fabric = self.records[first], self.fabric
-        s = fabric.scratch
+        s = self._scratch
         slot = fabric.slot_of(fabric.ctx, s.address, int(record["key_hi"]), int(record["key_lo"]), word)
         if slot == c.MPI_FAILED:
             fabric.raise_mpi_error(s)
@@ -210,8 +213,8 @@ class DramTier:
 
     def pinned_pages(self) -> dict[int, int]:
         """Local. The first pages that peers have pinned, with the rank of a holder."""
-        held = np.flatnonzero(self.fabric.pin_words)
-        return {int(self.fabric.pin_words[at]) & _PAGE_MASK: int(at) // SLOTS_PER_PEER for at in held.tolist()}
+        slots = self.fabric.pin_words.copy()  # peers write them meanwhile: one look at each
+        return {int(slots[at]) & _PAGE_MASK: at // SLOTS_PER_PEER for at in np.flatnonzero(slots).tolist()}
 
     def _settle(self, pages: int) -> tuple[int, int] | None:
         """Wait until limbo has given back what it can, entering MPI so that peers proceed."""

@@ -105,6 +105,10 @@ class Fabric:
 
     # ------------------------------------------------------------------------------------------ opening
 
+    def new_scratch(self) -> Scratch:
+        """Local. Another scratch memory, for steps in the middle of which the thread's own must stay as it is."""
+        return Scratch(self.comm.size, self._register)
+
     def _register(self, words: npt.NDArray[np.uint64]) -> None:
         with self._register_lock:
             self._scratches.append(words)

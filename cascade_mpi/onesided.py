@@ -847,7 +847,7 @@ def _prefetch_bucket(ctx, key, ranks, buckets):  # type: ignore[no-untyped-def]
 @device
 def _holds(bucket_at, fp):  # type: ignore[no-untyped-def]
     found = _ZERO
-    for i in range(BUCKET_WORDS):
+    for i in range(BUCKET_WORDS - 1, -1, -1):  # downwards, as in read_bucket_mapped
         word = load64(bucket_at + i * 8)
         if word != _ZERO and fingerprint_of(word) == fp:
             found = _U(1)

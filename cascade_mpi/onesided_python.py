@@ -275,10 +275,8 @@ class PythonCalls:
             word = s.unsigned[c.WORD]
             self._count_hit(s, unpack_word(word).rank, outcome)
             self._touch(s, word)
-        elif outcome == MISS:
+        elif outcome == MISS and what != DESCRIBE:
             s.count(c.C_MISSES)
-        elif outcome == CORRUPT:
-            s.count(c.C_CORRUPT)
 
     def _enter_mpi(self) -> None:
         self._probe_comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
@@ -363,6 +361,9 @@ class PythonCalls:
     @_reporting
     def get(self, ctx: int, s: int, hi: int, lo: int, target: int, room: int, offset: int, what: int) -> int:
         """Local. Read one block: bytes or an outcome."""
+        # Compiled code says so when it takes its arguments.
+        if hi >> 64 or lo >> 64:
+            raise OverflowError(f"{hi} and {lo} must be in 0..2**64-1")
         scratch = _Scratch(s)
         outcome = self._get_one(scratch, hi, lo, target, room, offset, what)
         self._account(scratch, outcome, what)

@@ -117,9 +117,12 @@ class Reader:
                 return None
             made = empty(found.dtype, found.shape)
             try:
-                return made if self.into(hi, lo, made.ctypes.data, found.nbytes) is not None else None
+                if self.into(hi, lo, made.ctypes.data, found.nbytes) is None:
+                    return None
             except BufferSizeError:
                 continue  # replaced by a block of another size meanwhile
+            if decode(self._fabric.scratch.descriptor)[:2] == (found.dtype, found.shape):
+                return made  # else replaced by one of the same size, but of another type or shape
 
     def find(self, hi: int, lo: int) -> Found | None:
         """Local. The word and the descriptor of a key's block, or None. 3 Gets + 3 Flushes on another node."""

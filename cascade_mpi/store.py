@@ -317,7 +317,7 @@ class Store:
         s, fabric = self._scratch, self._fabric
         results = np.empty(n, np.int64)
         if outs is None:
-            made = self._empty_like(array)
+            made, described = self._empty_like(array)
             targets = np.array([0 if each is None else each.ctypes.data for each in made], np.int64)
             rooms = np.array([0 if each is None else each.nbytes for each in made], np.int64)
         else:
@@ -329,6 +329,10 @@ class Store:
         )  # fmt: skip
         if outcome == c.MPI_FAILED:
             fabric.raise_mpi_error(s)
+        if outs is None and n:
+            # A block that was replaced meanwhile by one of the same size may have another type or shape.
+            lengths, again = self._describe(array, want=True)
+            results[(lengths < 0) | (again != described).any(axis=1)] = c.CHANGED
         if results.size and results.min() >= 0:
             return results.tolist() if outs is not None else made
         got: list[Any] = []
@@ -351,7 +355,9 @@ class Store:
             raise wrong
         return got
 
-    def _empty_like(self, array: npt.NDArray[np.uint64]) -> list[npt.NDArray[Any] | None]:
+    def _empty_like(
+        self, array: npt.NDArray[np.uint64]
+    ) -> tuple[list[npt.NDArray[Any] | None], npt.NDArray[np.uint8]]:
         lengths, descriptors = self._describe(array, want=True)
         made: list[npt.NDArray[Any] | None] = []
         for i, length in enumerate(lengths.tolist()):
@@ -360,7 +366,7 @@ class Store:
             else:
                 dtype, shape, _ = decode(descriptors[i])
                 made.append(empty(dtype, shape))
-        return made
+        return made, descriptors
 
     def _describe(
         self, array: npt.NDArray[np.uint64], *, want: bool

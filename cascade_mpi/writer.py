@@ -101,7 +101,8 @@ class Writer:
             return None
         first, generation = reserved
         fabric, s = self._fabric, self._fabric.scratch
-        payload, total, inline = source.address, 0, self._checksum == "inline"
+        # An empty value has no address; 0 would say that its payload and checksum are there already.
+        payload, total, inline = source.address or s.address, 0, self._checksum == "inline"
         if self._copier.splits(source.nbytes):
             payload = 0  # the threads fence their own streaming stores
             target = fabric.arena_address + first * fabric.page_bytes
@@ -145,6 +146,9 @@ class Writer:
                 others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
                 if others >= 0:
                     dram.enter(new, nbytes, unsummed=self._checksum == "later")
+                if others > 0:
+                    # Under the lock: were the new block evicted first, an older double would be seen again.
+                    self._leave_one(hi, lo, new)
             if others >= 0:
                 break
             if others == c.MPI_FAILED:
@@ -153,8 +157,6 @@ class Writer:
             looked = 0.0
         if old:
             self._has_left(old)
-        if others:
-            self._leave_one(hi, lo, new)
         self.puts += 1
         self.bytes_put += nbytes
         return PutResult(stored=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM])
@@ -221,14 +223,15 @@ class Writer:
     def _leave_one(self, hi: int, lo: int, new: int) -> None:
         """Of several words with the same full key the lowest slot wins: take the others away before the put returns."""
         while self.find(hi, lo, new) > 1:
-            for slot, word in self.found()[1:]:
+            for slot, word in reversed(self.found()[1:]):
                 self._take_away(slot, word)
 
     def delete(self, hi: int, lo: int) -> bool:
         """Local. Take every word of a key away until none is found; True if this call took one."""
         deleted = False
         while self.find(hi, lo):
-            for slot, word in self.found():
+            # The highest slot first: were the lowest, which wins, gone before, an older double would be seen again.
+            for slot, word in reversed(self.found()):
                 deleted |= self._take_away(slot, word)
         self.deletes += deleted
         return deleted

@@ -91,8 +91,9 @@ def synthetic(seed: int = 0, chat: Chat | None = None) -> Iterator[Request]:
 
 
 def _block_ids(session: _Session, input_tokens: int, ids: Iterator[int]) -> tuple[int, ...]:
-    shared, full = session.prompt.tokens // BLOCK_TOKENS, input_tokens // BLOCK_TOKENS
+    full = input_tokens // BLOCK_TOKENS
+    shared = min(session.prompt.tokens // BLOCK_TOKENS, full)
     session.prompt.ids.extend(next(ids) for _ in range(shared - len(session.prompt.ids)))
     session.ids.extend(next(ids) for _ in range(full - shared - len(session.ids)))
     partly = (next(ids),) if input_tokens % BLOCK_TOKENS else ()
-    return (*session.prompt.ids[:full], *session.ids, *partly)
+    return (*session.prompt.ids[:shared], *session.ids, *partly)

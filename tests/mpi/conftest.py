@@ -25,7 +25,7 @@ from mpi4py import MPI
 from cascade_mpi.store import Store
 
 WATCHDOG_S = 120.0  # far beyond any test
-MEET_S = 30.0  # how long a rank that failed waits for the others
+MEET_S = 20.0  # how long a rank that failed waits for the others
 RESULTS = "CASCADE_TEST_RESULTS"  # a folder for one file of counts per rank
 SMALL: dict[str, Any] = {"dram_bytes": "8MiB", "copy_threads": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -192,9 +192,13 @@ def _lend(request: pytest.FixtureRequest, **settings: Any) -> Iterator[Store]:
         _kept.pop(tuple(sorted(settings.items())), None)  # in an unknown state: never used nor closed
         return
     if store._open:
-        MPI.COMM_WORLD.Barrier()
-        store.check()
-        store.clear()
+        try:
+            MPI.COMM_WORLD.Barrier()
+            store.check()
+            store.clear()
+        except Exception:
+            _kept.pop(tuple(sorted(settings.items())), None)
+            raise
 
 
 @pytest.fixture

@@ -423,10 +423,10 @@ class Machine:
             generator = generator.gi_yieldfrom
         return tuple(chain)
 
-    def _number(self, state: Any, op: Any, actions: tuple[Action, ...], history: tuple[Any, ...]) -> int:
+    def _number(self, state: Any, op: Any, actions: tuple[Action, ...], history: tuple[int, int, Any]) -> int:
         if state not in self._numbers:
             self._numbers[state] = len(self._histories)
-            self._histories.append(history)  # type: ignore[arg-type]
+            self._histories.append(history)
             self.op.append(op)
             self.alternatives.append(actions)
             self.fresh.append(not history[2])
@@ -573,8 +573,8 @@ class World:
 
     def _take(self, me: int, key: str) -> Any:
         """The oldest free cell of this rank; else one in limbo whose pins have gone; None if there is neither."""
-        rank, old = self.row.ranks[me], self._owned(me, key)[0]
-        if old and (self.row.rules.in_place == "always" or self.row.rules.in_place == "gone" and old not in self.slots):
+        rules, rank, old = self.row.rules, self.row.ranks[me], self._owned(me, key)[0]
+        if old and (rules.in_place == "always" or (rules.in_place == "gone" and old not in self.slots)):
             self.table[old.cell] = (WRITING, *self.table[old.cell][1:])
             return old
         entries = self.free if self.row.reuse == "fifo" else self.free[::-1]
@@ -664,10 +664,10 @@ class World:
 
     def check_quiet(self) -> set[str]:
         """The properties broken when nobody can go on: each manager sweeps once and looks at the pins again."""
-        broken = {"stuck"} if any(self.begun) else set()
+        broken = set()
         for cell, (status, _, _) in enumerate(self.table):
             named = self.word(cell) in self.slots
-            swept = status == LIMBO or status == LIVE and not named and self.row.rules.final_sweep
+            swept = status == LIMBO or (status == LIVE and self.row.rules.final_sweep)
             if status != FREE and not named and not (swept and self._look_at_pins(0, cell)):
                 broken.add("leak")
         return broken | ({"leak"} if any(self.pins) else set())
@@ -733,7 +733,10 @@ class Explorer:
                         origin[reached] = (number, label)
                         following.append(new)
                 if quiet:
-                    for name in World(self.row, state).check_quiet() - traces.keys():
+                    broken = World(self.row, state).check_quiet()
+                    if any(self.machine.op[local] for local in state[7]):
+                        broken.add("stuck")
+                    for name in broken - traces.keys():
                         traces[name] = [*self._trace(origin, number), "all is quiet"]
             level = following
         return Result(len(origin), time.perf_counter() - began, traces, frozenset(self.outcomes))

@@ -1,0 +1,35 @@
+"""Blocks and keys that tests can compute again on any rank, and integer keys with a given home."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+
+from cascade_mpi.layout import place
+from cascade_mpi.store import Store
+
+
+def block(seed: int, nbytes: int) -> np.ndarray:
+    """The same bytes for the same seed on every rank; others for another seed."""
+    return np.random.default_rng(seed).integers(0, 256, nbytes, np.uint8)
+
+
+def keys_at(store: Store, home: int) -> Iterator[int]:
+    """Integer keys of the default namespace whose index words are on rank `home`, without end."""
+    fabric = store._fabric
+    for key in count(1):
+        if place(0, key, fabric.comm.size, fabric.buckets).home == home:
+            yield key
+
+
+def next_on_node(store: Store) -> int:
+    """The rank after this one on its node, which may be itself."""
+    ranks = store._fabric.node_ranks
+    return ranks[(ranks.index(store._fabric.comm.rank) + 1) % len(ranks)]
+
+
+def other_node(store: Store) -> int | None:
+    """A rank of another node, or None."""
+    return next((rank for rank, mapped in enumerate(store._fabric.mapped) if not mapped), None)

@@ -1,0 +1,239 @@
+"""A full arena: what is refused, what is evicted, what never leaves, and that nothing leaks."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+from patterns import block
+
+from cascade_mpi.store import Store
+
+ARENA = 4 << 20
+BLOCK = 256 << 10
+
+
+@pytest.fixture
+def refusing(open_store: Callable[..., Store], comm: MPI.Intracomm) -> Store:
+    return open_store(comm, dram_bytes=ARENA, when_full="refuse")
+
+
+@pytest.fixture
+def evicting(open_store: Callable[..., Store], comm: MPI.Intracomm) -> Store:
+    return open_store(comm, dram_bytes=ARENA, when_full="evict")
+
+
+def fill(store: Store, number: int) -> bool:
+    rank = store._fabric.comm.rank
+    return bool(store.put(f"{rank} {number}", block(1000 * rank + number, BLOCK)))
+
+
+def test_a_refusal_says_why_and_changes_nothing(refusing: Store, comm: MPI.Intracomm) -> None:
+    capacity = ARENA // BLOCK
+    assert all(fill(refusing, number) for number in range(capacity))
+    before = refusing.stats()
+    refused = refusing.put(f"{comm.rank} extra", block(1, BLOCK))
+    assert not refused
+    assert (refused.stored, refused.refused, refused.tier, refused.bytes) == (False, True, "", BLOCK)
+    for number in (BLOCK, BLOCK // 4096, ARENA // 4096):
+        assert re.search(rf"\b{number}\b", refused.reason), refused.reason
+    assert 'when_full="evict"' in refused.reason
+    # A block that is there is not lost by a replace that does not fit.
+    assert not refusing.put(f"{comm.rank} 0", block(2, 2 * BLOCK))
+    assert not refusing.put_many([f"{comm.rank} 1"], [block(2, BLOCK)])[0]
+    after = refusing.stats()
+    assert after["refused"] == before["refused"] + 3
+    assert (after["arena"], after["blocks"]) == (before["arena"], before["blocks"])
+    comm.Barrier()
+    for rank in range(comm.size):
+        assert not refusing.contains(f"{rank} extra")
+        for number in range(capacity):
+            np.testing.assert_array_equal(refusing.get(f"{rank} {number}"), block(1000 * rank + number, BLOCK))
+    refusing.check()
+
+
+def test_room_after_a_delete_by_a_stranger(refusing: Store, comm: MPI.Intracomm) -> None:
+    assert all(fill(refusing, number) for number in range(ARENA // BLOCK))
+    comm.Barrier()
+    assert refusing.delete(f"{(comm.rank + 1) % comm.size} 3")
+    comm.Barrier()
+    assert refusing.put(f"{comm.rank} extra", block(1, BLOCK)).stored
+    assert not refusing.put(f"{comm.rank} more", block(1, BLOCK))
+    refusing.check()
+
+
+@pytest.mark.parametrize("nbytes", [ARENA + 1, 10 * ARENA])
+def test_a_block_larger_than_the_arena(refusing: Store, evicting: Store, comm: MPI.Intracomm, nbytes: int) -> None:
+    for store in (refusing, evicting):
+        assert fill(store, 0)
+        refused = store.put(f"{comm.rank} large", np.zeros(nbytes, np.uint8))
+        assert refused.refused
+        assert str(nbytes) in refused.reason
+        np.testing.assert_array_equal(store.get(f"{comm.rank} 0"), block(1000 * comm.rank, BLOCK))
+        assert store.stats()["evicted"] == 0
+
+
+def test_a_block_of_the_whole_arena(evicting: Store, comm: MPI.Intracomm) -> None:
+    assert all(fill(evicting, number) for number in range(5))
+    assert evicting.put(f"whole {comm.rank}", block(comm.rank, ARENA))
+    comm.Barrier()
+    for rank in range(comm.size):
+        np.testing.assert_array_equal(evicting.get(f"whole {rank}"), block(rank, ARENA))
+        assert evicting.get(f"{rank} 4") is None
+    evicting.check()
+
+
+def test_eviction_takes_the_old_and_never_the_protected(evicting: Store, comm: MPI.Intracomm) -> None:
+    for number in range(4):
+        assert evicting.put(f"{comm.rank} prefix {number}", block(number, BLOCK), is_prefix=True)
+    total = 5 * ARENA // BLOCK
+    assert all(fill(evicting, number) for number in range(total))
+    comm.Barrier()
+    for rank in range(comm.size):
+        for number in range(4):
+            np.testing.assert_array_equal(evicting.get(f"{rank} prefix {number}"), block(number, BLOCK))
+        assert evicting.get(f"{rank} 0") is None
+        np.testing.assert_array_equal(evicting.get(f"{rank} {total - 1}"), block(1000 * rank + total - 1, BLOCK))
+        for number in range(total):  # whatever is left is right
+            found = evicting.get(f"{rank} {number}")
+            assert found is None or (found == block(1000 * rank + number, BLOCK)).all()
+    stats = evicting.stats()
+    assert stats["evicted"] >= total - ARENA // BLOCK
+    assert stats["evicted_bytes"] == stats["evicted"] * BLOCK
+    evicting.check()
+
+
+def test_an_arena_of_protected_blocks_refuses(evicting: Store, comm: MPI.Intracomm) -> None:
+    capacity = ARENA // BLOCK
+    for number in range(capacity):
+        assert evicting.put(f"{comm.rank} {number}", block(number, BLOCK), is_prefix=True)
+    assert evicting.put(f"{comm.rank} new", block(0, BLOCK)).refused
+    assert evicting.put(f"{comm.rank} new", block(0, BLOCK), is_prefix=True).refused
+    comm.Barrier()
+    for rank in range(comm.size):
+        for number in range(capacity):
+            np.testing.assert_array_equal(evicting.get(f"{rank} {number}"), block(number, BLOCK))
+    comm.Barrier()
+    assert evicting.delete(f"{comm.rank} 5")
+    assert evicting.put(f"{comm.rank} new", block(0, BLOCK)).stored
+
+
+def test_what_was_read_lately_stays(evicting: Store, comm: MPI.Intracomm) -> None:
+    """Within one second all touches are equal and the order is that of the puts; so nothing is asserted of reads."""
+    capacity = ARENA // BLOCK
+    for number in range(capacity + capacity // 2):
+        assert fill(evicting, number)
+    newest = [evicting.contains(f"{comm.rank} {number}") for number in range(capacity, capacity + capacity // 2)]
+    assert all(newest)
+
+
+@pytest.mark.parametrize("windows", ["allocate", "shared"])
+def test_replaces_by_strangers_leak_nothing(
+    open_store: Callable[..., Store], comm: MPI.Intracomm, windows: str
+) -> None:
+    store = open_store(comm, dram_bytes=ARENA, when_full="refuse", windows=windows)
+    keys = 4
+    for version in range(60):  # 60 x 4 x 256 KiB: each arena is written several times over
+        if comm.rank == version % comm.size:
+            for key in range(keys):
+                assert store.put(f"turn {key}", block(keys * version + key, BLOCK)), version
+        comm.Barrier()
+        if version % 10 == 9:
+            for key in range(keys):
+                np.testing.assert_array_equal(store.get(f"turn {key}"), block(keys * version + key, BLOCK))
+        comm.Barrier()
+    store.check()
+    assert comm.allreduce(store.stats()["blocks"]) == keys
+    assert comm.allreduce(store.stats()["arena"]["live_bytes"]) == keys * BLOCK
+    assert store.stats()["cell_reuses"] > 0
+
+
+def test_all_replace_the_same_keys_at_once(refusing: Store, comm: MPI.Intracomm) -> None:
+    """Each arena holds 16 blocks and 40 rounds of 4 are put: lost races must give their cells back too."""
+    for version in range(40):
+        for key in range(4):
+            assert refusing.put(f"race {key}", np.full(BLOCK, version, np.uint8))
+        if version % 8 == 7:
+            comm.Barrier()
+            for key in range(4):
+                assert (refusing.get(f"race {key}") == version).all()
+            comm.Barrier()
+    assert refusing.check()["words"] == 4
+
+
+def test_kept_and_failed_puts_leak_nothing(refusing: Store, comm: MPI.Intracomm) -> None:
+    refusing.put(f"there {comm.rank}", b"v")
+    for _ in range(100):
+        assert refusing.put(f"there {comm.rank}", block(1, BLOCK), exists="keep").kept
+        with pytest.raises(KeyError, match="delete it first"):
+            refusing.put(f"there {comm.rank}", block(1, BLOCK), exists="error")
+        with pytest.raises(TypeError, match="references"):
+            refusing.put(f"there {comm.rank}", np.array([None]))
+    refusing.check()
+    assert refusing.stats()["arena"]["live_bytes"] == 1
+
+
+def test_small_blocks_fill_the_arena(refusing: Store, comm: MPI.Intracomm) -> None:
+    """Every page has its descriptor and its share of index words."""
+    pages = ARENA // 4096
+    keys = np.arange(pages, dtype=np.uint64) + np.uint64(comm.rank * pages)
+    results = refusing.put_many(keys, [b"x" * 100] * pages)
+    assert all(results)
+    comm.Barrier()
+    assert refusing.contains_many(np.arange(pages * comm.size)).all()
+    refusing.check()
+
+
+def test_a_full_bucket_gives_up_its_blocks(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
+    """An index that is far too small drops blocks, never protected ones, and finds no wrong ones."""
+    store = open_store(comm, dram_bytes=ARENA, index_blocks=1)
+    assert store.put(f"{comm.rank} prefix", b"kept", is_prefix=True)
+    comm.Barrier()
+    for number in range(200):
+        store.put(f"{comm.rank} {number}", np.array([comm.rank, number]))
+    comm.Barrier()
+    for rank in range(comm.size):
+        assert store.get(f"{rank} prefix").tobytes() == b"kept"
+        for number in range(200):
+            found = store.get(f"{rank} {number}")
+            assert found is None or found.tolist() == [rank, number]
+    assert comm.allreduce(store.stats()["bucket_overflows"]) > 0
+    store.check()
+
+
+@pytest.mark.skipif("CASCADE_BIG" not in os.environ, reason="needs 8 GiB of memory: set CASCADE_BIG=1")
+def test_a_block_over_2_gib(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
+    """Put by one rank, read by all: whole, in ranges on both sides of 2 GiB, as a view on its node."""
+    nbytes = (2200 << 20) + 12_345
+    store = open_store(comm, dram_bytes="2.3GiB", when_full="refuse")
+    piece = block(77, 1 << 20)
+    if comm.rank == 0:
+        value = np.resize(piece, nbytes)
+        value[-4:] = (1, 2, 3, 4)
+        assert store.put("big", value).stored
+        del value
+    comm.Barrier()
+    assert store.locate("big").nbytes == nbytes
+    assert store.get_range("big", nbytes - 4, 4).tolist() == [1, 2, 3, 4]
+    at = (1 << 31) - 100
+    np.testing.assert_array_equal(store.get_range("big", at, 200), np.resize(np.roll(piece, -(at % len(piece))), 200))
+    readers = sorted({comm.size - 1, comm.size // 2, 0})  # one after the other: memory for one copy
+    for rank in readers:
+        if comm.rank == rank:
+            out = np.zeros(nbytes, np.uint8)
+            assert store.get("big", out) == nbytes
+            whole = nbytes // len(piece) * len(piece)
+            assert (out[:whole].reshape(-1, len(piece)) == piece).all()
+            assert out[-4:].tolist() == [1, 2, 3, 4]
+            del out
+        comm.Barrier()
+    if store._fabric.mapped[0]:
+        with store.view("big") as array:
+            assert array.nbytes == nbytes
+            assert array[-1] == 4
+            del array
+    store.check()
