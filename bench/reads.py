@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
+from bench.job import Outcome
 from bench.stock import Indexes, Stock, bytes_at, names
-from bench.timing import Operation
+from bench.timing import Operation, Samples
 from cascade_mpi.kernels.copy import copy_bytes
 from cascade_mpi.layout import BUCKET_BYTES, DESCRIPTOR_BYTES
 from cascade_mpi.store import Store
@@ -32,10 +33,18 @@ class Reads:
     def __init__(self, store: Store, stock: Stock, owner: int, inner: int, fixed: Indexes | None = None) -> None:
         self.store, self.stock, self.owner, self.inner, self._fixed = store, stock, owner, inner, fixed
         self.right = True
+        self._before = store.stats()
         self._data, self._index = store._fabric.data.world, store._fabric.index.world
 
     def _take(self, count: int) -> Indexes:
         return self.stock.take(count) if self._fixed is None else np.repeat(self._fixed, count)
+
+    def outcome(self, samples: Samples) -> Outcome:
+        """Local. The samples, and, after a read of every block that is not `fixed`, whether all was right."""
+        now = self.store.stats()
+        gets, hits = (now[name] - self._before[name] for name in ("gets", "hits"))
+        right = self.right and (self._fixed is not None or self.stock.verify(self.store, self.owner))
+        return Outcome(samples, right, hits / gets if gets else None)
 
     def compare(self, out: Bytes) -> Callable[[Any], None]:
         """Check the last block of a sample; `prepared` begins with the blocks."""

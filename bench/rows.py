@@ -58,23 +58,36 @@ def absent(case: str, reason: str) -> Row:
 
 def show(rows: Sequence[Row], machine: Mapping[str, Any], title: str) -> None:
     """Local. Print the machine and the rows."""
-    console = Console(width=None if Console().is_terminal else 150)
+    console = Console(width=None if Console().is_terminal else 180)
     about = Table(title="Machine", show_header=False)
     for key, value in machine.items():
         about.add_row(key, str(value))
     console.print(about)
     table = Table(title=title)
-    for name in ("case", "block", "variant", "store", "limit", "unit", "ratio", "goal", "met", "ok", "limit is"):
+    for name in (
+        "case",
+        "block",
+        "variant",
+        "store",
+        "limit",
+        "unit",
+        "ratio",
+        "goal",
+        "met",
+        "hits",
+        "ok",
+        "limit is",
+    ):
         table.add_column(name, justify="right" if name in ("block", "store", "limit", "ratio") else "left")
     for row in rows:
         if "not_in_this_run" in row:
-            table.add_row(row["case"], *["-"] * 9, f"not in this run: {row['not_in_this_run']}")
+            table.add_row(row["case"], *["-"] * 10, f"not in this run: {row['not_in_this_run']}")
             continue
         variant = ", ".join(f"{key} {row[key]}" for key in _SHOWN if row.get(key) not in (None, False))
         met = {None: "", True: "yes", False: "[red]no[/red]"}[row["goal_met"]]
         table.add_row(
             row["case"], _size(row["block_bytes"]), variant, _number(row["value"]), _number(row["limit"]), row["unit"],
-            f"{row['ratio']:.3f}", row["goal"] or "", met, "yes" if row.get("contents_ok") else "[red]NO[/red]",
+            f"{row['ratio']:.3f}", row["goal"] or "", met, _share(row.get("hit_rate")), "yes" if row.get("contents_ok") else "[red]NO[/red]",
             str(row.get("limit_what", "")),
         )  # fmt: skip
     console.print(table)
@@ -89,6 +102,10 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 def _size(nbytes: int) -> str:
     return f"{nbytes >> 20} MiB" if nbytes % (1 << 20) == 0 else f"{nbytes / 1024:g} KiB"
+
+
+def _share(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:.4g}"
 
 
 def _number(x: float) -> str:

@@ -38,6 +38,10 @@ class Samples(NamedTuple):
         """Local. Seconds of each operation."""
         return np.asarray(np.median(self.seconds, axis=0))
 
+    def ratio(self, above: int, below: int) -> float:
+        """Local. The median of the pairs' own ratios: what drifts from pair to pair drops out of it."""
+        return float(np.median(self.seconds[:, above] / self.seconds[:, below]))
+
     def only(self, *operations: int) -> Samples:
         """Local. The samples of these operations alone."""
         return Samples(self.seconds[:, operations], self.disturbed)

@@ -7,6 +7,7 @@ Covers words against descriptors against cells, pins, and payload checksums. A l
 from __future__ import annotations
 
 import itertools
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,10 @@ from cascade_mpi.pins import PinTable
 Claims = dict[int, list[int]]  # by manager: the words that name its cells
 
 
-def check(fabric: Fabric, dram: DramTier, pins: PinTable) -> dict[str, int]:
+def check(fabric: Fabric, dram: DramTier, pins: PinTable, drafts: Set[int] = frozenset()) -> dict[str, int]:
     """Collective. Verify all invariants; the number of words, cells, pins and checksums that were looked at.
+
+    `drafts` are the first pages of this rank's cells that wait for their publication.
 
     Raises
     ------
@@ -50,6 +53,9 @@ def check(fabric: Fabric, dram: DramTier, pins: PinTable) -> dict[str, int]:
     claims = _check_words(fabric, problems)
     named = [word for words in comm.alltoall([claims.get(rank, []) for rank in range(comm.size)]) for word in words]
     _check_cells(fabric, dram, named, problems)
+    for first in dram.allocator.live().keys() - drafts:
+        if not dram.words[first]:
+            problems.append(f"cell {first} is allocated, but no word was published for it")
     _check_pins(fabric, pins, problems)
     summed = _check_payloads(fabric, dram, problems)
     try:

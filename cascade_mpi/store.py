@@ -561,7 +561,8 @@ class Store:
     def check(self) -> dict[str, int]:
         """Collective. Verify every invariant while no rank writes; ProtocolError on all ranks if one is broken."""
         self._check_open()
-        return invariants.check(self._fabric, self._dram, self._pins)
+        drafts = {unpack_word(draft.word).page for draft in self._pending.values()}
+        return invariants.check(self._fabric, self._dram, self._pins, drafts)
 
     def clear(self) -> None:
         """Collective. Remove every block of every rank, protected ones too."""

@@ -96,4 +96,4 @@ def _block_ids(session: _Session, input_tokens: int, ids: Iterator[int]) -> tupl
     session.prompt.ids.extend(next(ids) for _ in range(shared - len(session.prompt.ids)))
     session.ids.extend(next(ids) for _ in range(full - shared - len(session.ids)))
     partly = (next(ids),) if input_tokens % BLOCK_TOKENS else ()
-    return (*session.prompt.ids[:shared], *session.ids, *partly)
+    return (*session.prompt.ids, *session.ids, *partly)

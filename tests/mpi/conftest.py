@@ -24,7 +24,7 @@ from mpi4py import MPI
 
 from cascade_mpi.store import Store
 
-WATCHDOG_S = 120.0  # far beyond any test
+WATCHDOG_S = 240.0  # far beyond any test, the first one compiles
 MEET_S = 20.0  # how long a rank that failed waits for the others
 RESULTS = "CASCADE_TEST_RESULTS"  # a folder for one file of counts per rank
 SMALL: dict[str, Any] = {"dram_bytes": "8MiB", "copy_threads": 1}

@@ -11,7 +11,7 @@ from mpi4py import MPI
 from cascade_mpi.store import Store
 
 SHAPES: list[tuple[int, ...]] = [
-    (), (0,), (1,), (7,), (0, 5), (5, 0), (3, 4), (2, 3, 4), (1, 1, 1, 1), (2, 1, 3, 1, 2), (2,) * 8, (1, 0, 1) + (1,) * 5,
+    (), (0,), (1,), (7,), (0, 5), (5, 0), (3, 4), (2, 3, 4), (1, 1, 1, 1), (2, 1, 3, 1, 2), (2,) * 8, (1, 0, 1, 1, 1),
 ]  # fmt: skip
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",

@@ -71,6 +71,7 @@ class EmulatedMpi:
         self.calls: list[tuple[str, int, int]] = []  # (function, window, rank)
         self.faults: list[str] = []  # what a correct program never does
         self.eager: set[int] = set()
+        self.eager_upto = 0  # Gets of so many bytes are eager too
         self._failing = ("", 0, 0)  # function, which call of it, error code
         self.now = 1000
         self.step = 0  # what the clock gains each time that it is looked at
@@ -117,7 +118,7 @@ class EmulatedMpi:
         self.transfers.append((window, rank, disp, nbytes))
         if nbytes >= self.pretend_from:
             self._later(window, rank, lambda: None)
-        elif window in self.eager:
+        elif window in self.eager or nbytes <= self.eager_upto:
             ctypes.memmove(origin, source, nbytes)
         else:
             ctypes.memset(origin, RUBBISH, nbytes)

@@ -384,6 +384,17 @@ def test_payload_that_is_read_early_is_checked_after_its_flush(calls, path, how)
     assert outcome == c.MISS
 
 
+@pytest.mark.parametrize("how", READS)
+@pytest.mark.parametrize("path", ["remote", "data-away"])
+def test_payload_that_is_overtaken_by_its_descriptor(calls, path, how):
+    """Descriptor and words are there at once, the payload only with its Flush."""
+    store = MemoryStore(calls, **PATHS[path])
+    store.mpi.eager_upto = 128
+    placed = store.put(key_at(store), 1, 2, pattern(1, 3000))
+    assert read(store, how, placed.key, 3000) == (3000, placed.payload)
+    assert store.mpi.count("flush", DATA) == 1
+
+
 def test_bucket_changes_before_it_arrives(remote):
     placed = remote.put(key_at(remote), 1, 2, b"value")
     remote.mpi.before("flush", INDEX, lambda: take_away(remote, placed))

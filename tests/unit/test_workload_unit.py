@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -345,3 +347,13 @@ def test_the_rank_is_read_from_each_launcher(accepted: Any, monkeypatch: pytest.
     assert cli.launcher_rank() == 5
     monkeypatch.setenv(name, "none")
     assert cli.launcher_rank() == 0
+
+
+def test_options_are_parsed_without_mpi() -> None:
+    program = (
+        "import sys; from cascade_mpi import cli\n"
+        "status = cli.main(['workload', '--dram', 'x'])\n"
+        "sys.exit(status + 10 * ('mpi4py.MPI' in sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, "is not a size" in ended.stderr) == (2, True), ended.stderr
