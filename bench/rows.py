@@ -85,9 +85,10 @@ def show(rows: Sequence[Row], machine: Mapping[str, Any], title: str) -> None:
             continue
         variant = ", ".join(f"{key} {row[key]}" for key in _SHOWN if row.get(key) not in (None, False))
         met = {None: "", True: "yes", False: "[red]no[/red]"}[row["goal_met"]]
+        right = "yes" if row.get("contents_ok") else "[red]NO[/red]"
         table.add_row(
             row["case"], _size(row["block_bytes"]), variant, _number(row["value"]), _number(row["limit"]), row["unit"],
-            f"{row['ratio']:.3f}", row["goal"] or "", met, _share(row.get("hit_rate")), "yes" if row.get("contents_ok") else "[red]NO[/red]",
+            f"{row['ratio']:.3f}", row["goal"] or "", met, _share(row.get("hit_rate")), right,
             str(row.get("limit_what", "")),
         )  # fmt: skip
     console.print(table)

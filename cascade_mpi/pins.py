@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from cascade_mpi.errors import NoPinSlotError
+from cascade_mpi.errors import NoPinSlotError, StoreClosedError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.onesided import SLOTS_PER_PEER
@@ -36,7 +36,7 @@ class PinTable:
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may release a view while this thread holds it
         self._held: dict[int, list[Pin | None]] = {}
 
     def pin(self, word: int, manager: int, home: int, bucket: int, slot: int) -> Pin | None:
@@ -64,8 +64,11 @@ class PinTable:
         if self._held.get(pin.manager, [None] * SLOTS_PER_PEER)[pin.slot] is not pin:
             return
         fabric, s = self._fabric, self._fabric.scratch
-        if fabric.unpin(fabric.ctx, s.address, pin.manager, pin.slot) < 0:
-            fabric.raise_mpi_error(s)
+        try:
+            if fabric.unpin(fabric.ctx, s.address, pin.manager, pin.slot) < 0:
+                fabric.raise_mpi_error(s)
+        except StoreClosedError:
+            pass  # a view that was let go late: the slot went with the store
         self._forget(pin)
 
     def held(self) -> list[Pin]:

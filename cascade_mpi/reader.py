@@ -7,6 +7,7 @@ steps themselves (`onesided`) nor views (`view`).
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ from cascade_mpi.copier import Copier
 from cascade_mpi.errors import BufferSizeError, CascadeError, NoPinSlotError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.kernels.probe import reload
-from cascade_mpi.layout import BUCKET_BYTES, DESCRIPTOR, FLAG_PREFIX, TIER_NAMES, unpack_word
+from cascade_mpi.kernels.checksum import checksum_bytes
+from cascade_mpi.layout import DESCRIPTOR, FLAG_CHECKSUM, FLAG_PREFIX, TIER_NAMES, unpack_word
 from cascade_mpi.onesided import DESCRIBE, RANGE, WHOLE
 from cascade_mpi.pins import Pin, PinTable
 from cascade_mpi.values import decode_dims, dtype_name, empty
@@ -70,7 +71,7 @@ class Reader:
                 return None
             if found.nbytes != room:
                 raise wrong_size(room, found.nbytes)
-            if self._copy_split(found, address, room, 0):
+            if self._copy_split(hi, lo, found, address, room):
                 return room
         fabric, s = self._fabric, self._fabric.scratch
         return self.settle(fabric.get(fabric.ctx, s.address, hi, lo, address, room, 0, WHOLE), hi, lo, address, room)
@@ -132,9 +133,9 @@ class Reader:
             if outcome >= 0:
                 return self.described(outcome)
             if outcome != c.CHANGED:
-                break
-        self._fail(outcome, hi, lo)
-        return None
+                self._fail(outcome, hi, lo)
+                return None
+        raise CascadeError(f"block {hi:016x}{lo:016x} was replaced in every one of {_PIN_ATTEMPTS} looks at it")
 
     def described(self, nbytes: int) -> Found:
         """Local. The descriptor and the word that the last call left in this thread's scratch."""
@@ -170,25 +171,21 @@ class Reader:
 
     # -------------------------------------------------------------------------------------------- the rest
 
-    def _copy_split(self, found: Found, address: int, room: int, offset: int) -> bool:
+    def _copy_split(self, hi: int, lo: int, found: Found, address: int, room: int) -> bool:
         """Copy with several threads from memory that is mapped here; False if that was not possible or not whole."""
-        fabric = self._fabric
+        fabric, s, began = self._fabric, self._fabric.scratch, time.monotonic()
         base = int(fabric.data.table[found.rank, 0])
         if not base:
             return False
-        self._copier.copy(address, base + fabric.arena_at + found.page * fabric.page_bytes + offset, room)
-        s, index = fabric.scratch, int(fabric.index.table[found.home, 0])
-        if index:
-            # Every thread has fenced; the fence in `reload` keeps this load behind the joins.
-            same = reload(index + found.bucket * BUCKET_BYTES + found.slot * 8) == found.word
-        else:
-            hi, lo = (int(x) for x in s.descriptor.view(np.uint64)[2:4])
-            same = fabric.slot_of(fabric.ctx, s.address, hi, lo, found.word) == found.slot
-        if same:
-            where = c.C_HITS_SELF if found.rank == fabric.comm.rank else c.C_HITS_NODE
-            s.words[c.COUNTERS + where] += np.uint64(1)
-            s.words[c.COUNTERS + where + c.C_BYTES_SELF] += np.uint64(room)
-        return bool(same)
+        self._copier.copy(address, base + fabric.arena_at + found.page * fabric.page_bytes, room)
+        # Every thread has fenced. A read of no bytes is the re-check: it finds the same word behind a fence of
+        # its own, counts the hit and touches the cell.
+        outcome = fabric.get(fabric.ctx, s.address, hi, lo, 0, 0, 0, RANGE)
+        if outcome != 0 or int(s.words[c.WORD]) != found.word or time.monotonic() - began > fabric.attempt:
+            return False
+        path = c.C_BYTES_SELF if found.rank == fabric.comm.rank else c.C_BYTES_NODE
+        s.words[c.COUNTERS + path] += np.uint64(room)
+        return True
 
     def _pinned(self, hi: int, lo: int, address: int, room: int, offset: int, what: int) -> int | None:
         """Read under a pin: the words change faster than the payload can be copied."""
@@ -211,11 +208,18 @@ class Reader:
             finally:
                 pin.release()
             if outcome >= 0:
-                return outcome
+                if not self._verify or what != WHOLE or self._sum_holds(address, room):
+                    return outcome
+                outcome = c.CORRUPT
             if outcome != c.MISS:
                 self._fail(outcome, hi, lo)
                 return None
         raise CascadeError(f"block {hi:016x}{lo:016x} could not be read: its word changed with every attempt")
+
+    def _sum_holds(self, address: int, room: int) -> bool:
+        """Does what was just read have the checksum of its descriptor, if that has one?"""
+        record = self._fabric.scratch.descriptor.view(DESCRIPTOR)[0]
+        return not record["flags"] & FLAG_CHECKSUM or checksum_bytes(address, room) == int(record["checksum"])
 
     def _count(self, counter: int) -> None:
         self._fabric.scratch.words[c.COUNTERS + counter] += np.uint64(1)

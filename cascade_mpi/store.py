@@ -87,16 +87,15 @@ class Store:
         self._open = False
         self._reason = "was never opened"
         comm = MPI.COMM_SELF if comm is None else comm
-        self.config = Config.make(config, **overrides)
-        _agree(comm, self.config)
+        self.config = _agree(comm, config, overrides)
         page_bytes = page_bytes_for(self.config.dram_bytes)
         pages = self.config.dram_bytes // page_bytes
         blocks = self.config.index_blocks or pages * comm.size
         buckets = 1
         while buckets * BUCKET_WORDS * comm.size < blocks * _WORDS_PER_BLOCK:
             buckets *= 2
+        _check_memory(comm, self.config, pages, page_bytes, buckets)
         self._comm = comm.Dup()
-        _check_memory(self._comm, self.config, pages, page_bytes, buckets)
         self._fabric = fabric = Fabric(self._comm, self.config, pages, page_bytes, buckets)
         self._self_test = selftest.run(fabric)
         sharing = sum(affinity == sorted(os.sched_getaffinity(0)) for affinity in _affinities(fabric.node))
@@ -355,9 +354,7 @@ class Store:
             raise wrong
         return got
 
-    def _empty_like(
-        self, array: npt.NDArray[np.uint64]
-    ) -> tuple[list[npt.NDArray[Any] | None], npt.NDArray[np.uint8]]:
+    def _empty_like(self, array: npt.NDArray[np.uint64]) -> tuple[list[npt.NDArray[Any] | None], npt.NDArray[np.uint8]]:
         lengths, descriptors = self._describe(array, want=True)
         made: list[npt.NDArray[Any] | None] = []
         for i, length in enumerate(lengths.tolist()):
@@ -649,13 +646,22 @@ class Store:
         return (ProgressThread(fabric, self.config.progress_period_us / 1e6) if start else None), reason
 
 
-def _agree(comm: MPI.Intracomm, config: Config) -> None:
-    if comm.size > MAX_RANKS:
-        raise ConfigError(f"{comm.size} ranks: an index word names at most {MAX_RANKS}; use fewer ranks")
-    everyone = comm.allgather(config)
-    different = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
-    if different:
-        raise ConfigError(f"rank {different[0]} was given {everyone[different[0]]}, rank 0 {everyone[0]}")
+def _agree(comm: MPI.Intracomm, config: Config | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> Config:
+    """Collective. The settings of all ranks; ConfigError on all of them if one's are wrong or differ."""
+    mine: Config | ConfigError
+    try:
+        mine = Config.make(config, **overrides)
+        if comm.size > MAX_RANKS:
+            raise ConfigError(f"{comm.size} ranks: an index word names at most {MAX_RANKS}; use fewer ranks")
+    except ConfigError as error:
+        mine = error
+    everyone = comm.allgather(mine)
+    for rank, other in enumerate(everyone):
+        if isinstance(other, ConfigError):
+            raise mine if isinstance(mine, ConfigError) else ConfigError(f"rank {rank}: {other}")
+        if other != everyone[0]:
+            raise ConfigError(f"rank {rank} was given {other}, rank 0 {everyone[0]}")
+    return Config.make(everyone[0])
 
 
 def _affinities(node: MPI.Intracomm) -> list[list[int]]:

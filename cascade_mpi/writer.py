@@ -189,7 +189,7 @@ class Writer:
         """Local. Number of words of a key; they are in the scratch. `known` is a word that is the key's for sure."""
         fabric, s = self._fabric, self._fabric.scratch
         while (found := fabric.find(fabric.ctx, s.address, hi, lo, known)) == c.CHANGED:
-            pass  # a bucket under a storm of writes: each round of 1,000 looks enters MPI
+            self._fabric.poll(self._fabric.ctx, s.address)  # a storm of writes: let the peers' proceed
         if found == c.MPI_FAILED:
             fabric.raise_mpi_error(s)
         return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import re
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +124,26 @@ def test_release_twice_and_after_another_view(any_store: Store, comm: MPI.Intrac
     one.release()
     assert any_store.stats()["pins"] == 1  # the second release is not the other view's
     two.release()
+    assert any_store.stats()["pins"] == 0
+
+
+def test_the_collector_may_release_a_view_at_any_time(
+    any_store: Store, comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the same thread takes a slot for another one."""
+    any_store.put(f"k {comm.rank}", block(4, 300))
+    first = any_store.view(f"k {comm.rank}")
+    clock = time.monotonic
+
+    def collect_meanwhile() -> float:
+        first.release()
+        return clock()
+
+    monkeypatch.setattr("cascade_mpi.pins.time", SimpleNamespace(monotonic=collect_meanwhile))
+    second = any_store.view(f"k {comm.rank}")
+    np.testing.assert_array_equal(second.array, block(4, 300))
+    assert any_store.stats()["pins"] == 1
+    second.release()
     assert any_store.stats()["pins"] == 0
 
 

@@ -1,0 +1,432 @@
+"""The rules of the protocol, each broken on purpose: what to change, and the tests that must notice.
+
+Covers the edits and the names of the tests. Does not cover how they are applied (`mutations`). An edit's
+old text must stand exactly once in its file; `tests/unit/test_mutation_list.py` says which no longer does.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ONESIDED, TWIN, PROBE = "cascade_mpi/onesided.py", "cascade_mpi/onesided_python.py", "kernels/probe.py"
+DRAM, WRITER, READER = "cascade_mpi/dram.py", "cascade_mpi/writer.py", "cascade_mpi/reader.py"
+STORE, ALLOCATOR = "cascade_mpi/store.py", "cascade_mpi/allocator.py"
+CALLS, ASSEMBLY = "tests/unit/test_onesided.py::", "tests/unit/test_protocol_assembly.py::"
+TARGETS = "tests/mpi/test_mutation_targets.py::"
+
+
+class Mutation(NamedTuple):
+    """One broken rule.
+
+    `edits` are (old text, new text) in `file`; every one of `tests` (functions or single cases) must fail.
+    """
+
+    name: str
+    rule: str
+    file: str
+    edits: tuple[tuple[str, str], ...]
+    tests: tuple[str, ...]
+
+    @property
+    def in_kernels(self) -> bool:
+        """Must the compiled code be made again?"""
+        return self.file.startswith(("kernels/", "cascade_mpi/onesided"))
+
+
+def _fence(name: str, rule: str, file: str, before: str, fence: str, test: str) -> Mutation:
+    """A fence removed, which stands behind the text `before`."""
+    return Mutation(f"fence-{name}", rule, file, ((f"{before}{fence}()\n", before.rstrip(" ")),), (ASSEMBLY + test,))
+
+
+MUTATIONS = (
+    # ------------------------------------------------------------------------------------------- reading
+    Mutation(
+        "no-recheck",
+        "a get looks at the word again after the copy",
+        ONESIDED,
+        (
+            (
+                "if again != word or _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):",
+                "if _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):",
+            ),
+        ),
+        (
+            f"{CALLS}test_word_left_between_copy_and_recheck",
+            f"{CALLS}test_block_replaced_between_copy_and_recheck",
+            f"{CALLS}test_cell_reused_for_the_same_key_between_copy_and_recheck",
+        ),
+    ),
+    Mutation(
+        "no-recheck-batch",
+        "get_many looks at every word again",
+        ONESIDED,
+        (("                and load64(w + W_AGAIN * 8) == word\n", ""),),
+        (f"{CALLS}test_word_left_between_copy_and_recheck", f"{CALLS}test_one_key_of_a_batch_changes"),
+    ),
+    Mutation(
+        "no-recheck-python",
+        "so does the same read made of mpi4py's calls",
+        TWIN,
+        (("if again != word or self._too_late(began):", "if self._too_late(began):"),),
+        (f"{CALLS}test_word_left_between_copy_and_recheck", f"{CALLS}test_block_replaced_between_copy_and_recheck"),
+    ),
+    Mutation(
+        "recheck-before-copy",
+        "the second look comes after the copy, not before",
+        PROBE,
+        (
+            ("    copy(target, source, nbytes)\n    hook(", "    again = load_acquire(word_at)\n"
+             "    copy(target, source, nbytes)\n    hook("),
+            ("old one).\n    fence_acquire()\n    return load_acquire(word_at)\n", "old one).\n    return again\n"),
+        ),
+        (f"{CALLS}test_block_replaced_between_copy_and_recheck", f"{CALLS}test_word_left_between_copy_and_recheck"),
+    ),
+    Mutation(
+        "recheck-before-flush",
+        "the second look of a batch is issued after the Flush that completes the payloads",
+        ONESIDED,
+        (
+            ("    rc = _flush_flagged(ctx, flags, DATA)\n    if rc != 0:\n        return _failed(s, rc)\n"
+             "    # Phase 3", "    # Phase 3"),
+            ("    in_time = _now(ctx) - began", "    for rank in range(field(ctx, c.RANKS)):\n"
+             "        rc = _flush(ctx, rank, DATA)\n    in_time = _now(ctx) - began"),
+        ),
+        (f"{CALLS}test_payload_that_arrives_late_is_checked_after_its_flush",),
+    ),
+    Mutation(
+        "payload-without-flush",
+        "a remote payload is complete before it is looked at",
+        ONESIDED,
+        (
+            ("        if rc == 0:\n            rc = _flush(ctx, rank, DATA)\n        if rc != 0:\n"
+             "            return _failed(s, rc), _ZERO\n",
+             "        if rc != 0:\n            return _failed(s, rc), _ZERO\n"),
+        ),
+        (f"{CALLS}test_payload_that_is_overtaken_by_its_descriptor", f"{CALLS}test_calls_of_a_remote_get"),
+    ),
+    Mutation(
+        "no-key-compare",
+        "a cell is the key's only if its descriptor has the full key",
+        PROBE,
+        (
+            ("        and load64(descriptor + O_HI) == hi\n", ""),
+            ("        and load64(descriptor + O_LO) == lo\n", ""),
+        ),
+        (
+            f"{CALLS}test_keys_that_share_bucket_and_fingerprint",
+            f"{CALLS}test_every_field_of_identity_is_compared",
+        ),
+    ),
+    Mutation(
+        "no-generation-compare",
+        "and the generation of the word",
+        PROBE,
+        (
+            ("        and load16(descriptor + O_GENERATION) == ((word >> _GENERATION_SHIFT) & _GENERATION_MASK)\n",
+             ""),
+        ),
+        (f"{CALLS}test_every_field_of_identity_is_compared",),
+    ),
+    Mutation(
+        "mismatch-is-a-miss",
+        "after any mismatch a reader looks at the word again",
+        ONESIDED,
+        (
+            ("                # Any doubt is settled by the word, not by the descriptor: "
+             "look at it again, match or not.\n",
+             "                if outcome == c.MISS:\n"
+             "                    slot = match_from(words, slot + 1, fp)\n"
+             "                    continue\n"),
+        ),
+        (f"{CALLS}test_a_block_that_moves_is_never_a_miss",),
+    ),
+    Mutation(
+        "mismatch-is-absent",
+        "and so does a writer: else a delete is acknowledged while the moved block stays",
+        ONESIDED,
+        (
+            ("                    if again != word:\n                        changed = True\n"
+             "                        break\n                    continue\n", "                    continue\n"),
+        ),
+        (f"{CALLS}test_find_looks_again_when_a_mismatched_word_has_changed",),
+    ),
+    Mutation(
+        "out-of-bounds-tier",
+        "a word of a tier that is off is never followed",
+        PROBE,
+        (("        ((word >> _TIER_SHIFT) & _TIER_MASK) == _DRAM\n        and rank_of", "        rank_of"),),
+        (f"{CALLS}test_a_stray_word_is_never_followed",),
+    ),
+    Mutation(
+        "out-of-bounds-page",
+        "nor one that names no page of the arena",
+        PROBE,
+        (("        and page_of(word) < field(ctx, c.PAGES)\n", ""),),
+        (f"{CALLS}test_a_stray_word_is_never_followed[remote-compiled]",),  # in mapped memory it crashes
+    ),
+    Mutation(
+        "out-of-bounds-length",
+        "a length that leaves the arena is not believed",
+        PROBE,
+        (("    return length >= 0 and length <= room\n", "    return length >= 0\n"),),
+        (f"{CALLS}test_a_length_that_leaves_the_arena_is_not_believed[remote-compiled-8193]",),
+    ),
+    Mutation(
+        "attempt-without-end",
+        "an attempt that took too long may have slept through all generations, and is made again",
+        ONESIDED,
+        (("if again != word or _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):", "if again != word:"),),
+        (f"{CALLS}test_an_attempt_that_takes_too_long_is_repeated",),
+    ),
+    Mutation(
+        "touch-into-a-cell",
+        "a touch goes into the touch array: the cell may have a new owner",
+        ONESIDED,
+        (
+            ("        store32(base + field(ctx, c.TOUCH_AT) + page * 4, now)\n",
+             "        store32(payload_address(ctx, base, page), now)\n"),
+        ),
+        (f"{CALLS}test_touches_go_into_the_touch_array_only",),
+    ),
+    Mutation(
+        "shape-of-the-old",
+        "a new array has the type and the shape of what was read into it",
+        READER,
+        (("            if decode(self._fabric.scratch.descriptor)[:2] == (found.dtype, found.shape):\n",
+          "            if made is not None:\n"),),
+        (f"{TARGETS}test_a_replace_of_the_same_size_shows_its_own_shape[False]",),
+    ),
+    Mutation(
+        "shape-of-the-old-batch",
+        "and so have the arrays of a batch",
+        STORE,
+        (("(again != described).any(axis=1)] = c.CHANGED", "(again != described).all(axis=1)] = c.CHANGED"),),
+        (f"{TARGETS}test_a_replace_of_the_same_size_shows_its_own_shape[True]",),
+    ),
+    # --------------------------------------------------------------------------------- reuse, pins, removal
+    Mutation(
+        "removal-without-flush",
+        "the CAS that takes a word away has been flushed before anything is decided on it",
+        ONESIDED,
+        (
+            ("    if rc == 0:\n        rc = _flush(ctx, home, INDEX)\n    return rc, load64(s + c.RESULT * 8)\n",
+             "    return rc, load64(s + c.RESULT * 8)\n"),
+        ),
+        (f"{CALLS}test_remove", f"{CALLS}test_publish_over_an_old_word"),
+    ),
+    Mutation(
+        "reuse-before-removal",
+        "a cell is retired only after its word has left",
+        DRAM,
+        (("            slot = self._slot_of(first, word)\n            if slot",
+          "            slot = self._slot_of(first, word)\n            self.retire(word)\n            if slot"),),
+        (
+            f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[evict]",
+            f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[clear]",
+        ),
+    ),
+    Mutation(
+        "reuse-before-replace",
+        "the same when a put takes its own old word away",
+        WRITER,
+        (('                self.pause("putter")\n',
+          '                self.pause("putter")\n            if old:\n                self._has_left(old)\n'),),
+        (f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[replace]",),
+    ),
+    Mutation(
+        "reuse-before-delete",
+        "and when a delete does",
+        WRITER,
+        (("        done = fabric.remove(", "        self._has_left(word)\n        done = fabric.remove("),),
+        (f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[delete]",),
+    ),
+    Mutation(
+        "reuse-on-a-hint",
+        "a stranger's hint is not the permission to reuse: the manager looks at the index itself",
+        DRAM,
+        (("                if word and self._slot_of(first, word) == c.MISS:\n", "                if word:\n"),),
+        (f"{TARGETS}test_a_hint_is_not_the_permission_to_reuse",),
+    ),
+    Mutation(
+        "reuse-ignores-pins",
+        "a pinned cell is not reused",
+        DRAM,
+        (("unpinned = [first for first in ripe if first not in pinned] if pinned else ripe\n", "unpinned = ripe\n"),),
+        (
+            f"{TARGETS}test_a_pinned_cell_is_never_reused",
+            f"{TARGETS}test_a_pin_that_comes_after_the_removal_is_seen_before_the_reuse",
+        ),
+    ),
+    Mutation(
+        "pins-looked-at-early",
+        "the manager looks at the pins after the removal, at the last moment before the reuse",
+        DRAM,
+        (
+            ("        if self.pause:\n            self.pause(",
+             "        pinned = self.pinned_pages()\n        if self.pause:\n            self.pause("),
+            ("        pinned = self.pinned_pages()\n        unpinned", "        unpinned"),
+        ),
+        (f"{TARGETS}test_a_pin_that_comes_after_the_removal_is_seen_before_the_reuse",),
+    ),
+    Mutation(
+        "pin-without-recheck",
+        "a pin holds only if the word was still there after it was written",
+        ONESIDED,
+        (("    if again == word:\n        return np.int64(1)\n    rc = _write_pin",
+          "    if again == word or again != word:\n        return np.int64(1)\n    rc = _write_pin"),),
+        (f"{CALLS}test_pin_then_recheck", f"{CALLS}test_pin_of_a_word_that_has_left_is_cleared"),
+    ),
+    Mutation(
+        "descriptor-not-wiped",
+        "a cell that left limbo says nothing before it is given out again",
+        DRAM,
+        (("        self._magics[unpinned] = 0\n", ""),),
+        (f"{TARGETS}test_a_freed_descriptor_says_nothing",),
+    ),
+    Mutation(
+        "generation-not-raised",
+        "every put takes a new generation of its cell",
+        ALLOCATOR,
+        (("self._generations[first] = next_generation(before)\n", "self._generations[first] = before or 1\n"),),
+        (f"{TARGETS}test_every_put_takes_a_new_cell_and_generation",),
+    ),
+    # ------------------------------------------------------------------------------- puts, doubles, deletes
+    Mutation(
+        "delete-first-match",
+        "a delete takes every word of its key away",
+        WRITER,
+        (
+            ("        while self.find(hi, lo):\n", "        if self.find(hi, lo):\n"),
+            ("in reversed(self.found()):\n", "in self.found()[:1]:\n"),
+        ),
+        (f"{TARGETS}test_a_delete_takes_every_word",),
+    ),
+    Mutation(
+        "delete-looks-once",
+        "and looks again until it finds none",
+        WRITER,
+        (("        while self.find(hi, lo):\n", "        if self.find(hi, lo):\n"),),
+        (f"{TARGETS}test_a_delete_looks_again_until_nothing_is_found",),
+    ),
+    Mutation(
+        "delete-lowest-first",
+        "the word that counts goes last: before it, an older double would be seen again",
+        WRITER,
+        (("in reversed(self.found()):\n", "in self.found():\n"),),
+        (f"{TARGETS}test_an_older_double_is_never_seen_during_a_delete",),
+    ),
+    Mutation(
+        "doubles-stay",
+        "a put takes the other words of its key away before it returns",
+        WRITER,
+        (("                if others > 0:\n", "                if others > 99:\n"),),
+        (
+            f"{TARGETS}test_two_puts_in_two_slots_leave_one_word",
+            f"{TARGETS}test_a_put_takes_an_acknowledged_double_away",
+        ),
+    ),
+    Mutation(
+        "look-up-disturbed",
+        "what a put saw is not overwritten by the looks of the arena that makes room for it",
+        DRAM,
+        (("        self._scratch = fabric.new_scratch()\n", "        self._scratch = fabric.scratch\n"),),
+        (f"{TARGETS}test_making_room_does_not_disturb_the_look_up",),
+    ),
+    Mutation(
+        "old-look-up",
+        "a look-up of long ago is made again before the CAS that goes by it",
+        WRITER,
+        (("            if not looked or time.monotonic() - looked > self._attempt:\n",
+          "            if not looked:\n"),),
+        (f"{TARGETS}test_a_look_up_that_slept_is_made_again",),
+    ),
+    # ------------------------------------------------------------------------------------------ fences removed
+    _fence(
+        "copy",
+        "the copy's loads are done before the second look",
+        PROBE,
+        "a reused cell would pass for the old one).\n    ",
+        "fence_acquire",
+        "test_copy_is_complete_before_the_second_look_on_aarch64",
+    ),
+    _fence(
+        "copy-then-mpi",
+        "also where the second look is a Get",
+        ONESIDED,
+        "            copy(target, source, room)\n            ",
+        "fence_acquire",
+        "test_copy_is_complete_before_a_second_look_by_mpi",
+    ),
+    _fence(
+        "threads",
+        "also where other threads made the copy",
+        PROBE,
+        '"""Read a mapped word again after a copy that other threads made."""\n    ',
+        "fence_acquire",
+        "test_second_look_waits_for_earlier_loads",
+    ),
+    _fence(
+        "payload",
+        "a payload is seen before what is published next",
+        PROBE,
+        "a full barrier drains them.\n    ",
+        "fence_seq_cst",
+        "test_payload_before_whatever_follows",
+    ),
+    _fence(
+        "cell",
+        "payload and descriptor are seen before the word",
+        PROBE,
+        "# Payload and descriptor before the word; drains the streaming stores too.\n    ",
+        "fence_seq_cst",
+        "test_cell_before_its_word",
+    ),
+    _fence(
+        "void",
+        "the old descriptor is void before the cell is written",
+        PROBE,
+        "must not find a mixture that looks whole\n    ",
+        "fence_seq_cst",
+        "test_old_descriptor_is_void_before_the_cell_is_written",
+    ),
+    _fence(
+        "publish",
+        "everything is seen before the word is published",
+        ONESIDED,
+        "a payload copied by other threads has too).\n    ",
+        "fence_seq_cst",
+        "test_publish_after_everything_before",
+    ),
+    _fence(
+        "doubles",
+        "the own word is seen before the look at the others",
+        ONESIDED,
+        "at least one must see both.\n    ",
+        "fence_seq_cst",
+        "test_publish_before_the_look_at_the_bucket",
+    ),
+    _fence(
+        "removal",
+        "the removal is seen before the look at the pins",
+        ONESIDED,
+        "so a full barrier on every machine.\n    ",
+        "fence_seq_cst",
+        "test_removal_before_the_look_at_the_pins",
+    ),
+    _fence(
+        "pin",
+        "the pin is seen before the second look at the word",
+        ONESIDED,
+        "the manager removes the word, then looks at the pins.\n    ",
+        "fence_seq_cst",
+        "test_pin_before_the_second_look",
+    ),
+    _fence(
+        "unpin",
+        "a pin is cleared after everything that was read under it",
+        ONESIDED,
+        '"""Clear a hazard slot, after everything that was read under it. 1 Put + 1 Flush."""\n    ',
+        "fence_seq_cst",
+        "test_unpin_after_everything_that_was_read",
+    ),
+)  # fmt: skip
