@@ -71,14 +71,15 @@ class Racer:
 
 
 class Writing(Racer):
-    """A rank that puts, replaces and deletes until it is told to stop."""
+    """A rank that puts, replaces and deletes."""
 
-    def run(self, writer: int, stop: Callable[[], bool], *, prefixes: bool) -> None:
-        """Local. Write until `stop()`. With `prefixes` some blocks are put as prefixes, which are never evicted."""
+    def run(self, writer: int, over: Callable[[int], bool], *, prefixes: bool) -> None:
+        """Local. Write until `over(steps so far)`. With `prefixes` some blocks are put as prefixes, never evicted."""
         store, keys, chance, log = self.store, self.keys, self.chance, self.log
         rooms = [np.empty(self.largest // 8, np.uint64) for _ in range(3)]
-        version = 0
-        while not stop():
+        version = steps = 0
+        while not over(steps):
+            steps += 1
             key, what = self.key(), chance.random()
             if what < 0.12:
                 self._delete(key)
@@ -127,20 +128,14 @@ class Writing(Racer):
 class Reading(Racer):
     """A rank that reads in all ways and compares every line."""
 
-    def run(self, reads: int, until_ns: int, every: Callable[[], None]) -> None:
-        """Local. Read `reads` times, or until the clock says `until_ns`; call `every` now and then."""
+    def run(self, over: Callable[[int], bool]) -> None:
+        """Local. Read until `over(reads so far)`."""
         self._room = np.empty(self.largest + 2 * LINE, np.uint8)
         self._sizes = [self.size(key) for key in range(len(self.keys))]
         self._views: list[tuple[int, int, int, View]] = []
         self._reads = self._hits = 0
         ways = (self._into, self._new, self._range, self._many, self._contains, self._view)
-        turn = 0
-        while self._reads < reads:
-            turn += 1
-            if turn % 256 == 0:
-                every()
-                if monotonic_ns() > until_ns:
-                    break
+        while not over(self._reads):
             key = self.key()
             way = self.chance.choices(ways, (36, 20, 14, 8, 10, 12))[0]
             way(key)

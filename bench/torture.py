@@ -33,10 +33,11 @@ from cascade_mpi.cli import launcher_rank
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from bench.pauses import Pauses
+
 KIB, MIB = 1 << 10, 1 << 20
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_DONE = 7  # tag of "this reader has finished"
-_GRACE_S = 60.0  # a finished reader waits that long for the writers at most: a hang ends the job
+_READS_A_STEP = 20  # a phase is not over before the writers have made one step for so many reads
 _KEPT = 20  # problems that are shown
 
 # From the store's counters, summed over the ranks.
@@ -82,7 +83,7 @@ class Options:
     @property
     def least_retries(self) -> int:
         """Re-checks that must have failed: 1,000 in a full run."""
-        return min(1000, self.reads // 1000)
+        return min(1000, self.reads // 2000)
 
     @property
     def least_reuses(self) -> int:
@@ -142,7 +143,7 @@ def _torture(comm: MPI.Intracomm, options: Options, phase: Phase, seed: int, ver
 
     began = time.monotonic()
     settings = {"dram_bytes": phase.dram_bytes, "when_full": phase.when_full, "index_blocks": phase.index_blocks}
-    wires = comm.Dup()
+    meeting = comm.Dup()
     with Store(comm, **(settings | options.settings)) as store:
         report = store.report()
         buckets = store._fabric.buckets
@@ -152,17 +153,17 @@ def _torture(comm: MPI.Intracomm, options: Options, phase: Phase, seed: int, ver
         writers = range(comm.size // 2)
         readers = range(comm.size // 2, comm.size)
         racer: Racer
+        reads = -(-int(options.reads * phase.share) // len(readers))
         comm.Barrier()
         raced = time.monotonic()
+        until = raced + options.seconds * phase.share
         if comm.rank in writers:
             writing = racer = Writing(*more)
-            writing.run(comm.rank + 1, _Stop(wires, len(readers), pauses), prefixes=phase.when_full == "refuse")
+            steps = reads * len(readers) // _READS_A_STEP // len(writers)
+            writing.run(comm.rank + 1, _Over(meeting, steps, until, pauses), prefixes=phase.when_full == "refuse")
         else:
             reading = racer = Reading(*more)
-            until = time.monotonic_ns() + int(options.seconds * phase.share * 1e9)
-            reading.run(-(-int(options.reads * phase.share) // len(readers)), until, pauses.vary)
-            for writer in writers:
-                wires.send(None, writer, _DONE)
+            reading.run(_Over(meeting, reads, until, pauses))
         comm.Barrier()
         raced = time.monotonic() - raced
         pauses.remove()
@@ -173,7 +174,7 @@ def _torture(comm: MPI.Intracomm, options: Options, phase: Phase, seed: int, ver
         if comm.rank in readers:
             counts["reader_retries"] = counts["recheck_retries"]
         comm.Barrier()
-    wires.Free()
+    meeting.Free()
     summed = _sum(comm, counts)
     # Only evictions, or puts over other keys' words in a full bucket, make a block leave by itself.
     evicts = phase.when_full == "evict" or summed["bucket_overflows"] > 0
@@ -189,20 +190,23 @@ def _torture(comm: MPI.Intracomm, options: Options, phase: Phase, seed: int, ver
     return report
 
 
-class _Stop:
-    """Tells a writer that all readers have finished; each call enters MPI at times."""
+class _Over:
+    """Tells a racer when to stop: once all ranks have done enough, or the time is over. Varies the pauses."""
 
-    def __init__(self, wires: MPI.Intracomm, readers: int, pauses: Any) -> None:
-        self._wires, self._left, self._pauses, self._turn = wires, readers, pauses, 0
+    def __init__(self, meeting: MPI.Intracomm, enough: int, until: float, pauses: Pauses) -> None:
+        self._meeting, self._enough, self._until, self._pauses = meeting, enough, until, pauses
+        self._turn = 0
+        self._met: MPI.Request | None = None
 
-    def __call__(self) -> bool:
+    def __call__(self, done: int) -> bool:
         self._turn += 1
-        if self._turn % 8 == 0 and self._wires.Iprobe(tag=_DONE):
-            self._wires.recv(tag=_DONE)
-            self._left -= 1
         if self._turn % 256 == 0:
             self._pauses.vary()
-        return self._left == 0
+        if self._turn % 16:
+            return False
+        if self._met is None and (done >= self._enough or time.monotonic() > self._until):
+            self._met = self._meeting.Ibarrier()  # and goes on, that the others do not race alone
+        return self._met is not None and bool(self._met.Test())
 
 
 def _judge(

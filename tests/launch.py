@@ -1,0 +1,70 @@
+"""How tests start MPI jobs: which mpiexec, how many ranks and "nodes", and what they wait for at most.
+
+Covers one job at a time, its output and its end. Does not cover what a job tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ROOT / "tests" / "programs"
+# What a launcher or an MPI job tells its processes: a job started from here must not take it for its own.
+_OF_A_JOB = ("PMI", "HYDRA", "HYDI", "MPIR_CVAR_NUM_CLIQUES", "MPIEXEC", "OMPI_", "PRTE_", "PMIX")
+
+
+class Ended(NamedTuple):
+    """A job that has ended: its exit status (124 and 137: it was ended by the limit) and its output."""
+
+    status: int
+    output: str
+    errors: str
+
+    def __str__(self) -> str:
+        return f"exit status {self.status}\n--- output:\n{self.output[-6000:]}\n--- errors:\n{self.errors[-6000:]}"
+
+
+def mpiexec() -> str | None:
+    """The launcher beside this Python, else the one in PATH, else None."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
+
+
+def environment(cliques: int = 1, **more: str) -> dict[str, str]:
+    """The variables of a new job; with `cliques` MPICH plays that many nodes on this one."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_JOB)}
+    # Ranks that wait on more ranks than cores must not keep others off their core longer than need be.
+    found |= {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    if cliques > 1:
+        found["MPIR_CVAR_NUM_CLIQUES"] = str(cliques)
+    return found | more
+
+
+def run(command: list[str], *, ranks: int | None, seconds: int, cliques: int = 1, **variables: str) -> Ended:
+    """Run a Python command line on `ranks` ranks (None: without a launcher), for at most `seconds`."""
+    launcher = [] if ranks is None else [str(mpiexec()), "-n", str(ranks)]
+    limit = ["timeout", "-k", "5", str(seconds)] if shutil.which("timeout") else []
+    done = subprocess.run(
+        [*limit, *launcher, sys.executable, *command],
+        cwd=ROOT,
+        env=environment(cliques, **variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds + 15,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def counts(folder: Path, ranks: int) -> list[dict[str, int]]:
+    """What each rank of a test job counted (see `tests/mpi/conftest.py`); fewer than `ranks` if some did not end."""
+    files = [folder / f"{rank}.json" for rank in range(ranks)]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
