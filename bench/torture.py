@@ -343,7 +343,7 @@ def torture(
     rounds: Annotated[int, typer.Option(min=0, help="Rounds of two ranks that put one key at once.")] = 0,
     windows: Annotated[str, typer.Option(help="Window layout: auto, allocate or shared.")] = "auto",
     mpi_calls: Annotated[str, typer.Option(help="Who calls MPI: auto, compiled or python.")] = "auto",
-    rest_ms: Annotated[float, typer.Option(min=0, help="Rest of a freed cell, milliseconds.")] = 1.0,
+    rest_ms: Annotated[float, typer.Option(min=0.1, help="Rest of a freed cell, milliseconds.")] = 1.0,
     phase: Annotated[list[str] | None, typer.Option(help="Only this phase; may be repeated.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result.")] = None,
 ) -> None:

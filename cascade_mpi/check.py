@@ -68,8 +68,8 @@ def check(fabric: Fabric, dram: DramTier, pins: PinTable, drafts: Set[int] = fro
         more = f" (and {len(found) - 20} more)" if len(found) > 20 else ""
         raise ProtocolError("check() found broken invariants: " + "; ".join(found[:20]) + more)
     counts = {"words": len(named), "cells": dram.allocator.live_pages, "checksums": summed, "pins": len(pins.held())}
-    comm.Barrier()
-    return {name: int(comm.allreduce(value)) for name, value in counts.items()}
+    totals = comm.allreduce(np.array(list(counts.values())))  # nobody writes before all have looked
+    return dict(zip(counts, totals.tolist(), strict=True))
 
 
 def _check_words(fabric: Fabric, problems: list[str]) -> Claims:

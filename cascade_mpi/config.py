@@ -26,6 +26,7 @@ ChecksumMode = Literal["later", "inline", "off"]
 WhenFull = Literal["evict", "refuse"]
 MpiCalls = Literal["auto", "compiled", "python"]
 
+MIN_REST_MS = 0.1  # 32,767 generations of a cell must last longer than any honest attempt to read it
 MAX_SIZE = (1 << 63) - 1  # what an MPI_Aint can address
 
 _PREFIXES = "KMGTPE"
@@ -194,8 +195,8 @@ def _integer(name: str, value: object, low: int, high: int, also: str = "") -> i
 
 def _milliseconds(name: str, value: object) -> float:
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if not 0 <= number < math.inf:
-        raise ConfigError(f"{name} is {value!r}: it must be a finite number of milliseconds, 0 or more")
+    if not MIN_REST_MS <= number < math.inf:
+        raise ConfigError(f"{name} is {value!r}: it must be a finite number of milliseconds, {MIN_REST_MS} or more")
     return number
 
 

@@ -17,12 +17,12 @@ from mpi4py import MPI
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.kernels.probe import reload
+from cascade_mpi.kernels.probe import full_fence, reload
 
 _BUSY_S = 0.015  # how long rank 0 stays out of MPI, for each try
-_WAITED_S = _BUSY_S / 3  # an operation that took longer has waited for it
-_TRIES = 3  # their median: with more ranks than cores either side may be late once
+_TRIES = 3  # with more ranks than cores the prober may come too late
 _READY = 101
+_MARK = 14  # the word of rank 0's first bucket that says what rank 0 does: 2 * try + 1 busy, 2 * try + 2 over
 
 
 def run(fabric: Fabric) -> dict[str, Any]:
@@ -47,15 +47,12 @@ def run(fabric: Fabric) -> dict[str, Any]:
         if prober is None:
             continue
         # Each operation against a busy spell of its own: what waits for the first would find the target idle.
-        seconds = {name: _timed(fabric, prober, operation) for name, operation in (("get", _get), ("cas", _cas))}
+        (get, get_s), (cas, cas_s) = (_against_busy(fabric, prober, operation) for operation in (_get, _cas))
         if comm.rank == 0:
             shard = int(fabric.index.table[0, 0])
             seen = seen and all(reload(shard + number * 8) == prober + 1 for number in range(_TRIES))
             fabric.index_words[:_TRIES] = 0
-        results[path] = {
-            "get_one_sided": seconds["get"] < _WAITED_S, "cas_one_sided": seconds["cas"] < _WAITED_S,
-            "get_s": seconds["get"], "cas_s": seconds["cas"],
-        }  # fmt: skip
+        results[path] = {"get_one_sided": get, "cas_one_sided": cas, "get_s": get_s, "cas_s": cas_s}
     own = _own_word_visible(fabric)
     if not comm.allreduce(int(own and seen)) == comm.size:
         raise ProtocolError(
@@ -76,29 +73,48 @@ def _own_word_visible(fabric: Fabric) -> bool:
     return bool(visible)
 
 
-def _timed(fabric: Fabric, prober: int, operation: Callable[[Fabric, int], None]) -> float:
-    """Collective. Seconds that an operation of `prober` on rank 0's memory takes while rank 0 is not in MPI."""
-    comm, seconds = fabric.comm, [0.0] * _TRIES
+def _against_busy(fabric: Fabric, prober: int, operation: Callable[[Fabric, int], None]) -> tuple[bool, float]:
+    """Collective. Does an operation of `prober` on rank 0 end while rank 0 is not in MPI, and its median seconds.
+
+    Order decides, not time: rank 0 marks its memory when it has left MPI and before it enters again. Who reads
+    the first mark before the operation and after it has not waited; once is proof.
+    """
+    comm, proven, seconds = fabric.comm, False, [0.0] * _TRIES
+    if comm.rank == 0:
+        fabric.index_words[_MARK] = 0
+    comm.Barrier()
     for number in range(_TRIES):
+        busy = 2 * number + 1
         if comm.rank == 0:
             comm.recv(source=prober, tag=_READY)
+            fabric.index_words[_MARK] = busy
             until = time.perf_counter() + _BUSY_S
             while time.perf_counter() < until:
                 pass  # not in MPI: this is the point
+            fabric.index_words[_MARK] = busy + 1
+            full_fence()
         elif comm.rank == prober:
             comm.send(None, 0, _READY)
-            time.sleep(_BUSY_S / 10)  # until rank 0 has left MPI
+            while (mark := _read(fabric, _MARK)) < busy:
+                pass  # rank 0 is still in MPI
             began = time.perf_counter()
             operation(fabric, number)
             seconds[number] = time.perf_counter() - began
-    return float(comm.bcast(sorted(seconds)[_TRIES // 2], prober))
+            proven |= mark == busy == _read(fabric, _MARK)
+    proven, median = comm.bcast((proven, sorted(seconds)[_TRIES // 2]), prober)
+    return bool(proven), float(median)
+
+
+def _read(fabric: Fabric, word: int) -> int:
+    """A word of rank 0's first bucket, by MPI_Get."""
+    buffer = np.zeros(1, np.uint64)
+    fabric.index.world.Get([buffer, 8, MPI.BYTE], 0, [int(fabric.index.table[0, 1]) + word * 8, 8, MPI.BYTE])
+    fabric.index.world.Flush(0)
+    return int(buffer[0])
 
 
 def _get(fabric: Fabric, number: int) -> None:
-    buffer = np.zeros(1, np.uint64)
-    at = int(fabric.index.table[0, 1]) + number * 8
-    fabric.index.world.Get([buffer, 8, MPI.BYTE], 0, [at, 8, MPI.BYTE])
-    fabric.index.world.Flush(0)
+    _read(fabric, number)
 
 
 def _cas(fabric: Fabric, number: int) -> None:

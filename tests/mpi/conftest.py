@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mpi4py import MPI
 
@@ -40,6 +41,7 @@ if MPI.COMM_WORLD.size > 2:  # each layout and each caller once: the pairs are m
 _reports = pytest.StashKey[dict[str, pytest.TestReport]]()
 _counts = {"passed": 0, "failed": 0, "skipped": 0}
 _errors: list[int] = []  # a copy of the real stderr, which pytest does not capture
+_shared: list[MPI.Intracomm] = []  # the communicator of the `comm` fixture
 _kept: dict[tuple[Any, ...], Store] = {}  # open stores that tests share one after the other
 
 
@@ -73,16 +75,19 @@ def _failed(item: pytest.Item) -> pytest.TestReport | None:
     return next((report for report in item.stash.get(_reports, {}).values() if report.failed), None)
 
 
-def _meet(world: MPI.Intracomm, item: pytest.Item) -> None:
-    """Wait for all ranks; end the job when this one has failed and the others are stuck without it."""
-    request, failed = world.Ibarrier(), _failed(item)
+def _meet(world: MPI.Intracomm, item: pytest.Item) -> bool:
+    """Wait for all ranks: has one failed? End the job when this one has and the others are stuck without it."""
+    failed = _failed(item)
+    one, anybody = np.array([failed is not None]), np.zeros(1, bool)
+    request = world.Iallreduce(one, anybody, MPI.LOR)
     deadline = time.monotonic() + MEET_S
     while not request.Test():
-        time.sleep(1e-4)
+        time.sleep(1e-4)  # ranks that wait leave the cores to those that are not there yet
         if failed is not None and time.monotonic() > deadline:
             text = f"rank {world.rank} failed in {item.nodeid}, the others wait for it:\n{failed.longreprtext}\n"
             os.write(_errors[0], text.encode())
             MPI.COMM_WORLD.Abort(1)
+    return bool(anybody[0])
 
 
 @pytest.fixture(scope="session")
@@ -95,18 +100,20 @@ def _world() -> Iterator[MPI.Intracomm]:
 
 @pytest.fixture(autouse=True)
 def together(request: pytest.FixtureRequest, _world: MPI.Intracomm) -> Iterator[None]:
-    """Every test begins and ends on all ranks, fails on all if on one, and does not hang."""
+    """Every test ends on all ranks before the next begins, fails on all if on one, and does not hang."""
     guarded = float(request.config.getini("faulthandler_timeout") or 0) > 0  # pytest keeps the watch then
     if not guarded:
         faulthandler.dump_traceback_later(WATCHDOG_S, exit=True, file=_errors[0])
-    _meet(_world, request.node)
     yield
-    _meet(_world, request.node)
+    anybody = _meet(_world, request.node)
     if not guarded:
         faulthandler.cancel_dump_traceback_later()
+    if not anybody:
+        return
+    _replace_shared_comm()
     outcomes = _world.allgather(None if (report := _failed(request.node)) is None else report.longreprtext)
     failed = [rank for rank, text in enumerate(outcomes) if text is not None]
-    if failed and _world.rank not in failed:
+    if _world.rank not in failed:
         pytest.fail(f"failed on ranks {failed}; on rank {failed[0]}:\n{outcomes[failed[0]]}", pytrace=False)
 
 
@@ -145,12 +152,26 @@ def raises_all(assert_all: Callable[..., None]) -> Callable[..., str]:
 # ------------------------------------------------------------------------------------ communicators and stores
 
 
+class PatientComm(MPI.Intracomm):
+    """A communicator whose barrier leaves the core to others: there are more ranks than cores."""
+
+    def Barrier(self) -> None:
+        request = self.Ibarrier()
+        while not request.Test():
+            time.sleep(1e-4)
+
+
+def _replace_shared_comm() -> None:
+    """Local. After a failure no test uses the communicator that the failed one may have left messages on."""
+    _shared.clear()
+
+
 @pytest.fixture
-def comm() -> Iterator[MPI.Intracomm]:
+def comm() -> MPI.Intracomm:
     """All ranks."""
-    made = MPI.COMM_WORLD.Dup()
-    yield made
-    made.Free()
+    if not _shared:
+        _shared.append(PatientComm(MPI.COMM_WORLD.Dup()))
+    return _shared[0]
 
 
 @pytest.fixture(params=["self", "world"])
@@ -195,7 +216,6 @@ def _lend(request: pytest.FixtureRequest, **settings: Any) -> Iterator[Store]:
         return
     if store._open:
         try:
-            MPI.COMM_WORLD.Barrier()
             store.check()
             store.clear()
         except Exception:

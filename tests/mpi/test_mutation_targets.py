@@ -31,7 +31,7 @@ def alone(open_store: Open) -> Open:
     """A store of this rank: 8 pages, one bucket, nothing evicted, rests that are over at once."""
 
     def make(**settings: Any) -> Store:
-        defaults = {"dram_bytes": 8 * PAGE, "index_blocks": 1, "when_full": "refuse", "rest_ms": 0.001}
+        defaults = {"dram_bytes": 8 * PAGE, "index_blocks": 1, "when_full": "refuse", "rest_ms": 0.1}
         return open_store(MPI.COMM_SELF, **(defaults | settings))
 
     return make

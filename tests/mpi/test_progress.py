@@ -19,6 +19,8 @@ import pytest
 from mpi4py import MPI
 from patterns import block, keys_at
 
+from cascade_mpi import selftest
+from cascade_mpi.fabric import Fabric
 from cascade_mpi.store import Store
 
 SECOND = 1_000_000_000
@@ -246,3 +248,22 @@ def test_the_report_says_what_was_chosen(open_store: Callable[..., Store], comm:
         expected = {"none": False, "thread": True, "auto": waits[progress]}[progress]
         assert report["progress"]["thread"] == expected, report["progress"]
         assert progress in report["progress"]["reason"]
+
+
+def test_a_prober_that_comes_too_late_proves_nothing(
+    open_store: Callable[..., Store], comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The self-test must not take what rank 0 did after its busy spell for one-sided: then no thread would start."""
+    read = selftest._read
+
+    def read_late(fabric: Fabric, word: int) -> int:
+        while (mark := read(fabric, selftest._MARK)) == 0 or mark % 2:
+            pass  # rank 0 has not begun, or is busy
+        return read(fabric, word)
+
+    monkeypatch.setattr(selftest, "_read", read_late)
+    report = open_store(comm, progress="auto").report()
+    for path, found in report["self_test"].items():
+        assert not found["get_one_sided"], path
+        assert not found["cas_one_sided"], path
+    assert report["progress"]["thread"] == (comm.size > 1)

@@ -195,7 +195,7 @@ class Machine(RuleBasedStateMachine):
 @pytest.mark.parametrize("when_full", ["refuse", "evict"])
 @pytest.mark.parametrize("calls", ["compiled", "python"])
 def test_any_sequence_of_calls(when_full: str, calls: str) -> None:
-    settings_of = {"dram_bytes": ARENA, "when_full": when_full, "mpi_calls": calls, "rest_ms": 0.05, "copy_threads": 1}
+    settings_of = {"dram_bytes": ARENA, "when_full": when_full, "mpi_calls": calls, "rest_ms": 0.1, "copy_threads": 1}
     with Store(MPI.COMM_SELF, **settings_of) as opened:
         kind = type("Kind", (Machine,), {"store": opened, "refuses": when_full == "refuse"})
         run_state_machine_as_test(

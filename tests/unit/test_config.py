@@ -71,7 +71,7 @@ def test_a_printed_size_parses_to_within_its_last_digit(nbytes: int) -> None:
 def test_defaults() -> None:
     assert dataclasses.asdict(Config()) == {
         "dram_bytes": 256 * MIB, "index_blocks": None, "windows": "auto", "progress": "auto",
-        "progress_period_us": 200, "publish": "now", "copy_threads": "auto", "checksum": "later",
+        "progress_period_us": 200, "publish": "now", "copy_threads": "auto", "checksum": "inline",
         "verify_reads": False, "when_full": "evict", "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "",
     }  # fmt: skip
 
@@ -103,7 +103,7 @@ def test_fields_take_their_normal_form() -> None:
         ("copy_threads", True, 'or "auto"'), ("checksum", "on", '"later", "inline", "off"'),
         ("verify_reads", 1, "True or False"), ("verify_reads", "yes", "True or False"),
         ("when_full", "wait", '"evict", "refuse"'), ("mpi_calls", "c", '"auto", "compiled", "python"'),
-        ("rest_ms", -0.5, "0 or more"), ("rest_ms", float("nan"), "finite"), ("rest_ms", float("inf"), "finite"),
+        ("rest_ms", 0, "0.1 or more"), ("rest_ms", -0.5, "0.1 or more"), ("rest_ms", float("nan"), "finite"), ("rest_ms", float("inf"), "finite"),
         ("rest_ms", "1", "milliseconds"), ("rest_ms", True, "milliseconds"),
         ("namespace", None, "must be text"), ("namespace", b"a", "must be text"), ("namespace", "\ud800", "UTF-8"),
     ],
