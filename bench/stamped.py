@@ -48,7 +48,7 @@ def _fill(words: Words, key: int, number: int, nbytes: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def _stamp_of(words: Words, key: int, nbytes: int, first: int) -> int:
+def _stamp_of(words: Words, key: int, nbytes: int, first: int) -> Any:
     """The stamp of all lines, the first of which has the number `first`; -1 if a line is not as it must be."""
     number = words[1]
     for line in range(words.size // _WORDS):

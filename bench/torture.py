@@ -58,13 +58,16 @@ class Phase:
     smallest: int
     largest: int
     when_full: str
-    index_blocks: int = 16
+    rest_ms: float = 1.0
+    index_blocks: int = 16  # a bucket on each of 4 ranks: keys are neighbours
 
 
 PHASES = (
-    Phase("tiny", 0.60, 96 * KIB, 10, 64, 16 * KIB, "refuse"),
-    Phase("evict", 0.37, 64 * KIB, 24, 64, 16 * KIB, "evict", 24),
-    Phase("large", 0.03, 10 * MIB, 8, 4 * KIB, 4 * MIB, "refuse"),
+    # Cells of a few pages that come back almost as soon as a put needs them.
+    Phase("tiny", 0.55, 96 * KIB, 10, 64, 16 * KIB, "refuse", 0.1),
+    Phase("evict", 0.37, 64 * KIB, 24, 64, 16 * KIB, "evict"),
+    # Copies that last so long that a cell can be reused in their middle.
+    Phase("large", 0.08, 10 * MIB, 8, 4 * KIB, 4 * MIB, "refuse"),
 )
 
 
@@ -142,7 +145,7 @@ def _torture(comm: MPI.Intracomm, options: Options, phase: Phase, seed: int, ver
     from cascade_mpi.store import Store
 
     began = time.monotonic()
-    settings = {"dram_bytes": phase.dram_bytes, "when_full": phase.when_full, "index_blocks": phase.index_blocks}
+    settings = {name: getattr(phase, name) for name in ("dram_bytes", "when_full", "rest_ms", "index_blocks")}
     meeting = comm.Dup()
     with Store(comm, **(settings | options.settings)) as store:
         report = store.report()
@@ -343,7 +346,9 @@ def torture(
     rounds: Annotated[int, typer.Option(min=0, help="Rounds of two ranks that put one key at once.")] = 0,
     windows: Annotated[str, typer.Option(help="Window layout: auto, allocate or shared.")] = "auto",
     mpi_calls: Annotated[str, typer.Option(help="Who calls MPI: auto, compiled or python.")] = "auto",
-    rest_ms: Annotated[float, typer.Option(min=0.1, help="Rest of a freed cell, milliseconds.")] = 1.0,
+    rest_ms: Annotated[
+        float | None, typer.Option(min=0.1, help="Rest of a freed cell, milliseconds; else each phase has its own.")
+    ] = None,
     phase: Annotated[list[str] | None, typer.Option(help="Only this phase; may be repeated.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result.")] = None,
 ) -> None:
@@ -353,7 +358,7 @@ def torture(
         raise typer.BadParameter(f"--phase {unknown[0]}: it must be one of {', '.join(names)}")
     chosen = [each for each in PHASES if not phase or each.name in phase]
     total = sum(each.share for each in chosen)
-    settings = {"windows": windows, "mpi_calls": mpi_calls, "rest_ms": rest_ms}
+    settings = {"windows": windows, "mpi_calls": mpi_calls} | ({} if rest_ms is None else {"rest_ms": rest_ms})
     phases = tuple(Phase(**{**vars(each), "share": each.share / total}) for each in chosen)
     context.obj.append(Options(reads, seconds, seed, rounds, settings, json_file, phases))
 

@@ -9,8 +9,19 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cascade_mpi.fabric import Fabric
+
+_turn = threading.Lock()  # held while any store's thread of this process is in MPI
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Local. No store's progress thread enters MPI meanwhile: what the self-test sees is MPI's own doing."""
+    with _turn:
+        yield
 
 
 class ProgressThread:
@@ -26,7 +37,8 @@ class ProgressThread:
     def _run(self) -> None:
         poll, ctx, s = self._fabric.poll, self._fabric.ctx, self._fabric.scratch.address
         while not self._stop.is_set():
-            poll(ctx, s)
+            with _turn:
+                poll(ctx, s)
             time.sleep(self._period)
 
     def stop(self) -> None:

@@ -42,7 +42,7 @@ from cascade_mpi.keys import Key, key_array, key_words, namespace_id
 from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, MAX_RANKS, page_bytes_for, unpack_word
 from cascade_mpi.onesided import SLOTS_PER_PEER, WHOLE
 from cascade_mpi.pins import Pin, PinTable
-from cascade_mpi.progress import ProgressThread
+from cascade_mpi.progress import ProgressThread, paused
 from cascade_mpi.reader import Location, Reader, decode, wrong_size
 from cascade_mpi.values import empty, source, target
 from cascade_mpi.view import View
@@ -97,7 +97,8 @@ class Store:
         _check_memory(comm, self.config, pages, page_bytes, buckets)
         self._comm = comm.Dup()
         self._fabric = fabric = Fabric(self._comm, self.config, pages, page_bytes, buckets)
-        self._self_test = selftest.run(fabric)
+        with paused():  # another store's thread may end before this store does
+            self._self_test = selftest.run(fabric)
         sharing = sum(affinity == sorted(os.sched_getaffinity(0)) for affinity in _affinities(fabric.node))
         self._copier = Copier(self.config.copy_threads, sharing)
         self._dram = DramTier(fabric, rest=self.config.rest_ms / 1e3, evict=self.config.when_full == "evict")

@@ -62,9 +62,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    for store in _kept.values():
-        store.close()
-    _kept.clear()
+    close_kept_stores()
     if folder := os.environ.get(RESULTS):
         world = MPI.COMM_WORLD
         result = {"rank": world.rank, "size": world.size, "testsfailed": session.testsfailed, **_counts}
@@ -205,6 +203,18 @@ def kept_store(**settings: Any) -> Store:
     if at not in _kept:
         _kept[at] = Store(MPI.COMM_WORLD, **(SMALL | settings))
     return _kept[at]
+
+
+def close_kept_stores() -> None:
+    """Collective. Close the stores that tests share; the next test opens its own again."""
+    for at in list(_kept):
+        _kept.pop(at).close()
+
+
+@pytest.fixture
+def no_other_stores() -> None:
+    """No other store is open, so none has a thread that enters MPI."""
+    close_kept_stores()
 
 
 def _lend(request: pytest.FixtureRequest, **settings: Any) -> Iterator[Store]:

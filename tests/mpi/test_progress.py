@@ -23,6 +23,8 @@ from cascade_mpi import selftest
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.usefixtures("no_other_stores")
+
 SECOND = 1_000_000_000
 LIMIT = 20 * SECOND  # how long rank 0 waits for what must not wait for it
 BLOCKS = 6
@@ -267,3 +269,14 @@ def test_a_prober_that_comes_too_late_proves_nothing(
         assert not found["get_one_sided"], path
         assert not found["cas_one_sided"], path
     assert report["progress"]["thread"] == (comm.size > 1)
+
+
+def test_the_thread_of_another_store_does_not_mislead(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
+    """That thread may end first: the self-test of the second store must not count on it."""
+    first = open_store(comm, progress="none")
+    expected = {path: found["cas_one_sided"] for path, found in first.report()["self_test"].items()}
+    threaded = open_store(comm, progress="thread", progress_period_us=1)
+    second = open_store(comm, progress="auto").report()
+    assert threaded.report()["progress"]["thread"]
+    assert {path: found["cas_one_sided"] for path, found in second["self_test"].items()} == expected
+    assert second["progress"]["thread"] == (not all(expected.values()))

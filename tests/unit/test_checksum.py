@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cascade_mpi.kernels.checksum import (
     CHUNK,
     STREAM_BYTES,
@@ -13,8 +16,6 @@ from cascade_mpi.kernels.checksum import (
     copy_chunks_bytes,
     fold_chunks_bytes,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 GUARD = 128
 MOST = 2 * CHUNK + 70_001

@@ -11,14 +11,14 @@ import threading
 
 import numpy as np
 import pytest
-from cascade_mpi.kernels.checksum import CHUNK, checksum_twin
-from cascade_mpi.kernels.copy import GROUP, STREAM_BYTES, copy_bytes, copy_twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade_mpi import copier as copier_module
 from cascade_mpi.copier import SHARED_BYTES, Copier
 from cascade_mpi.errors import ConfigError
+from cascade_mpi.kernels.checksum import CHUNK, checksum_twin
+from cascade_mpi.kernels.copy import GROUP, STREAM_BYTES, copy_bytes, copy_twin
 
 GUARD = 256  # bytes before and after the target, more than any store of a kernel
 MOST = 3 * CHUNK + 70_000

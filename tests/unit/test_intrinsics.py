@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
+
 from cascade_mpi.kernels import intrinsics
 from cascade_mpi.kernels.copy import copy, copy_bytes
-from numba import njit
 
 sys.path.insert(0, str(Path(__file__).parent))
 from assembly import TRIPLES, assembly, for_target, numbers
