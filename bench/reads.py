@@ -33,6 +33,7 @@ class Reads:
     def __init__(self, store: Store, stock: Stock, owner: int, inner: int, fixed: Indexes | None = None) -> None:
         self.store, self.stock, self.owner, self.inner, self._fixed = store, stock, owner, inner, fixed
         self.right = True
+        stock.visit(store, owner)
         self._before = store.stats()
         self._data, self._index = store._fabric.data.world, store._fabric.index.world
 

@@ -79,6 +79,7 @@ class Stock:
         self.buckets = [place_many(keys, fabric.comm.size, fabric.buckets)[1] for keys in self.keys]
         self._order = np.random.default_rng(seed).permutation(count)
         self._drawn = 0
+        self._visited: set[int] = set()
         self._last = np.zeros(1, np.bool_)
 
     @staticmethod
@@ -95,6 +96,12 @@ class Stock:
         _, buckets = place_many(keys, fabric.comm.size, fabric.buckets)
         in_bucket = fabric.index_words.reshape(-1, layout.BUCKET_WORDS)[buckets] == words[pages][:, None]
         return pages.astype(np.int64), in_bucket.argmax(axis=1).astype(np.int64)
+
+    def visit(self, store: Store, rank: int) -> None:
+        """Local. Read a rank's blocks once: the first touch of a mapped page costs a page fault, the second none."""
+        if rank not in self._visited:
+            self.verify(store, rank)
+            self._visited.add(rank)
 
     # ------------------------------------------------------------------------------------------- drawing
 

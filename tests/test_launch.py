@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.launch
 
-SUITE_LIMIT_S = 300
+SUITE_LIMIT_S = 400
 PROGRAM_LIMIT_S = 90
 # Ranks (None: no launcher) and nodes. 2 and 4 ranks on 2 nodes: one and two ranks on each.
 JOBS = [(None, 1), (1, 1), (2, 1), (2, 2), (4, 1), (4, 2)]
@@ -39,7 +39,7 @@ def test_the_mpi_tests(tmp_path: Path, ranks: int | None, cliques: int) -> None:
     if ranks is not None and launch.mpiexec() is None:
         pytest.skip("there is no mpiexec beside python or in PATH")
     command = [
-        "-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "base"),
+        "-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider",
         "-o", "faulthandler_timeout=180", "-o", "faulthandler_exit_on_timeout=true", "tests/mpi",
     ]  # fmt: skip
     results = tmp_path / "results"

@@ -93,7 +93,7 @@ def test_duplicates_in_one_batch(any_store: Store, comm: MPI.Intracomm) -> None:
 
 
 def test_more_keys_than_one_flush_takes(any_store: Store, comm: MPI.Intracomm) -> None:
-    count = 700
+    count = 300
     keys = np.arange(count, dtype=np.uint64) + np.uint64(10_000 * comm.rank)
     assert all(any_store.put_many(keys, [np.array([key, 1], np.uint64) for key in keys]))
     comm.Barrier()

@@ -20,6 +20,7 @@ from cascade_mpi.errors import BufferSizeError, KeyExistsError, NoPinSlotError
 from cascade_mpi.store import Store, View
 
 ARENA = 256 << 10
+EXAMPLES = 20 if MPI.COMM_WORLD.size == 1 else 4  # more ranks do the same once more
 KEYS = st.one_of(st.sampled_from(["a", "b", "c", b"a", "ü"]), st.integers(0, 6), st.just((1 << 128) - 1))
 SPACES = st.sampled_from([None, "", "tenant"])
 SIZES = st.one_of(st.integers(0, 70), st.sampled_from([4095, 4096, 4097, 20_000, 70_000, ARENA, ARENA + 1]))
@@ -201,8 +202,8 @@ def test_any_sequence_of_calls(when_full: str, calls: str) -> None:
         run_state_machine_as_test(
             kind,
             settings=settings(
-                max_examples=15, stateful_step_count=40, deadline=None, database=None, derandomize=True,
+                max_examples=EXAMPLES, stateful_step_count=40, deadline=None, database=None, derandomize=True,
                 suppress_health_check=list(HealthCheck),
             ),
         )  # fmt: skip
-        assert opened.stats()["puts"] > 100
+        assert opened.stats()["puts"] > 5 * EXAMPLES
