@@ -125,7 +125,7 @@ def run(comm: MPI.Intracomm, options: Options) -> int:
     verdict = Verdict()
     report: dict[str, Any] = {}
     for number, phase in enumerate(options.phases if options.reads else ()):
-        report = _torture(comm, options, phase, options.seed * 100 + number, verdict)
+        report = _torture(comm, options, phase, options.seed * 100 + number, began + options.seconds, verdict)
     played: dict[str, Any] = {"rounds": 0, "won_by": [0, 0], "problems": []}
     if options.rounds:
         played, report = _play(comm, options, verdict)
@@ -138,8 +138,10 @@ def run(comm: MPI.Intracomm, options: Options) -> int:
     return int(bool(failures))
 
 
-def _torture(comm: MPI.Intracomm, options: Options, phase: Phase, seed: int, verdict: Verdict) -> dict[str, Any]:
-    """One phase: open, race, check, judge. The store's report."""
+def _torture(
+    comm: MPI.Intracomm, options: Options, phase: Phase, seed: int, until: float, verdict: Verdict
+) -> dict[str, Any]:
+    """One phase: open, race (not after `until`), check, judge. The store's report."""
     from bench.pauses import Pauses
     from bench.racers import Racer, Reading, Writing, make_keys
     from cascade_mpi.store import Store
@@ -159,7 +161,6 @@ def _torture(comm: MPI.Intracomm, options: Options, phase: Phase, seed: int, ver
         reads = -(-int(options.reads * phase.share) // len(readers))
         comm.Barrier()
         raced = time.monotonic()
-        until = raced + options.seconds * phase.share
         if comm.rank in writers:
             writing = racer = Writing(*more)
             steps = reads * len(readers) // _READS_A_STEP // len(writers)
@@ -341,7 +342,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def torture(
     context: typer.Context,
     reads: Annotated[int, typer.Option(min=0, help="Reads of all ranks together; 0: only the rounds.")] = 1_000_000,
-    seconds: Annotated[float, typer.Option(min=1, help="Longest time of the races; fewer reads fail.")] = 600.0,
+    seconds: Annotated[float, typer.Option(min=1, help="No race after this time; fewer reads fail.")] = 600.0,
     seed: Annotated[int, typer.Option(min=0, help="What is done depends on it; when, on the machine.")] = 1,
     rounds: Annotated[int, typer.Option(min=0, help="Rounds of two ranks that put one key at once.")] = 0,
     windows: Annotated[str, typer.Option(help="Window layout: auto, allocate or shared.")] = "auto",

@@ -44,7 +44,7 @@ class DramTier:
         self.allocator = PageAllocator(fabric.pages, rest)
         self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word, 0 if there is none
         self.records = fabric.descriptors.view(DESCRIPTOR)[:, 0]
-        self._magics = self.records["magic"]
+        self._magics, self._lengths = self.records["magic"], self.records["length"]
         self.live_bytes = 0
         self.evicted = self.evicted_bytes = self.swept = 0
         self._unsummed: deque[int] = deque()
@@ -117,7 +117,7 @@ class DramTier:
             if int(self.words[first]) != word:
                 return False
             self.words[first] = 0
-            self.live_bytes -= int(self.records[first]["length"])
+            self.live_bytes -= int(self._lengths[first])
             self._to_limbo(first)
             return True
 

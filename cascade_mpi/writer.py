@@ -142,7 +142,7 @@ class Writer:
             if self.pause:
                 self.pause("putter")
             with dram.lock:
-                home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
+                home, bucket = s.signed[c.HOME : c.BUCKET + 1].tolist()
                 others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
                 if others >= 0:
                     dram.enter(new, nbytes, unsummed=self._checksum == "later")
