@@ -40,8 +40,10 @@ def test_the_mpi_tests(tmp_path: Path, ranks: int | None, cliques: int) -> None:
         pytest.skip("there is no mpiexec beside python or in PATH")
     command = [
         "-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider",
-        "-o", "faulthandler_timeout=180", "-o", "faulthandler_exit_on_timeout=true", "tests/mpi",
+        "-o", "faulthandler_timeout=180", "-o", "faulthandler_exit_on_timeout=true",
     ]  # fmt: skip
+    # Without a launcher there is one rank too: only what may differ then is run once more.
+    command += ["tests/mpi"] if ranks else ["tests/mpi/test_store.py", "tests/mpi/test_embedding.py"]
     results = tmp_path / "results"
     results.mkdir()
     ended = launch.run(command, ranks=ranks, cliques=cliques, seconds=SUITE_LIMIT_S, CASCADE_TEST_RESULTS=str(results))
@@ -52,7 +54,7 @@ def test_the_mpi_tests(tmp_path: Path, ranks: int | None, cliques: int) -> None:
         assert each["size"] == (ranks or 1)
         assert each["failed"] == each["testsfailed"] == 0
         assert each["passed"] == counted[0]["passed"]
-        assert each["passed"] > 150, ended  # they really ran
+        assert each["passed"] > 120, ended  # they really ran
 
 
 @needs_mpiexec

@@ -94,7 +94,7 @@ def test_auto_takes_a_layout_that_maps_the_node(open_store: Callable[..., Store]
 
 def test_memory_is_given_back_when_stores_are_closed(comm: MPI.Intracomm) -> None:
     arena, sizes = 3 << 20, []
-    for number in range(30 if comm.size <= 2 else 12):
+    for number in range(30 if comm.size <= 2 else 10):
         store = Store(comm, dram_bytes=arena, windows=window.LAYOUTS[number % 2], progress="none")
         store.put(f"{comm.rank}", np.ones(arena // 2, np.uint8))
         store.close()
