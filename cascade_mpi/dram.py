@@ -82,10 +82,13 @@ class DramTier:
         """Local. Note a word as published; the caller holds the lock since before its CAS (rule R8)."""
         first = word & _PAGE_MASK
         self.words[first] = word
-        self.fabric.touched[first] = int(time.time()) - self.fabric.epoch
         self.live_bytes += nbytes
         if unsummed:
             self._unsummed.append(word)
+            if len(self._unsummed) > 2 * self.allocator.live_pages + 1024:  # most are of cells that are gone
+                self._unsummed = deque(w for w in self._unsummed if int(self.words[w & _PAGE_MASK]) == w)
+        # As the kernels do: a clock that is behind the epoch is no reason to fail after the block was published.
+        self.fabric.touched[first] = (int(time.time()) - self.fabric.epoch) & 0xFFFFFFFF
 
     def compute_checksums(self, limit: int | None = None) -> int:
         """Local. Compute checksums that puts have left for later, at most `limit`: how many."""
@@ -171,7 +174,7 @@ class DramTier:
         """Take the longest untouched blocks out, hard ones never; False if there is nothing to take."""
         live = np.flatnonzero(self.words)
         live = live[(self.words[live] >> np.uint64(HARD_SHIFT)) & np.uint64(1) == 0]
-        if live.size == 0:
+        if live.size == 0 or not self._could_fit(pages, set(live.tolist())):
             return False
         order = np.lexsort((self.records["sequence"][live], self.fabric.touched[live]))
         want, taken = max(pages, self.fabric.pages // _EVICT_SHARE), 0
@@ -182,6 +185,20 @@ class DramTier:
             self.evicted_bytes += self.remove(first)
             self.evicted += 1
         return True
+
+    def _could_fit(self, pages: int, movable: set[int]) -> bool:
+        """Would there be a run of so many pages if all movable cells were gone? If not, none of them has to go."""
+        pinned = self.pinned_pages()
+        staying = [cell for cell in self.allocator.live().items() if cell[0] not in movable or cell[0] in pinned]
+        staying += [
+            (first, self.allocator.pages_of(first)) for first in pinned if self.allocator.state(first) == "limbo"
+        ]
+        end = 0
+        for first, length in sorted(staying):
+            if first - end >= pages:
+                return True
+            end = max(end, first + length)
+        return self.fabric.pages - end >= pages
 
     def clear(self) -> None:
         """Local. Take every block of this rank out, hard ones too."""

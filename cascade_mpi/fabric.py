@@ -24,7 +24,7 @@ from cascade_mpi.kernels.jit import warm
 from cascade_mpi.layout import BUCKET_BYTES, DESCRIPTOR_BYTES, MAX_GENERATION, MIN_PAGE_BYTES
 from cascade_mpi.mpi_functions import Functions, find_functions
 
-_LEVELS = {
+LEVELS = {
     MPI.THREAD_SINGLE: "single",
     MPI.THREAD_FUNNELED: "funneled",
     MPI.THREAD_SERIALIZED: "serialized",
@@ -60,6 +60,9 @@ class Fabric:
 
     def __init__(self, comm: MPI.Intracomm, config: Config, pages: int, page_bytes: int, buckets: int) -> None:
         """Collective. Open the windows. `pages` and `buckets` are per rank and equal on all ranks."""
+        functions = find_functions()
+        if config.mpi_calls == "compiled" and functions.problem:
+            raise ConfigError(f'mpi_calls="compiled" cannot be had: {functions.problem}; use "auto"')
         self.comm = comm
         self.node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank))
         self.nodes = int(comm.allreduce(int(self.node.rank == 0)))
@@ -87,7 +90,6 @@ class Fabric:
         self._register_lock = threading.Lock()
         self.scratch = Scratch(comm.size, self._register)
         self.mapped: list[bool] = [bool(base) for base in self.data.table[:, 0]]
-        functions = find_functions()
         # No cell passes through all its generations while an attempt is under way: each rests in between.
         self.attempt = config.rest_ms / 1e3 * MAX_GENERATION / 2
         self.epoch = int(comm.bcast(int(time.time())))
@@ -95,8 +97,6 @@ class Fabric:
         self.ctx: int = self.context.ctypes.data
         self.calls_reason = functions.problem or "MPI is called from the kernels"
         compiled = config.mpi_calls != "python" and not functions.problem
-        if config.mpi_calls == "compiled" and functions.problem:
-            raise ConfigError(f'mpi_calls="compiled" cannot be had: {functions.problem}; use "auto"')
         if config.mpi_calls == "python":
             self.calls_reason = "requested"
         self.mpi_calls = "compiled" if compiled else "python"
@@ -173,9 +173,8 @@ class Fabric:
 
     def _guard(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Keep to the thread level that MPI was initialised with: one thread at a time, or only the main one."""
-        lock = threading.Lock()
         if not hasattr(self, "_mpi_lock"):
-            self._mpi_lock = lock
+            self._mpi_lock = threading.RLock()  # a view may be let go, and unpinned, while this thread holds it
         lock = self._mpi_lock
         level, serialized = self.level_name, self.thread_level == MPI.THREAD_SERIALIZED
 
@@ -193,7 +192,7 @@ class Fabric:
     @property
     def level_name(self) -> str:
         """The thread level of MPI as its standard names it."""
-        return _LEVELS.get(self.thread_level, str(self.thread_level))
+        return LEVELS.get(self.thread_level, str(self.thread_level))
 
     # ---------------------------------------------------------------------------------------- afterwards
 

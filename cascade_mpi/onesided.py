@@ -275,7 +275,7 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
         return np.int64(c.MISS), _ZERO
     if what == DESCRIBE:
         return length, _ZERO
-    if (what == WHOLE and room != length) or (what == RANGE and offset + room > length):
+    if (what == WHOLE and room != length) or (what == RANGE and room > length - offset):
         return np.int64(c.WRONG_SIZE), _ZERO
     again = _ZERO
     if base != 0:

@@ -25,6 +25,7 @@ class Pin:
     manager: int
     slot: int
     since: float
+    releasing: bool = False
 
     def release(self) -> None:
         """Local. Give the slot back; nothing the second time. 1 Put + 1 Flush."""
@@ -61,8 +62,10 @@ class PinTable:
 
     def release(self, pin: Pin) -> None:
         """Local. Clear the slot of a pin."""
-        if self._held.get(pin.manager, [None] * SLOTS_PER_PEER)[pin.slot] is not pin:
-            return
+        with self._lock:  # one of two releases at once: the slot may have another holder after the first
+            if pin.releasing or self._held.get(pin.manager, [None] * SLOTS_PER_PEER)[pin.slot] is not pin:
+                return
+            pin.releasing = True
         fabric, s = self._fabric, self._fabric.scratch
         try:
             if fabric.unpin(fabric.ctx, s.address, pin.manager, pin.slot) < 0:

@@ -101,9 +101,7 @@ class Reader:
         if outcome >= 0:
             return outcome
         if outcome == c.WRONG_SIZE:
-            raise BufferSizeError(
-                f"bytes {offset}..{offset + room} were asked for, the block has {int(s.words[c.LENGTH])} bytes"
-            )
+            raise range_error(offset, room, int(s.words[c.LENGTH]))
         if outcome == c.CHANGED:
             return self._pinned(hi, lo, address, room, offset, RANGE)
         self._fail(outcome, hi, lo)
@@ -235,6 +233,11 @@ class Reader:
 def wrong_size(room: int, nbytes: int) -> BufferSizeError:
     """Local. The error for a buffer that is not of the block's size."""
     return BufferSizeError(f"out has {room} bytes, the block has {nbytes} bytes: give a buffer of its size")
+
+
+def range_error(offset: int, room: int, nbytes: int) -> BufferSizeError:
+    """Local. The error for a range that does not lie within the block."""
+    return BufferSizeError(f"bytes {offset}..{offset + room} were asked for, the block has {nbytes} bytes")
 
 
 def decode(descriptor: npt.NDArray[np.uint8]) -> tuple[int, tuple[int, ...], int]:

@@ -8,6 +8,7 @@ below: `reader` and `writer` over `onesided`, the arena in `dram`. Every public 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -34,8 +35,9 @@ from cascade_mpi.errors import (
     NotConfiguredError,
     NotOnNodeError,
     StoreClosedError,
+    StoreFullError,
 )
-from cascade_mpi.fabric import Fabric, data_layout
+from cascade_mpi.fabric import LEVELS, Fabric, data_layout
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.jit import KERNELS
 from cascade_mpi.keys import Key, key_array, key_words, namespace_id
@@ -43,8 +45,8 @@ from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, MAX_RANKS, page_bytes
 from cascade_mpi.onesided import SLOTS_PER_PEER, WHOLE
 from cascade_mpi.pins import Pin, PinTable
 from cascade_mpi.progress import ProgressThread, paused
-from cascade_mpi.reader import Location, Reader, decode, wrong_size
-from cascade_mpi.values import empty, source, target
+from cascade_mpi.reader import Location, Reader, decode, range_error, wrong_size
+from cascade_mpi.values import empty, result_dtype, source, target
 from cascade_mpi.view import View
 from cascade_mpi.writer import Draft, Exists, PutResult, Writer
 
@@ -88,6 +90,11 @@ class Store:
         self._reason = "was never opened"
         comm = MPI.COMM_SELF if comm is None else comm
         self.config = _agree(comm, config, overrides)
+        if self.config.progress == "thread" and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise ConfigError(
+                f'progress="thread" needs MPI_THREAD_MULTIPLE, MPI has {LEVELS[MPI.Query_thread()]!r}: set '
+                'mpi4py.rc.thread_level = "multiple" before mpi4py.MPI is imported, or use "auto"'
+            )
         page_bytes = page_bytes_for(self.config.dram_bytes)
         pages = self.config.dram_bytes // page_bytes
         blocks = self.config.index_blocks or pages * comm.size
@@ -107,6 +114,7 @@ class Store:
         self._writer = Writer(fabric, self._dram, self._copier, checksum=self.config.checksum, attempt=fabric.attempt)
         self._progress, self._progress_reason = self._start_progress()
         self._pending: dict[tuple[int, int], Draft] = {}  # deferred puts, by key
+        self._pending_lock = threading.RLock()
         self._async: ThreadPoolExecutor | None = None
         self._async_lock = threading.Lock()
         self._namespace = self.config.namespace
@@ -163,6 +171,11 @@ class Store:
             raise ValueError(f"offset {offset} and nbytes {nbytes} must not be negative")
         hi, lo = self._words(key, namespace)
         self._publish_own(hi, lo)
+        if offset + nbytes > self._fabric.pages * self._fabric.page_bytes:  # no block is that long
+            found = self._reader.find(hi, lo)
+            if found is None:
+                return None
+            raise range_error(offset, nbytes, found.nbytes)
         made = np.empty(nbytes, np.uint8) if out is None else out
         address, room = target(made)
         if room != nbytes:
@@ -259,37 +272,50 @@ class Store:
         draft = writer.draft(hi, lo, space, value, prefix=is_prefix)
         if draft is None:
             return writer.refuse(self._dram.why_full(value.nbytes), value.nbytes)
-        older = self._pending.pop((hi, lo), None)
-        if older is not None:
-            self._dram.give_up(unpack_word(older.word).page)
-        self._pending[hi, lo] = draft
+        with self._pending_lock:
+            older = self._pending.pop((hi, lo), None)
+            if older is not None:
+                self._dram.give_up(unpack_word(older.word).page)
+            self._pending[hi, lo] = draft
         return PutResult(stored=True, bytes=value.nbytes, tier="dram")
 
     def _publish_own(self, hi: int, lo: int) -> None:
         """A rank sees its own writes: what it asks for is published first."""
         if self._pending:
-            draft = self._pending.pop((hi, lo), None)
-            if draft is not None:
-                self._writer.publish(draft, "replace")
+            with self._pending_lock:
+                draft = self._pending.get((hi, lo))
+                result = None if draft is None else self._writer.publish(draft, "replace")
+                self._pending.pop((hi, lo), None)  # afterwards: until then another thread's get comes here too
+            if result is not None and result.refused:
+                raise StoreFullError(f"a deferred block of {result.bytes} bytes was not published: {result.reason}")
 
     def publish(self) -> int:
         """Collective. Publish the deferred puts of all ranks; how many this rank had.
 
         Every rank is inside MPI meanwhile, so no compare-and-swap waits for a rank that computes.
+
+        Raises
+        ------
+        StoreFullError
+            On this rank, after the others have published theirs: its buckets are full of protected words.
         """
         self._check_open()
-        drafts, self._pending = list(self._pending.values()), {}
-        for draft in drafts:
-            self._writer.publish(draft, "replace")
+        with self._pending_lock:
+            results = [self._writer.publish(draft, "replace") for draft in self._pending.values()]
+            self._pending.clear()
         self._comm.Barrier()
-        return len(drafts)
+        refused = [result for result in results if result.refused]
+        if refused:
+            raise StoreFullError(f"{len(refused)} of {len(results)} blocks were not published: {refused[0].reason}")
+        return len(results)
 
     def delete(self, key: Key, *, namespace: str | None = None) -> bool:
         """Local. Delete a block; True if this call did. After it has returned no get finds the block on any rank."""
         hi, lo = self._words(key, namespace)
-        draft = self._pending.pop((hi, lo), None)
-        if draft is not None:
-            self._dram.give_up(unpack_word(draft.word).page)
+        with self._pending_lock:
+            draft = self._pending.pop((hi, lo), None)
+            if draft is not None:
+                self._dram.give_up(unpack_word(draft.word).page)
         deleted = self._writer.delete(hi, lo)
         self._poll()
         return deleted or draft is not None
@@ -362,8 +388,7 @@ class Store:
             if length < 0:
                 made.append(None)
             else:
-                dtype, shape, _ = decode(descriptors[i])
-                made.append(empty(dtype, shape))
+                made.append(_empty_as(descriptors[i], length))
         return made, descriptors
 
     def _describe(
@@ -453,7 +478,7 @@ class Store:
             done: Future[Any] = Future()  # no other thread may call MPI: done when it is returned
             try:
                 done.set_result(call(*args, **options))
-            except CascadeError as error:
+            except Exception as error:  # whatever it is, it belongs to the future
                 done.set_exception(error)
             return done
         with self._async_lock:
@@ -566,9 +591,10 @@ class Store:
         """Collective. Remove every block of every rank, protected ones too."""
         self._check_open()
         self._comm.Barrier()  # what was put before is removed
-        for draft in self._pending.values():
-            self._dram.give_up(unpack_word(draft.word).page)
-        self._pending.clear()
+        with self._pending_lock:
+            for draft in self._pending.values():
+                self._dram.give_up(unpack_word(draft.word).page)
+            self._pending.clear()
         self._dram.clear()
         self._comm.Barrier()  # and what is put afterwards is not
 
@@ -603,7 +629,8 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Close; after an error end the job instead: the other ranks wait for this one, a barrier would hang."""
-        if error is None or self._comm.size == 1 or not self._open:
+        left = isinstance(error, SystemExit) and error.code in (0, None)  # sys.exit() of a program that is done
+        if error is None or left or self._comm.size == 1 or not self._open:
             self.close()
             return
         sys.stdout.flush()
@@ -628,11 +655,6 @@ class Store:
         fabric, wanted = self._fabric, self.config.progress
         waits = [path for path, result in self._self_test.items() if not result["cas_one_sided"]]
         allowed = fabric.thread_level == MPI.THREAD_MULTIPLE
-        if wanted == "thread" and not allowed:
-            raise ConfigError(
-                f'progress="thread" needs MPI_THREAD_MULTIPLE, MPI has {fabric.level_name!r}: set '
-                'mpi4py.rc.thread_level = "multiple" before mpi4py.MPI is imported, or use "auto"'
-            )
         start = wanted == "thread" or (wanted == "auto" and bool(waits) and allowed)
         if wanted != "auto":
             reason = f"progress={wanted!r} was set"
@@ -663,6 +685,17 @@ def _agree(comm: MPI.Intracomm, config: Config | Mapping[str, Any] | None, overr
         if other != everyone[0]:
             raise ConfigError(f"rank {rank} was given {other}, rank 0 {everyone[0]}")
     return Config.make(everyone[0])
+
+
+def _empty_as(descriptor: npt.NDArray[np.uint8], nbytes: int) -> npt.NDArray[Any] | None:
+    """An array for a block of this description; None if that cannot be: it was torn by a write, look again."""
+    try:
+        dtype, shape, _ = decode(descriptor)
+        if math.prod(shape) * result_dtype(dtype).itemsize == nbytes:
+            return empty(dtype, shape)
+    except ValueError:
+        pass
+    return None
 
 
 def _affinities(node: MPI.Intracomm) -> list[list[int]]:

@@ -80,7 +80,8 @@ class Writer:
         """Local. Store a block under a key and publish it. See `Store.put`."""
         looked = 0.0
         if exists != "replace":
-            found, looked = self.find(hi, lo), time.monotonic()
+            looked = time.monotonic()
+            found = self.find(hi, lo)
             if found:
                 return self._exists(hi, lo, source.nbytes, exists)
         draft = self.draft(hi, lo, namespace, source, prefix=prefix)
@@ -130,8 +131,8 @@ class Writer:
         hi, lo, new, nbytes = draft
         while True:
             if not looked or time.monotonic() - looked > self._attempt:
-                self.find(hi, lo)
                 looked = time.monotonic()
+                self.find(hi, lo)
             if exists != "replace" and s.signed[c.FOUND]:
                 dram.give_up(new & MAX_PAGES - 1)
                 return self._exists(hi, lo, nbytes, exists)
@@ -142,6 +143,9 @@ class Writer:
             if self.pause:
                 self.pause("putter")
             with dram.lock:
+                if time.monotonic() - looked > self._attempt:  # the wait for the lock counts too
+                    looked = 0.0
+                    continue
                 home, bucket = s.signed[c.HOME : c.BUCKET + 1].tolist()
                 others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
                 if others >= 0:
@@ -229,9 +233,14 @@ class Writer:
     def delete(self, hi: int, lo: int) -> bool:
         """Local. Take every word of a key away until none is found; True if this call took one."""
         deleted = False
-        while self.find(hi, lo):
+        while True:
+            looked = time.monotonic()
+            if not self.find(hi, lo):
+                break
             # The highest slot first: were the lowest, which wins, gone before, an older double would be seen again.
             for slot, word in reversed(self.found()):
+                if time.monotonic() - looked > self._attempt:
+                    break  # the word may name another block by now (rule R4): look again
                 deleted |= self._take_away(slot, word)
         self.deletes += deleted
         return deleted
