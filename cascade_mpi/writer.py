@@ -143,9 +143,6 @@ class Writer:
             if self.pause:
                 self.pause("putter")
             with dram.lock:
-                if time.monotonic() - looked > self._attempt:  # the wait for the lock counts too
-                    looked = 0.0
-                    continue
                 home, bucket = s.signed[c.HOME : c.BUCKET + 1].tolist()
                 others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
                 if others >= 0:
