@@ -233,6 +233,11 @@ class PageAllocator:
         """Local. A copy: first page -> pages of all live cells, in the order of their allocation."""
         return dict(self._live)
 
+    @property
+    def live_cells(self) -> int:
+        """How many cells are live."""
+        return len(self._live)
+
     def generation(self, first: int) -> int:
         """Local. The generation of the latest cell that started at this page; 0 if none ever did."""
         return self._generations[first]

@@ -189,6 +189,8 @@ class DramTier:
     def _could_fit(self, pages: int, movable: set[int]) -> bool:
         """Would there be a run of so many pages if all movable cells were gone? If not, none of them has to go."""
         pinned = self.pinned_pages()
+        if not pinned and len(movable) == self.allocator.live_cells:
+            return pages <= self.fabric.pages
         staying = [cell for cell in self.allocator.live().items() if cell[0] not in movable or cell[0] in pinned]
         staying += [
             (first, self.allocator.pages_of(first)) for first in pinned if self.allocator.state(first) == "limbo"

@@ -93,6 +93,14 @@ def test_an_error_on_a_single_rank_is_an_exception() -> None:
 
 
 @needs_mpiexec
+def test_sys_exit_with_zero_closes_the_store() -> None:
+    ended = program("clean_exit", ranks=2)
+    assert ended.status == 0, ended
+    assert ended.output.count("reached the end") == 2, ended
+    assert "Traceback" not in ended.errors, ended
+
+
+@needs_mpiexec
 @pytest.mark.parametrize("cliques", [1, 2])
 def test_a_killed_rank_ends_the_job(cliques: int) -> None:
     ended = program("killed_rank", ranks=2, cliques=cliques)

@@ -237,3 +237,41 @@ def test_a_block_over_2_gib(open_store: Callable[..., Store], comm: MPI.Intracom
             assert array[-1] == 4
             del array
     store.check()
+
+
+def test_a_put_that_can_never_fit_evicts_nothing(evicting: Store, comm: MPI.Intracomm) -> None:
+    """Protected blocks leave no run of pages for it, whatever else goes; nor does a pinned one."""
+    numbers = range(ARENA // BLOCK)
+    for number in numbers:  # every fourth is protected: the longest run is of three
+        assert evicting.put(f"{comm.rank} {number}", block(number, BLOCK), is_prefix=number % 4 == 0)
+    refused = evicting.put(f"{comm.rank} large", block(0, 4 * BLOCK))
+    assert refused.refused
+    assert evicting.stats()["evicted"] == 0
+    assert all(evicting.contains(f"{comm.rank} {number}") for number in numbers)
+    views = [evicting.view(f"{comm.rank} {number}") for number in numbers if number % 4 == 2]  # amid each run
+    assert evicting.put(f"{comm.rank} large", block(0, 3 * BLOCK)).refused
+    assert evicting.stats()["evicted"] == 0
+    for view in views:
+        view.release()
+    assert evicting.put(f"{comm.rank} large", block(0, 3 * BLOCK)).stored
+    assert all(evicting.contains(f"{comm.rank} {number}") for number in numbers if number % 4 == 0)
+    evicting.check()
+
+
+def test_a_clock_that_is_behind_the_others(evicting: Store, comm: MPI.Intracomm) -> None:
+    """Touches are seconds since the store was opened, by rank 0's clock: a put must not fail by them."""
+    evicting._fabric.epoch += 100_000
+    assert evicting.put(f"{comm.rank}", block(1, BLOCK)).stored
+    np.testing.assert_array_equal(evicting.get(f"{comm.rank}"), block(1, BLOCK))
+    assert evicting.stats()["arena"]["live_bytes"] == BLOCK
+    comm.Barrier()
+    evicting.check()
+
+
+def test_checksums_for_later_do_not_pile_up(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
+    store = open_store(comm, checksum="later")
+    for number in range(5000):
+        store.put(f"{comm.rank}", block(number, 64))
+    assert len(store._dram._unsummed) <= 2048
+    comm.Barrier()
+    assert store.check()["checksums"] == comm.size

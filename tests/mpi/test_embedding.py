@@ -15,6 +15,7 @@ import pytest
 from mpi4py import MPI
 from patterns import block, keys_at
 
+from cascade_mpi.errors import StoreFullError
 from cascade_mpi.store import Store
 
 
@@ -243,3 +244,48 @@ def test_progress_may_be_called_at_any_time(any_store: Store, comm: MPI.Intracom
         any_store.put(key, b"v")
     comm.Barrier()
     assert any_store.contains(next(keys_at(any_store, comm.rank)))
+
+
+def test_deferred_puts_of_several_threads(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
+    """What a thread puts while another one publishes is published now or next time, never lost."""
+    store = open_store(comm, publish="deferred", dram_bytes="16MiB")
+    threads, each = 3, 60
+
+    def work(thread: int) -> None:
+        for number in range(each):
+            assert store.put(f"{comm.rank} {thread} {number}", block(number, 300)).stored
+            if number % 3 == 0:
+                assert store.delete(f"{comm.rank} {thread} {number}")
+
+    published = 0
+    with ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(work, thread) for thread in range(threads)]
+        for _ in range(30):  # as often on every rank: it is collective
+            published += store.publish()
+        for future in running:
+            future.result()
+    published += store.publish()
+    assert store.publish() == 0
+    for rank in range(comm.size):
+        for thread in range(threads):
+            for number in range(each):
+                found = store.get(f"{rank} {thread} {number}")
+                assert found is None if number % 3 == 0 else (found == block(number, 300)).all()
+    assert published >= threads * each * 2 // 3
+    comm.Barrier()
+    store.check()
+
+
+def test_a_deferred_put_that_finds_no_word_says_so(open_store: Callable[..., Store]) -> None:
+    store = open_store(MPI.COMM_SELF, publish="deferred", dram_bytes="1MiB", index_blocks=1)
+    for number in range(16):  # the only bucket, full of protected words
+        assert store.put(number, b"v", is_prefix=True).stored
+    assert store.publish() == 16
+    assert store.put(16, b"v").stored  # not yet known
+    with pytest.raises(StoreFullError, match=r"1 of 1 blocks were not published.*index_blocks"):
+        store.publish()
+    assert store.put(17, b"v").stored
+    with pytest.raises(StoreFullError, match="1 bytes was not published"):
+        store.get(17)
+    assert store.get(17) is None
+    assert store.check()["words"] == 16

@@ -353,3 +353,47 @@ def test_a_look_up_that_slept_is_made_again(alone: Open) -> None:
     store._writer._attempt = -1.0  # every look was too long ago
     assert store.put(OTHER, block(2), exists="keep").stored
     assert len(finds) == 2
+
+
+def test_a_delete_whose_look_up_slept_looks_again(alone: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its CAS, too, could meet a word that has come round through all generations."""
+    store = alone()
+    store.put(KEY, block(1))
+    finds: list[int] = []
+    find, now = store._fabric.find, [0.0]
+
+    def slow_find(*args: Any) -> int:
+        finds.append(1)
+        now[0] += 1000.0 if len(finds) == 1 else 0.0  # asleep between the first look and its CAS
+        return int(find(*args))
+
+    monkeypatch.setattr(store._fabric, "find", slow_find)
+    monkeypatch.setattr("cascade_mpi.writer.time.monotonic", lambda: now[0])
+    assert store.delete(KEY)
+    assert len(finds) == 3  # too late, in time, none left
+
+
+def test_a_pin_that_two_release_at_once_is_cleared_once(alone: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second would clear the slot of whoever has taken it meanwhile, and unprotect its view."""
+    store = alone()
+    store.put(KEY, block(1))
+    store.put(OTHER, block(2))
+    pin = store.pin(KEY)
+    assert pin is not None
+    unpin, cleared = store._fabric.unpin, []
+
+    def slow_unpin(*args: int) -> int:
+        cleared.append(args[-1])
+        if len(cleared) == 1:
+            elsewhere(lambda: (pin.release(), True)[1])
+        return int(unpin(*args))
+
+    monkeypatch.setattr(store._fabric, "unpin", slow_unpin)
+    pin.release()
+    assert cleared == [pin.slot]
+    view = store.view(OTHER)
+    assert view is not None
+    pin.release()
+    assert len(cleared) == 1
+    assert np.count_nonzero(store._fabric.pin_words) == 1
+    view.release()

@@ -12,8 +12,10 @@ import pytest
 from mpi4py import MPI
 from patterns import block, keys_at
 
-from cascade_mpi.errors import BufferSizeError, KeyExistsError, NotConfiguredError, StoreClosedError
-from cascade_mpi.store import Store
+from cascade_mpi.errors import BufferSizeError, ConfigError, KeyExistsError, NotConfiguredError, StoreClosedError
+from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES
+from cascade_mpi.store import Store, _empty_as
+from cascade_mpi.values import source
 
 SIZES = (1, 63, 64, 65, 4095, 4096, 4097, 100_003, 1 << 20)
 
@@ -448,3 +450,50 @@ def test_close_waits_for_futures(any_comm: MPI.Intracomm, open_store: Callable[.
     futures = [busy.put_async(f"{any_comm.rank} {number}", block(number, 50_000)) for number in range(20)]
     busy.close()
     assert all(future.done() and future.exception() is None for future in futures)
+
+
+@pytest.mark.parametrize("offset", [7, 8 << 20, 2**62, 2**63 - 1, 2**64, 2**70])
+@pytest.mark.parametrize("nbytes", [10, 2**62])
+def test_ranges_far_outside(any_store: Store, comm: MPI.Intracomm, offset: int, nbytes: int) -> None:
+    """Their sum may not fit the kernel's integers; nothing is allocated for what cannot be there."""
+    any_store.put(f"{comm.rank}", b"0123456789")
+    comm.Barrier()
+    for rank in range(comm.size):
+        with pytest.raises(BufferSizeError, match=rf"{offset}\.\.{offset + nbytes} .* 10 bytes"):
+            any_store.get_range(f"{rank}", offset, nbytes)
+        if nbytes == 10:
+            assert any_store.get_range(f"absent {rank}", offset, nbytes) is None
+    comm.Barrier()
+
+
+def test_what_goes_wrong_in_a_future_is_raised_by_its_result(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch, comm: MPI.Intracomm
+) -> None:
+    for level in (any_store._fabric.thread_level, MPI.THREAD_SERIALIZED):  # in another thread, and inline
+        monkeypatch.setattr(any_store._fabric, "thread_level", level)
+        future = any_store.put_async(f"{comm.rank}", object())
+        assert isinstance(future.exception(), TypeError)
+
+
+def test_a_torn_description_is_no_array() -> None:
+    """A descriptor that is copied while it is written may have the size of one block and the shape of another."""
+    descriptor = np.zeros(DESCRIPTOR_BYTES, np.uint8)
+    record = descriptor.view(DESCRIPTOR)[0]
+    record["dtype"], record["ndim"], record["dim0"] = source(np.zeros(1, np.float32)).dtype, 1, 5
+    assert _empty_as(descriptor, 20).shape == (5,)
+    assert _empty_as(descriptor, 24) is None
+    record["dim0"] = 2**62
+    assert _empty_as(descriptor, 20) is None
+    record["ndim"] = 9
+    assert _empty_as(descriptor, 20) is None
+    record["ndim"], record["dtype"] = 1, 200
+    assert _empty_as(descriptor, 20) is None
+
+
+def test_a_refused_progress_thread_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, comm: MPI.Intracomm) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(MPI, "Query_thread", lambda: MPI.THREAD_FUNNELED)
+    monkeypatch.setattr("cascade_mpi.store.Fabric", lambda *_: opened.append(1))
+    with pytest.raises(ConfigError, match="funneled"):
+        Store(comm, dram_bytes="1MiB", progress="thread")
+    assert not opened
