@@ -6,23 +6,19 @@ module of this package that is imported when it is asked for, so that one progra
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
 import typer
 
-from cascade_mpi.cli import launcher_rank
+from cascade_mpi.cli import Job, parse
 from cascade_mpi.config import parse_size
 from cascade_mpi.errors import ConfigError
 
-Job = Callable[[], int]
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 _Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows to this file.")]
 
@@ -37,17 +33,8 @@ app = typer.Typer(
 
 def main() -> int:
     """Parse on every rank, quietly on all but the first, then run; the exit status."""
-    jobs: list[Job] = []
-    status = 0
-    with contextlib.ExitStack() as stack:
-        if launcher_rank() != 0:
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        try:
-            app(prog_name="python -m bench", obj=jobs)
-        except SystemExit as end:  # how typer always ends
-            status = end.code if isinstance(end.code, int) else 1
-    return _run(jobs[0]) if jobs and status == 0 else status
+    job, status = parse(app, "python -m bench")
+    return _run(job) if job is not None else status
 
 
 def _run(job: Job) -> int:

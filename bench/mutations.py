@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 import typer
 
 from bench.mutation_list import MUTATIONS, Mutation
-from cascade_mpi.cli import launcher_rank
+from cascade_mpi.launcher import launcher_rank
 
 ROOT = Path(__file__).resolve().parent.parent
 # pytest's text of a failed assertion, of `pytest.fail`, and of `pytest.raises` without the error.

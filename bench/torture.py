@@ -11,8 +11,6 @@ launcher deals ranks to nodes in turn, so that each reader has writers on its ow
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import random
 import sys
@@ -28,7 +26,7 @@ import typer
 
 from bench.history import Violation, check
 from bench.stamped import unstamp, warm
-from cascade_mpi.cli import launcher_rank
+from cascade_mpi.cli import parse
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -361,32 +359,20 @@ def torture(
     total = sum(each.share for each in chosen)
     settings = {"windows": windows, "mpi_calls": mpi_calls} | ({} if rest_ms is None else {"rest_ms": rest_ms})
     phases = tuple(Phase(**{**vars(each), "share": each.share / total}) for each in chosen)
-    context.obj.append(Options(reads, seconds, seed, rounds, settings, json_file, phases))
+    options = Options(reads, seconds, seed, rounds, settings, json_file, phases)
+    context.obj.append(lambda: _start(options))
 
 
-def parse(arguments: Sequence[str]) -> Options | int:
-    """Local. The options, or an exit status; only the launcher's first rank speaks."""
-    found: list[Options] = []
-    status = 0
-    with contextlib.ExitStack() as stack:
-        if launcher_rank() != 0:
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        try:
-            app(args=list(arguments), prog_name="python -m bench torture", obj=found)
-        except SystemExit as end:  # how typer always ends
-            status = end.code if isinstance(end.code, int) else 1
-    return found[0] if found and status == 0 else status
+def _start(options: Options) -> int:
+    from mpi4py import MPI
+
+    return run(MPI.COMM_WORLD, options)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Collective. Parse, then torture; the exit status."""
-    options = parse(arguments)
-    if isinstance(options, int):
-        return options
-    from mpi4py import MPI
-
-    return run(MPI.COMM_WORLD, options)
+    job, status = parse(app, "python -m bench torture", arguments)
+    return job() if job is not None else status
 
 
 if __name__ == "__main__":

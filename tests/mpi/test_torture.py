@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from bench import torture
 from bench.history import MISS, PUT, READ
 from bench.pauses import Pauses
 from bench.racers import Reading, Writing, make_keys
 from bench.rounds import play
 from bench.stamped import shape_of, stamp, stamp_of, stamp_of_lines, unstamp, value, warm
-from bench.torture import PHASES, Options, main, parse, run
+from bench.torture import PHASES, Options, main, run
 from cascade_mpi.kernels import context as c
 from cascade_mpi.layout import place
 from cascade_mpi.store import Store
@@ -105,13 +106,17 @@ def test_rounds_of_two_putters(comm: MPI.Intracomm, open_store: Open, assert_all
     assert min(played["won_by"]) > 0
 
 
-def test_options() -> None:
-    made = parse(["--reads", "5", "--phase", "large", "--windows", "shared", "--seed", "9", "--rounds", "2"])
-    assert isinstance(made, Options)
+def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Options] = []
+    monkeypatch.setattr(torture, "run", lambda comm, options: started.append(options) or 7)
+    words = ["--reads", "5", "--phase", "large", "--windows", "shared", "--seed", "9", "--rounds", "2"]
+    assert main(words) == 7
+    made = started.pop()
     assert (made.reads, made.seed, made.rounds, made.settings["windows"]) == (5, 9, 2, "shared")
     assert [(each.name, each.share) for each in made.phases] == [("large", 1.0)]
-    assert parse(["--phase", "none"]) == 2
+    assert main(["--phase", "none"]) == 2
     assert main(["--help"]) == 0
+    assert not started
 
 
 # ------------------------------------------------------------------------------------------- stamped values

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from cascade_mpi import cli, workload
+from cascade_mpi import workload
+from cascade_mpi.commands import workload as workload_command
 from cascade_mpi.errors import CascadeError, ConfigError, MemoryLimitError, TraceError
 from cascade_mpi.traces import Deal
 from cascade_mpi.workload import WorkloadOptions, run_workload
@@ -164,7 +165,7 @@ def test_the_command_ends_with_1_when_a_block_was_corrupt(
         made = replace(good, corrupt=corrupt)
         monkeypatch.setattr(workload, "run_workload", lambda comm, options, say, made=made: made)
         out = folder / f"{comm.rank}.json"
-        assert_all(comm, cli._run_workload(replace(SMALL, json=out)) == status, "exit status")
+        assert_all(comm, workload_command.run(replace(SMALL, json=out)) == status, "exit status")
         assert_all(comm, out.exists() == (comm.rank == 0), "only rank 0 writes")
         assert_all(comm, bool(capsys.readouterr().out) == (comm.rank == 0), "only rank 0 prints")
         if comm.rank == 0:
@@ -178,7 +179,7 @@ def test_the_command_says_an_error_once(
         raise CascadeError("it cannot be done")
 
     monkeypatch.setattr(workload, "run_workload", fail)
-    assert_all(comm, cli._run_workload(SMALL) == 2, "exit status")
+    assert_all(comm, workload_command.run(SMALL) == 2, "exit status")
     expected = "cascade: it cannot be done\n" if comm.rank == 0 else ""
     assert_all(comm, capsys.readouterr() == ("", expected), "what was printed")
 

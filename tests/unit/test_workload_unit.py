@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cascade_mpi import cli
+from cascade_mpi import cli, launcher
+from cascade_mpi.commands import workload as workload_command
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.traces import Deal, deal, synthetic
 from cascade_mpi.workload import Server, WorkloadOptions
@@ -270,8 +271,8 @@ def test_wrong_options_are_named(options: dict[str, Any], said: str) -> None:
 def accepted(monkeypatch: pytest.MonkeyPatch) -> list[WorkloadOptions]:
     """The options of command lines that were run, without running them."""
     found: list[WorkloadOptions] = []
-    monkeypatch.setattr(cli, "_run_workload", lambda options: found.append(options) or 0)
-    for name in cli.RANK_VARIABLES:
+    monkeypatch.setattr(workload_command, "run", lambda options: found.append(options) or 0)
+    for name in launcher.RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return found
 
@@ -340,13 +341,13 @@ def test_help_and_version_end_well(accepted: list[WorkloadOptions], capsys: Any,
     assert accepted == []
 
 
-@pytest.mark.parametrize("name", cli.RANK_VARIABLES)
+@pytest.mark.parametrize("name", launcher.RANK_VARIABLES)
 def test_the_rank_is_read_from_each_launcher(accepted: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    assert cli.launcher_rank() == 0
+    assert launcher.launcher_rank() == 0
     monkeypatch.setenv(name, "5")
-    assert cli.launcher_rank() == 5
+    assert launcher.launcher_rank() == 5
     monkeypatch.setenv(name, "none")
-    assert cli.launcher_rank() == 0
+    assert launcher.launcher_rank() == 0
 
 
 def test_options_are_parsed_without_mpi() -> None:

@@ -1,0 +1,44 @@
+"""The end of a job: how a command's error on one rank or on all becomes one message and one exit status.
+
+Covers messages for people and the orderly or forced end. Does not cover what the commands do. Needs MPI
+only when an error has happened on several ranks.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from cascade_mpi.errors import CascadeError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+AGREE_SECONDS = 5.0
+
+
+def fail_together(comm: MPI.Intracomm, error: CascadeError) -> int:
+    """Collective. Exit status 2 after one message, when all ranks failed alike; else this rank ends the job."""
+    meeting = comm.Ibarrier()
+    deadline = monotonic() + AGREE_SECONDS
+    while not meeting.Test():
+        if monotonic() > deadline:  # the others are somewhere else and would wait for ever
+            print_error(f"rank {comm.rank}: {error}")
+            abort(comm, 2)
+    if comm.rank == 0:
+        print_error(str(error))
+    return 2
+
+
+def abort(comm: MPI.Intracomm, status: int) -> None:
+    """Local. End the whole job with this exit status."""
+    sys.stderr.flush()
+    comm.Abort(status)
+
+
+def print_error(text: str) -> None:
+    """Local. One line on stderr that says whose it is."""
+    Console(stderr=True, soft_wrap=True).print(f"cascade: {text}", markup=False, highlight=False)
