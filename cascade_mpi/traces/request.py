@@ -1,17 +1,20 @@
 """A request of a trace: what an LLM server was asked, as far as its KV cache is concerned.
 
-Covers the record only. Does not cover where requests come from (see `mooncake`, `synthetic`) nor who
+Covers the record only. Does not cover where requests come from (see `formats`, `generate`) nor who
 serves them (see `deal`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request; traces yield them in the order of time."""
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One request; traces yield them in the order of time.
+
+    A Struct, because a reader makes hundreds of thousands of them in a second and a frozen dataclass
+    alone would take most of that time.
+    """
 
     index: int
     """Its number in the trace, from 0."""
@@ -19,5 +22,11 @@ class Request:
     """Its arrival, seconds after the trace began."""
     input_tokens: int
     output_tokens: int
-    block_ids: tuple[int, ...]
-    """The blocks of its input in order; two requests share an id exactly when they share the prefix up to its end."""
+    block_ids: tuple[int, ...] | range
+    """The blocks of its input in order, each below 2^64.
+
+    Where blocks have an identity (`Trace.has_blocks`) two requests share an id exactly when they share the
+    prefix up to its end; where a trace has none, every id is a fresh one, and they are a range.
+    """
+    session: str | int | None = None
+    """Which conversation it belongs to; None where the trace cannot tell."""

@@ -50,6 +50,7 @@ class _Prompt:
 class _Session:
     prompt: _Prompt
     turns: int
+    number: int
     context: int  # tokens before the next question
     ids: list[int] = field(default_factory=list)  # of the full blocks behind those of the prompt
 
@@ -70,20 +71,22 @@ def synthetic(seed: int = 0, chat: Chat | None = None) -> Iterator[Request]:
         return 1 + int(exponential(mean))
 
     prompts = [_Prompt(tokens(chat.prompt_tokens)) for _ in range(chat.prompts)]
-    ids, tickets = count(), count()  # a ticket decides between turns of the same time
+    ids, tickets, numbers = count(), count(), count()  # a ticket decides between turns of the same time
     arrival = 0.0
     waiting: list[tuple[float, int, _Session]] = []
     for index in count():
         while not waiting or arrival <= waiting[0][0]:
             popular = int(chat.prompts * uniform() ** 2)  # the first of n prompts takes a share of n ** -0.5
             turns = 1 + int(math.log1p(-uniform()) / math.log1p(-1 / max(chat.mean_turns, 1.001)))
-            session = _Session(prompts[popular], turns, prompts[popular].tokens + tokens(chat.document_tokens))
+            context = prompts[popular].tokens + tokens(chat.document_tokens)
+            session = _Session(prompts[popular], turns, next(numbers), context)
             heapq.heappush(waiting, (arrival, next(tickets), session))
             arrival += exponential(chat.between_sessions_s)
         now, _, session = heapq.heappop(waiting)
         input_tokens = min(session.context + tokens(chat.question_tokens), chat.max_tokens)
         output_tokens = tokens(chat.answer_tokens)
-        yield Request(index, now, input_tokens, output_tokens, _block_ids(session, input_tokens, ids))
+        block_ids = _block_ids(session, input_tokens, ids)
+        yield Request(index, now, input_tokens, output_tokens, block_ids, session.number)
         session.turns -= 1
         session.context = input_tokens + output_tokens
         if session.turns and session.context < chat.max_tokens:
