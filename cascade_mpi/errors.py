@@ -14,6 +14,10 @@ class ConfigError(CascadeError, ValueError):
     """A setting is unknown, malformed, or contradicts another one or this machine."""
 
 
+class SeparateWorldsError(ConfigError):
+    """A launcher started several processes and each of them is an MPI world of its own."""
+
+
 class NotConfiguredError(CascadeError, RuntimeError):
     """The call needs a tier or feature that this store was opened without."""
 

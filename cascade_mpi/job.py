@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cascade_mpi.errors import CascadeError
+from cascade_mpi.launcher import launcher_rank
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -28,7 +29,7 @@ def fail_together(comm: MPI.Intracomm, error: CascadeError) -> int:
         if monotonic() > deadline:  # the others are somewhere else and would wait for ever
             print_error(f"rank {comm.rank}: {error}")
             abort(comm, 2)
-    if comm.rank == 0:
+    if comm.rank == 0 and launcher_rank() == 0:  # the launcher's rank: each process may be a world of its own
         print_error(str(error))
     return 2
 

@@ -18,6 +18,7 @@ from cascade_mpi import models
 from cascade_mpi.config import parse_size
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.job import abort, fail_together, print_error
+from cascade_mpi.launcher import check_world
 
 if TYPE_CHECKING:
     from cascade_mpi.workload import WorkloadOptions
@@ -109,6 +110,7 @@ def run(options: WorkloadOptions) -> int:
 
     comm = MPI.COMM_WORLD
     try:
+        check_world(comm.size, MPI.Get_library_version())
         result = run_workload(comm, options, say=lambda line: print(line, flush=True))
     except CascadeError as error:
         return fail_together(comm, error)
