@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
-from cascade_mpi import __version__
+from cascade_mpi import __version__, log
+from cascade_mpi.commands.cleanup import cleanup
+from cascade_mpi.commands.config import config
 from cascade_mpi.commands.workload import workload
+from cascade_mpi.errors import ConfigError
+from cascade_mpi.job import print_error
 from cascade_mpi.launcher import launcher_rank
 
 Job = Callable[[], int]
@@ -38,7 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Collective once the command line was accepted; returns the exit status.
     """
     job, status = parse(app, "cascade", arguments)
-    return job() if job is not None else status
+    if job is None:
+        return status
+    try:
+        log.read(os.environ)  # the same on all ranks; a store sets it up
+    except ConfigError as error:
+        if launcher_rank() == 0:
+            print_error(str(error))
+        return 2
+    return job()
 
 
 def parse(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> tuple[Job | None, int]:
@@ -75,3 +88,5 @@ def _cascade(
 
 
 app.command()(workload)
+app.command()(config)
+app.command()(cleanup)

@@ -1,8 +1,8 @@
 """The settings of a store: one frozen dataclass, and the sizes that people write.
 
-Covers the names of the settings, their defaults, what each may be, and sizes as text. Does not cover
-whether this machine can honour them (see `memory` and `window`); what a store chose for an "auto" is
-in its report, never written back into the `Config`.
+Covers the names of the settings, their defaults, what each may be, and sizes as text. Does not cover where
+they come from (see `settings`), nor whether this machine can honour them (see `memory` and `window`); what a
+store chose for an "auto" is in its report, never written back into the `Config`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.layout import MIN_PAGE_BYTES
@@ -78,6 +79,9 @@ def _whole_bytes(size: object) -> int:
 class Config:
     """What a store is opened with. Every rank must be given the same settings.
 
+    Made directly it has the defaults; `Config.make` also reads variables and a file. An error about one field
+    begins with that field and its value.
+
     dram_bytes
         DRAM arena of each rank, bytes; text such as "4GiB" is taken too and becomes an int.
     index_blocks
@@ -139,29 +143,22 @@ class Config:
         _check_namespace(self.namespace)
 
     @classmethod
-    def make(cls, config: Config | Mapping[str, Any] | None = None, **overrides: Any) -> Self:
-        """Local. A `Config` from another one, a mapping or None (the defaults), changed by `overrides`.
+    def make(cls, config: ConfigLike = None, **overrides: Any) -> Config:
+        """Local. The settings of a store: `overrides` over `CASCADE_*` variables over a TOML file.
 
-        ConfigError for an unknown name proposes the nearest one.
+        `config` is None, a mapping (the same as `overrides`), the path of a TOML file (in the place of the one
+        that `CASCADE_CONFIG` names), or a whole `Config`: then neither variables nor a file are looked at.
+        ConfigError names what is wrong and where it stands; for an unknown name it proposes the nearest one.
         """
-        names = [field.name for field in fields(cls)]
-        if config is None:
-            settings: dict[str, Any] = {}
-        elif isinstance(config, Config):
-            settings = {name: getattr(config, name) for name in names}
-        elif isinstance(config, Mapping):
-            settings = dict(config)
-        else:
-            raise ConfigError(f"config is a {type(config).__name__}: it must be a Config, a mapping or None")
-        settings.update(overrides)
-        for name in settings:
-            if name not in names:
-                raise ConfigError(_unknown(name, names))
-        return cls(**settings)
+        from cascade_mpi.settings import resolve  # which knows this class
+
+        return resolve(config, overrides).config
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the normal form of a field, only while the instance is made
 
+
+ConfigLike = Config | Mapping[str, Any] | str | os.PathLike[str] | None  # what `Config.make` takes
 
 _MODES: dict[str, tuple[str, ...]] = {
     "windows": get_args(WindowsMode),
@@ -215,7 +212,8 @@ def _check_namespace(value: object) -> None:
         raise ConfigError(f"namespace is {value!r}: it must be text that UTF-8 can encode") from None
 
 
-def _unknown(name: object, names: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-    return f"unknown setting {name!r}: {remedy}"
+def nearest(name: str, names: Sequence[str], *, skip: int = 0) -> str:
+    """Local. A proposal for a name that is none of `names`; the first `skip` characters are common to all."""
+    by_rest = {known[skip:].lower(): known for known in names}
+    near = difflib.get_close_matches(name[skip:].lower(), by_rest, n=1, cutoff=0.4)
+    return f"did you mean {by_rest[near[0]]!r}?" if near else f"known are {', '.join(names)}"

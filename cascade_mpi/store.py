@@ -24,8 +24,8 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from cascade_mpi import check as invariants
-from cascade_mpi import memory, selftest
-from cascade_mpi.config import Config, format_size
+from cascade_mpi import log, memory, selftest
+from cascade_mpi.config import Config, ConfigLike, format_size
 from cascade_mpi.copier import Copier
 from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import (
@@ -72,10 +72,8 @@ class Store:
     ...     n = store.get("sys_prompt", out)
     """
 
-    def __init__(
-        self, comm: MPI.Intracomm | None = None, config: Config | Mapping[str, Any] | None = None, **overrides: Any
-    ) -> None:
-        """Collective. Open the store on `comm` (None: COMM_SELF), with `config` changed by `overrides`.
+    def __init__(self, comm: MPI.Intracomm | None = None, config: ConfigLike = None, **overrides: Any) -> None:
+        """Collective. Open the store on `comm` (None: COMM_SELF), with the settings of `Config.make`.
 
         Raises
         ------
@@ -669,10 +667,11 @@ class Store:
         return (ProgressThread(fabric, self.config.progress_period_us / 1e6) if start else None), reason
 
 
-def _agree(comm: MPI.Intracomm, config: Config | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> Config:
+def _agree(comm: MPI.Intracomm, config: ConfigLike, overrides: Mapping[str, Any]) -> Config:
     """Collective. The settings of all ranks; ConfigError on all of them if one's are wrong or differ."""
     mine: Config | ConfigError
     try:
+        log.setup(MPI.COMM_WORLD.rank)
         mine = Config.make(config, **overrides)
         if comm.size > MAX_RANKS:
             raise ConfigError(f"{comm.size} ranks: an index word names at most {MAX_RANKS}; use fewer ranks")

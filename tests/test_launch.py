@@ -46,7 +46,7 @@ def test_the_mpi_tests(tmp_path: Path, ranks: int | None, cliques: int) -> None:
     command += ["tests/mpi"] if ranks else ["tests/mpi/test_store.py", "tests/mpi/test_embedding.py"]
     results = tmp_path / "results"
     results.mkdir()
-    ended = launch.run(command, ranks=ranks, cliques=cliques, seconds=SUITE_LIMIT_S, CASCADE_TEST_RESULTS=str(results))
+    ended = launch.run(command, ranks=ranks, cliques=cliques, seconds=SUITE_LIMIT_S, TEST_RESULTS_DIR=str(results))
     assert ended.status == 0, ended
     counted = launch.counts(results, ranks or 1)
     assert len(counted) == (ranks or 1), ended

@@ -28,7 +28,7 @@ from cascade_mpi.store import Store
 
 WATCHDOG_S = 240.0  # far beyond any test, the first one compiles
 MEET_S = 20.0  # how long a rank that failed waits for the others
-RESULTS = "CASCADE_TEST_RESULTS"  # a folder for one file of counts per rank
+RESULTS = "TEST_RESULTS_DIR"  # a folder for one file of counts per rank
 SMALL: dict[str, Any] = {"dram_bytes": "8MiB", "copy_threads": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
     "allocate-compiled": {"windows": "allocate", "mpi_calls": "compiled"},

@@ -205,7 +205,7 @@ def test_a_full_bucket_gives_up_its_blocks(open_store: Callable[..., Store], com
     store.check()
 
 
-@pytest.mark.skipif("CASCADE_BIG" not in os.environ, reason="needs 8 GiB of memory: set CASCADE_BIG=1")
+@pytest.mark.skipif("TEST_BIG" not in os.environ, reason="needs 8 GiB of memory: set TEST_BIG=1")
 def test_a_block_over_2_gib(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
     """Put by one rank, read by all: whole, in ranges on both sides of 2 GiB, as a view on its node."""
     nbytes = (2200 << 20) + 12_345

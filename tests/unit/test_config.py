@@ -156,5 +156,5 @@ def test_an_unknown_name_like_no_other_gets_all() -> None:
 
 
 def test_make_refuses_other_types() -> None:
-    with pytest.raises(ConfigError, match="config is a str: it must be a Config, a mapping or None"):
-        Config.make("dram_bytes=4GiB")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="config is a int: it must be a Config, a mapping, a path or None"):
+        Config.make(3)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ each mutation must break exactly the properties it names, and the same store and
 mutation must break none. Does not cover the code of the store: its own mutations are found by the tests of
 the modules that they are in.
 
-CASCADE_MODEL_ALL=1 adds the configurations of 10^5 states and more (minutes).
+TEST_MODEL_ALL=1 adds the configurations of 10^5 states and more (minutes).
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ LIMITS = [
 ]  # fmt: skip
 
 ROWS = [*GOOD, *BAD, *LIMITS]
-SCOPE = "CASCADE_MODEL_ALL"
+SCOPE = "TEST_MODEL_ALL"
 searched = functools.cache(explore)
 
 
