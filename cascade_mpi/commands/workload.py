@@ -1,7 +1,8 @@
 """`cascade workload`: replay a request trace against the store of all ranks.
 
 Covers its options and exit statuses: 0, 1 for corrupt blocks or a failed run, 2 for a wrong option, a
-missing or malformed trace, or an arena that does not fit. Does not cover the replay (see `workload`).
+missing or malformed trace, or an arena that does not fit, 130 after Ctrl-C, 143 after SIGTERM. Does not
+cover the replay (see `workload`).
 """
 
 from __future__ import annotations
@@ -19,37 +20,127 @@ from cascade_mpi.config import parse_size
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.job import abort, fail_together, print_error
 from cascade_mpi.launcher import check_world
+from cascade_mpi.traces import FORMATS, KINDS, ROUTES, TIME_UNITS
 
 if TYPE_CHECKING:
-    from cascade_mpi.workload import WorkloadOptions
+    from cascade_mpi.workload.options import WorkloadOptions
+
+TRACE, REPLAY, BLOCKS, STORE, OUTPUT = "Trace", "Replay", "Blocks", "Store", "Output"  # groups of the help
 
 
 def workload(
     context: typer.Context,
-    trace: Annotated[str, typer.Option(help="Trace file in Mooncake's format, or none: a synthetic chat.")] = "none",
-    block_bytes: Annotated[str | None, typer.Option(help="Size of a block, such as 4KiB. [default: 64KiB]")] = None,
-    model: Annotated[str | None, typer.Option(help=f"Block size of a model: {', '.join(models.MODELS)}.")] = None,
-    block_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in a block of that model.")] = None,
-    scale: Annotated[str | None, typer.Option(help="Shrink the model's block, such as 1/64.")] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="Replay only the first N requests.")] = None,
-    dram: Annotated[str, typer.Option(help="Arena of each rank, such as 2GiB; auto: what the trace needs.")] = "auto",
-    dram_total: Annotated[str | None, typer.Option(help="Arena of all ranks together, instead of --dram.")] = None,
-    verify: Annotated[str, typer.Option(help="Check the contents that come back: full, sample or off.")] = "full",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic trace.")] = 0,
+    trace: Annotated[
+        str, typer.Option(help=f"Trace file, or a generator: {', '.join(KINDS)}; none is chat.", rich_help_panel=TRACE)
+    ] = "none",
+    trace_format: Annotated[
+        str, typer.Option("--format", help=f"Of the file: auto, {', '.join(FORMATS)}.", rich_help_panel=TRACE)
+    ] = "auto",
+    time_unit: Annotated[
+        str, typer.Option(help=f"Of its arrival times: {', '.join(TIME_UNITS)}.", rich_help_panel=TRACE)
+    ] = "auto",
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            metavar="NAME=COLUMN",
+            help="A column under another name; may be repeated.",
+            rich_help_panel=TRACE,
+        ),
+    ] = None,
+    trace_block_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that a block of the trace stands for.", rich_help_panel=TRACE)
+    ] = None,
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Skip and count wrong records.", rich_help_panel=TRACE)
+    ] = False,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Replay only the first N requests.", rich_help_panel=TRACE)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the generator.", rich_help_panel=TRACE)] = 0,
+    route: Annotated[
+        str, typer.Option(help=f"Who serves a request: {', '.join(ROUTES)}.", rich_help_panel=REPLAY)
+    ] = "round-robin",
+    timed: Annotated[
+        float | None,
+        typer.Option(metavar="FACTOR", help="Wait for arrivals, so many times faster.", rich_help_panel=REPLAY),
+    ] = None,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Requests of a rank between two barriers. [default: 32 / ranks]")
+        int | None,
+        typer.Option(
+            min=1, help="Requests of a rank between two barriers. [default: 32 / ranks]", rich_help_panel=REPLAY
+        ),
+    ] = None,
+    verify: Annotated[
+        str, typer.Option(help="Check the contents that come back: full, sample or off.", rich_help_panel=REPLAY)
+    ] = "full",
+    block_bytes: Annotated[
+        str | None, typer.Option(help="Size of a block, such as 4KiB. [default: 64KiB]", rich_help_panel=BLOCKS)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"Block size of a model: {', '.join(models.MODELS)}.", rich_help_panel=BLOCKS)
+    ] = None,
+    block_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in a block of that model.", rich_help_panel=BLOCKS)
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Shrink the model's block, such as 1/64.", rich_help_panel=BLOCKS)
+    ] = None,
+    dram: Annotated[
+        str, typer.Option(help="Arena of each rank, such as 2GiB; auto: what the trace needs.", rich_help_panel=STORE)
+    ] = "auto",
+    dram_total: Annotated[
+        str | None, typer.Option(help="Arena of all ranks together, instead of --dram.", rich_help_panel=STORE)
+    ] = None,
+    windows: Annotated[
+        str | None, typer.Option(help="Window layout: auto, allocate or shared.", rich_help_panel=STORE)
+    ] = None,
+    progress: Annotated[
+        str | None, typer.Option(help="MPI progress: auto, thread or none.", rich_help_panel=STORE)
+    ] = None,
+    checksum: Annotated[
+        str | None, typer.Option(help="Checksum of a block: later, inline or off.", rich_help_panel=STORE)
+    ] = None,
+    copy_threads: Annotated[
+        str | None, typer.Option(help="Threads of a large copy: auto or a number.", rich_help_panel=STORE)
+    ] = None,
+    when_full: Annotated[
+        str | None, typer.Option(help="A put into a full arena: evict or refuse.", rich_help_panel=STORE)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings of the store (TOML).", rich_help_panel=STORE)
+    ] = None,
+    live: Annotated[
+        bool | None,
+        typer.Option(
+            "--live/--no-live", help="Live view. [default: when rank 0 writes to a terminal]", rich_help_panel=OUTPUT
+        ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the result to this file.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result here.", rich_help_panel=OUTPUT)
     ] = None,
-    windows: Annotated[str | None, typer.Option(help="Window layout: auto, allocate or shared.")] = None,
-    progress: Annotated[str | None, typer.Option(help="MPI progress: auto, thread or none.")] = None,
-    checksum: Annotated[str | None, typer.Option(help="Checksum of a block: later, inline or off.")] = None,
-    copy_threads: Annotated[str | None, typer.Option(help="Threads of a large copy: auto or a number.")] = None,
-    when_full: Annotated[str | None, typer.Option(help="A put into a full arena: evict or refuse.")] = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the metrics of all ranks here, a line of JSON every 5 s.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    prom_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Prometheus textfile, with {rank} or {node} in its name.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    prom_per: Annotated[str, typer.Option(help="Who writes one: rank or node.", rich_help_panel=OUTPUT)] = "rank",
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the store's accesses here, as a trace.", rich_help_panel=OUTPUT),
+    ] = None,
 ) -> None:
     """Replay a request trace against the store of all ranks; check every byte that comes back."""
-    from cascade_mpi.workload import DEFAULT_BLOCK_BYTES, WorkloadOptions
+    from cascade_mpi.workload.options import DEFAULT_BLOCK_BYTES, WorkloadOptions
 
     settings = {
         "windows": windows,
@@ -59,16 +150,31 @@ def workload(
         "when_full": when_full,
     }
     try:
+        file, kind = _trace(trace)
         options = WorkloadOptions(
-            trace=_trace_file(trace),
+            trace=file,
+            kind=kind,
+            trace_format=trace_format,
+            time_unit=time_unit,
+            fields=_columns(fields or []),
+            trace_block_tokens=trace_block_tokens,
+            lenient=lenient,
             block_bytes=_block_size(block_bytes, model, block_tokens, scale) or DEFAULT_BLOCK_BYTES,
             requests=requests,
+            route=route,
+            timed=timed,
             dram=None if dram == "auto" else parse_size(dram),
             dram_total=None if dram_total is None else parse_size(dram_total),
             verify=verify,  # type: ignore[arg-type]  # the options check it
             seed=seed,
             window=window,
             json=json_file,
+            metrics=metrics,
+            record=record,
+            prom_file=prom_file,
+            prom_per=prom_per,  # type: ignore[arg-type]  # the options check it
+            live=live,
+            config=config,
             store={name: value for name, value in settings.items() if value is not None},
         )
     except CascadeError as error:
@@ -76,13 +182,28 @@ def workload(
     context.obj.append(lambda: run(options))
 
 
-def _trace_file(name: str) -> Path | None:
-    if name == "none":
-        return None
+def _trace(name: str) -> tuple[Path | None, str]:
+    """The trace file, or None and the generator: a file of that name goes first."""
     path = Path(name)
-    if not path.is_file():
-        raise ConfigError(f"trace {name}: {'not a file' if path.exists() else 'no such file'}")
-    return path
+    if path.is_file():
+        return path, "chat"
+    if name == "none" or name in KINDS:
+        return None, "chat" if name == "none" else name
+    what = "not a file" if path.exists() else "no such file"
+    raise ConfigError(f"trace {name}: {what}, and none of the generators {', '.join(KINDS)}")
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    """The columns of `--field NAME=COLUMN`."""
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not (name and equals and column):
+            raise ConfigError(f"--field {pair}: write NAME=COLUMN")
+        if name in columns:
+            raise ConfigError(f"--field {name} is given twice")
+        columns[name] = column
+    return columns
 
 
 def _block_size(block_bytes: str | None, model: str | None, tokens: int | None, scale: str | None) -> int | None:
@@ -103,25 +224,38 @@ def _block_size(block_bytes: str | None, model: str | None, tokens: int | None, 
 
 def run(options: WorkloadOptions) -> int:
     """Collective. The exit status, with the result shown by rank 0."""
-    from mpi4py import MPI
+    from cascade_mpi.workload.ends import Ends
 
-    from cascade_mpi.workload import run_workload
-    from cascade_mpi.workload_report import show
+    with Ends() as ends:
+        from mpi4py import MPI  # may take seconds on many nodes: a Ctrl-C is answered meanwhile
 
-    comm = MPI.COMM_WORLD
-    try:
-        check_world(comm.size, MPI.Get_library_version())
-        result = run_workload(comm, options, say=lambda line: print(line, flush=True))
-    except CascadeError as error:
-        return fail_together(comm, error)
-    except Exception:
-        traceback.print_exc()
-        abort(comm, 1)
-    if comm.rank == 0:
-        show(result)
-        if options.json is not None and not _write_json(options.json, result.record()):
-            return 1
-    return 1 if result.corrupt else 0
+        from cascade_mpi.workload import run_workload
+        from cascade_mpi.workload.tables import show
+
+        comm = MPI.COMM_WORLD
+        try:
+            check_world(comm.size, MPI.Get_library_version())
+            ends.watch(comm)
+            result = run_workload(comm, options, say=_say, interruption=ends.interruption)
+        except CascadeError as error:
+            ends.over()
+            return fail_together(comm, error)
+        except Exception:
+            traceback.print_exc()
+            ends.over()
+            abort(comm, 1)
+        ends.over()
+        written = True
+        if comm.rank == 0:
+            show(result)
+            written = options.json is None or _write_json(options.json, result.record())
+        if result.signal:
+            return 128 + result.signal
+        return 1 if result.corrupt or not written else 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> bool:

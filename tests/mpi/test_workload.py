@@ -16,9 +16,8 @@ from mpi4py import MPI
 from cascade_mpi import workload
 from cascade_mpi.commands import workload as workload_command
 from cascade_mpi.errors import CascadeError, ConfigError, MemoryLimitError, TraceError
-from cascade_mpi.traces import Deal
-from cascade_mpi.workload import WorkloadOptions, run_workload
-from cascade_mpi.workload_report import Result
+from cascade_mpi.traces import Deal, deal
+from cascade_mpi.workload import Result, WorkloadOptions, run_workload
 
 pytestmark = pytest.mark.mpi
 
@@ -60,12 +59,12 @@ def test_every_rank_gets_the_same_exact_result(
     assert_all(any_comm, result.bytes_got == result.hits * block_bytes, str(result.bytes_got))
     if any_comm.size == 1:
         # what an endless cache would hit, known from the trace alone
-        prefix_hits = workload.deal(options.open_trace(), 0, 1).prefix_hits
+        prefix_hits = deal(options.open_trace(), 0, 1).prefix_hits
         assert (result.hits, result.double_computes) == (prefix_hits, 0)
 
 
 def test_the_drift_between_ranks_is_bounded(comm: MPI.Intracomm, assert_all: Callable[..., None]) -> None:
-    dealt = workload.deal(SMALL.open_trace(), comm.rank, comm.size)
+    dealt = deal(SMALL.open_trace(), comm.rank, comm.size)
     result = run_workload(comm, replace(SMALL, window=1))
     worst = _hits_when_rounds_are_blind(comm.size)
     assert_all(comm, worst <= result.hits <= dealt.prefix_hits, f"{worst} <= {result.hits} <= {dealt.prefix_hits}")
@@ -163,7 +162,7 @@ def test_the_command_ends_with_1_when_a_block_was_corrupt(
     good = run_workload(comm, SMALL)
     for corrupt, status in ((0, 0), (1, 1)):
         made = replace(good, corrupt=corrupt)
-        monkeypatch.setattr(workload, "run_workload", lambda comm, options, say, made=made: made)
+        monkeypatch.setattr(workload, "run_workload", lambda comm, options, made=made, **more: made)
         out = folder / f"{comm.rank}.json"
         assert_all(comm, workload_command.run(replace(SMALL, json=out)) == status, "exit status")
         assert_all(comm, out.exists() == (comm.rank == 0), "only rank 0 writes")
@@ -175,7 +174,7 @@ def test_the_command_ends_with_1_when_a_block_was_corrupt(
 def test_the_command_says_an_error_once(
     comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def fail(comm: Any, options: Any, say: Any) -> None:
+    def fail(comm: Any, options: Any, **more: Any) -> None:
         raise CascadeError("it cannot be done")
 
     monkeypatch.setattr(workload, "run_workload", fail)
@@ -204,5 +203,5 @@ def test_a_block_that_the_store_gets_wrong_is_counted(
 
 
 def test_deal_is_the_same_everywhere(comm: MPI.Intracomm, assert_all: Callable[..., None]) -> None:
-    dealt: Deal = workload.deal(SMALL.open_trace(), comm.rank, comm.size)
+    dealt: Deal = deal(SMALL.open_trace(), comm.rank, comm.size)
     assert_all(comm, comm.allreduce(sum(map(len, dealt.mine))) == dealt.accesses, "each access is dealt once")

@@ -18,8 +18,11 @@ from cascade_mpi import cli, launcher
 from cascade_mpi.commands import workload as workload_command
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.traces import Deal, deal, synthetic
-from cascade_mpi.workload import Server, WorkloadOptions
-from cascade_mpi.workload_report import NAMES, OPERATIONS, Latencies, Result, Setting, Tally, show, summarise
+from cascade_mpi.workload import Result, WorkloadOptions
+from cascade_mpi.workload.result import Setting, summarise
+from cascade_mpi.workload.server import Server
+from cascade_mpi.workload.tables import show
+from cascade_mpi.workload.tally import NAMES, OPERATIONS, Latencies, Tally
 
 NEEDED = {
     "trace", "seed", "mpi", "ranks", "nodes", "requests", "accesses", "hits", "unique", "double_computes", "hit_rate",
@@ -67,15 +70,22 @@ class DictStore:
             results.append(SimpleNamespace(stored=not kept and not refused, kept=kept, refused=refused))
         return results
 
+    def progress(self) -> None:
+        pass
+
     def stats(self) -> dict[str, Any]:
         tiers = {path: {"gets": 0, "bytes": 0} for path in ("self", "node", "remote")}
         tiers["self"] = {"gets": self.gets, "bytes": self.bytes}
-        return {"recheck_retries": 3, "evicted": 2, "tiers": tiers}
+        return {
+            "recheck_retries": 3, "retries_exhausted": 1, "lost_cas": 4, "evicted": 2, "evicted_bytes": 200,
+            "misses": 5, "arena": {"bytes": 1000, "live": 500, "limbo": 100, "free": 400}, "tiers": tiers,
+        }  # fmt: skip
 
 
 def setting(dealt: Deal, block_bytes: int = 100, verify: Any = "full") -> Setting:
     return Setting(
-        trace="test", seed=0, ranks=1, nodes=1, requests=dealt.requests, unique=dealt.unique, block_bytes=block_bytes,
+        trace="test", trace_format="chat", seed=0, route="round-robin", timed=None, ranks=1,
+        nodes=1, requests=dealt.requests, unique=dealt.unique, block_bytes=block_bytes,
         dram_per_rank=1 << 20, dram_per_node=1 << 20, dram_total=1 << 20, window=4, verify=verify, mpi="none",
     )  # fmt: skip
 
@@ -105,7 +115,7 @@ def test_one_rank_hits_exactly_the_prefixes(block_bytes: int) -> None:
 
 
 def test_a_prefix_longer_than_the_buffers_is_fetched_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade_mpi.workload.BATCH_BLOCKS", 3)
+    monkeypatch.setattr("cascade_mpi.workload.server.BATCH_BLOCKS", 3)
     result, dealt = replay(DictStore())
     assert result.hits == dealt.prefix_hits
     assert result.latency_us["get"]["blocks_per_call"] <= 3

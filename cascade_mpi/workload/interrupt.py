@@ -1,0 +1,139 @@
+"""Ctrl-C and SIGTERM in a job of many ranks: an orderly end where that is possible, a forced one where it is not.
+
+Covers catching the two signals, telling the replay, and the thread that ends this process when the replay does not
+answer. Does not cover how the ranks agree (see `sampling.Meeting`), nor a rank that is killed (see `sentinel`: the
+launcher kills the others at once then, with a signal that nobody can catch).
+
+The main thread may be inside MPI when the signal comes, waiting for a rank that is stuck. Python runs its signal
+handlers in the main thread only, so they would never run. The C level writes the signal's number to a pipe from
+whatever thread it interrupts; a thread that reads the pipe needs the main thread for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from time import monotonic
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM)
+AGREE_S = 3.0  # from the signal to the next meeting of all ranks
+CLOSE_S = 15.0  # from there to the end: closing frees memory of many GiB, and the result is summed up
+AGAIN_S = 0.3  # two signals closer than that are one: some launchers, and `timeout`, send every signal twice
+OTHERS_S = 1.0  # ranks other than 0 wait so much longer: one line, rank 0's, is enough
+
+STARTING, REPLAYING, ENDING = "starting", "replaying", "ending"
+
+
+class Interruption:
+    """While entered, catches SIGINT and SIGTERM; `signal` is the number of the one that came, or 0.
+
+    Only the main thread can catch signals: in another one, and for `Interruption.none()`, nothing is caught.
+    """
+
+    def __init__(self, speaks: bool, end: Callable[[int], Any] = os._exit, before_end: Callable[[], Any] | None = None):
+        self.signal = 0
+        self._speaks, self._end, self._before_end = speaks, end, before_end
+        self._stage, self._asked, self._deadline = STARTING, 0.0, 0.0
+        self._old: dict[int, Any] = {}
+        self._old_fd, self._read, self._write = -1, -1, -1
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._thread = threading.Thread(target=self._watch, name="cascade-signals", daemon=True)
+        self._thread.start()
+        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._old = {number: signal.signal(number, _nothing) for number in CAUGHT}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._thread is None:
+            return
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        os.write(self._write, b"\0")
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
+
+    def stopped(self) -> bool:
+        """Local. Has a signal come to this rank?"""
+        return self.signal != 0
+
+    def replaying(self) -> None:
+        """Local. From now on the replay asks `stopped`; before, a signal ends the process at once."""
+        self._stage = REPLAYING
+
+    def ending(self) -> None:
+        """Local. All ranks are at the end of the replay: a signal that has come gets time to close the store."""
+        self._stage, self._deadline = ENDING, monotonic() + CLOSE_S
+
+    # ---------------------------------------------------------------------------------------- the thread's side
+
+    def _watch(self) -> None:
+        while True:
+            left = None if not self.signal else max(self._deadline - monotonic(), 0.0)
+            if not select.select([self._read], [], [], left)[0]:
+                if monotonic() >= self._deadline:  # it may have been moved meanwhile
+                    self._force(self._stuck())
+                continue
+            for number in os.read(self._read, 64):
+                if not number:
+                    return
+                if number in CAUGHT:
+                    self._received(number)
+
+    def _received(self, number: int) -> None:
+        name, now = signal.Signals(number).name, monotonic()
+        if self.signal:
+            if now - self._asked >= AGAIN_S:
+                self._force(f"{name} for the second time: ended at once, without a result")
+            return
+        self.signal, self._asked = number, now
+        if self._stage == STARTING:
+            self._deadline = now + (0.0 if self._speaks else OTHERS_S)
+        else:
+            wait = AGREE_S if self._stage == REPLAYING else CLOSE_S
+            self._deadline = now + wait + (0.0 if self._speaks else OTHERS_S)
+
+    def _stuck(self) -> str:
+        name = signal.Signals(self.signal).name
+        why = "Ctrl-C" if self.signal == signal.SIGINT else "the launcher ends this job, or its time is up"
+        if self._stage == STARTING:
+            return f"{name} ({why}): interrupted before the replay began"
+        if self._stage == REPLAYING:
+            return (
+                f"{name} ({why}): not all ranks came to the next barrier within {AGREE_S:.0f} s, so a rank is stuck or"
+                " has died; ended without a result"
+            )
+        return f"{name} ({why}): the store was not closed within {CLOSE_S:.0f} s; ended without a result"
+
+    def _force(self, text: str) -> None:
+        if self._before_end is not None:
+            with contextlib.suppress(OSError, ValueError):  # a pipe whose reader is gone must not save this process
+                self._before_end()
+        if self._speaks:
+            with contextlib.suppress(OSError):
+                os.write(2, f"cascade: {text}\n".encode())  # not through sys.stderr: the main thread may hold its lock
+        self._end(128 + self.signal)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """The handler in Python: the number is already in the pipe."""
+
+
+def restore_cursor() -> None:
+    """Local. What a live view has hidden, for an end that skips its own tidying."""
+    if sys.stdout.isatty():
+        os.write(1, b"\x1b[?25h")

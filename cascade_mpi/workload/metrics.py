@@ -1,0 +1,226 @@
+"""Metrics of a replay for other programs: a Prometheus textfile of each rank or node, and JSON lines of all ranks.
+
+Covers the names below, their meaning, and both files. Does not cover when they are written (see `sampling`).
+
+==========================================  =========  =======================================================
+name (label)                                type       meaning
+==========================================  =========  =======================================================
+cascade_requests_total                      counter    requests served
+cascade_block_accesses_total                counter    blocks that these requests needed
+cascade_hits_total                          counter    blocks that were there, fetched with the right contents
+cascade_computes_total                      counter    blocks that were not, computed and put
+cascade_corrupt_blocks_total                counter    blocks that came back with other bytes
+cascade_misses_total                        counter    gets of the store that found nothing
+cascade_tier_gets_total (tier)              counter    blocks got from local, node or remote memory
+cascade_tier_get_bytes_total (tier)         counter    their bytes
+cascade_puts_total (outcome)                counter    blocks put: stored, kept (was there) or refused (no room)
+cascade_put_bytes_total                     counter    bytes stored
+cascade_evicted_blocks_total                counter    blocks evicted to make room
+cascade_evicted_bytes_total                 counter    their bytes
+cascade_retries_total (reason)              counter    recheck: the block moved during the read; exhausted: the
+                                                       read gave up; lost_cas: another rank was faster
+cascade_arena_bytes (state)                 gauge      DRAM arena that is live, limbo (resting) or free
+cascade_arena_capacity_bytes                gauge      its size
+cascade_stall_seconds_total                 counter    time in barriers, waiting for other ranks
+cascade_sleep_seconds_total                 counter    time before requests that had not arrived (timed replay)
+cascade_late_requests_total                 counter    requests begun more than 10 ms after their arrival
+cascade_late_seconds_total                  counter    their lateness, summed
+cascade_call_seconds (operation)            histogram  duration of a call for a batch: lookup, get or put
+==========================================  =========  =======================================================
+
+Every metric has a label ``rank`` or ``node``; of a node it is the sum over its ranks. A line of the JSON file has the
+same numbers as the sums over all ranks, under the names of `Tally`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from cascade_mpi.errors import ConfigError
+from cascade_mpi.workload.result import QUANTILES, arena
+from cascade_mpi.workload.sampling import Sample
+from cascade_mpi.workload.tally import NAMES, OPERATIONS, TIERS, Counts, Latencies, totals
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+    from prometheus_client.core import Metric
+
+    from cascade_mpi.workload.options import PromPer, WorkloadOptions
+    from cascade_mpi.workload.plan import Nodes
+
+PERIOD_S = 5.0
+# Name, what it is divided by (nanoseconds are counted, seconds are told), column of the tally, help.
+_COUNTERS = (
+    ("cascade_requests", 1, "requests", "Requests served."),
+    ("cascade_block_accesses", 1, "accesses", "Blocks that the requests needed."),
+    ("cascade_hits", 1, "hits", "Blocks that were there and fetched with the right contents."),
+    ("cascade_computes", 1, "computes", "Blocks that were computed and put."),
+    ("cascade_corrupt_blocks", 1, "corrupt", "Blocks that came back with other bytes."),
+    ("cascade_misses", 1, "misses", "Gets of the store that found nothing."),
+    ("cascade_put_bytes", 1, "put_bytes", "Bytes stored by puts."),
+    ("cascade_evicted_blocks", 1, "evicted", "Blocks evicted to make room."),
+    ("cascade_evicted_bytes", 1, "evicted_bytes", "Bytes evicted to make room."),
+    ("cascade_stall_seconds", 1e9, "stall_ns", "Time in barriers, waiting for other ranks."),
+    ("cascade_sleep_seconds", 1e9, "slept_ns", "Time before requests that had not arrived."),
+    ("cascade_late_requests", 1, "late_requests", "Requests begun more than 10 ms after their arrival."),
+    ("cascade_late_seconds", 1e9, "late_ns", "Lateness of these requests, summed."),
+)  # fmt: skip
+_OCTAVES = range(10, 35, 2)  # buckets of the histogram: 1 µs to 17 s, each four times the one before
+
+
+def families(mine: Counts, bins: Counts, label: str, value: str) -> Iterator[Metric]:
+    """Local. The metrics of a tally [NAMES] and its latency bins [OPERATIONS, bins], with one label on each."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    count = dict(zip(NAMES, mine.tolist(), strict=True))
+    for name, per, column, text in _COUNTERS:
+        yield _filled(CounterMetricFamily(name, text, labels=[label]), {(): count[column] / per}, value)
+    gets = {(tier,): count[f"{tier}_gets"] for tier in TIERS}
+    sizes = {(tier,): count[f"{tier}_bytes"] for tier in TIERS}
+    yield _filled(CounterMetricFamily("cascade_tier_gets", "Blocks got, by tier.", labels=[label, "tier"]), gets, value)
+    yield _filled(
+        CounterMetricFamily("cascade_tier_get_bytes", "Bytes got, by tier.", labels=[label, "tier"]), sizes, value
+    )
+    kept, refused = count["kept"], count["refused"]
+    puts = {("stored",): count["put_blocks"] - kept - refused, ("kept",): kept, ("refused",): refused}
+    yield _filled(
+        CounterMetricFamily("cascade_puts", "Blocks put, by outcome.", labels=[label, "outcome"]), puts, value
+    )
+    retries = {
+        ("recheck",): count["recheck_retries"],
+        ("exhausted",): count["retries_exhausted"],
+        ("lost_cas",): count["lost_cas"],
+    }
+    yield _filled(
+        CounterMetricFamily("cascade_retries", "Steps begun again.", labels=[label, "reason"]), retries, value
+    )
+    states = {(state,): count[f"arena_{state}"] for state in ("live", "limbo", "free")}
+    yield _filled(
+        GaugeMetricFamily("cascade_arena_bytes", "DRAM arena, by state.", labels=[label, "state"]), states, value
+    )
+    yield _filled(
+        GaugeMetricFamily("cascade_arena_capacity_bytes", "DRAM arena.", labels=[label]),
+        {(): count["arena_bytes"]},
+        value,
+    )
+    calls = HistogramMetricFamily(
+        "cascade_call_seconds", "Duration of a call for a batch of blocks.", labels=[label, "operation"]
+    )
+    for name, counts in zip(OPERATIONS, bins, strict=True):
+        buckets = [(repr(2.0**octave / 1e9), float(Latencies.at_most(counts, octave))) for octave in _OCTAVES]
+        buckets.append(("+Inf", float(counts.sum())))
+        calls.add_metric([value, name], buckets, sum_value=count[f"{name}_ns"] / 1e9)
+    yield calls
+
+
+def _filled(family: Any, values: Mapping[Any, float], label_value: str) -> Any:
+    for labels, value in values.items():
+        family.add_metric([label_value, *labels], value)
+    return family
+
+
+class PrometheusFile:
+    """The textfile of this rank, or of its node when `node` (the ranks of the node) is given.
+
+    Each write replaces the file at once: a reader never sees half of it.
+    """
+
+    period_s = PERIOD_S
+
+    def __init__(self, path: Path, label: str, value: str, node: MPI.Comm | None = None) -> None:
+        from prometheus_client import CollectorRegistry
+
+        self._path, self._label, self._value, self._node = path, label, value, node
+        self._now: tuple[Counts, Counts] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Local. What the registry asks for."""
+        return families(*self._now, self._label, self._value)
+
+    def write(self, mine: Counts, bins: Counts) -> None:
+        """Collective on the node (2 Reduces) if the file is a node's, else local. OSError names the file."""
+        from prometheus_client import write_to_textfile
+
+        if self._node is not None:
+            # late_max_ns is no metric: its sum is not used
+            mine, bins = _sum(self._node, mine), _sum(self._node, bins)
+            if self._node.rank != 0:
+                return
+        self._now = (mine, bins)
+        try:
+            write_to_textfile(os.fspath(self._path), self._registry)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(self._path)) from None
+
+    def close(self) -> None:
+        """Collective on the node if the file is a node's."""
+        if self._node is not None:
+            self._node.Free()
+
+
+def _sum(comm: MPI.Comm, counts: Counts) -> Counts:
+    summed = np.empty_like(counts)
+    comm.Reduce(np.ascontiguousarray(counts), summed if comm.rank == 0 else None)
+    return summed
+
+
+def textfile_path(options: WorkloadOptions, rank: int, ranks: int, nodes: Nodes) -> Path:
+    """Local. Where this rank, or its node, writes; ConfigError when several would write the same file, or none can."""
+    pattern, per = options.prom_file or "", options.prom_per
+    writers = ranks if per == "rank" else nodes.count
+    if writers > 1 and f"{{{per}}}" not in pattern:
+        raise ConfigError(
+            f"--prom-file {pattern}: {writers} {per}s would write the same file: put {{{per}}} into its name"
+        )
+    path = Path(pattern.replace("{rank}", str(rank)).replace("{node}", nodes.name))
+    if not path.parent.is_dir():
+        raise ConfigError(f"--prom-file {path}: there is no directory {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--prom-file {path}: rank {rank} may not write to {path.parent}")
+    return path
+
+
+def open_textfile(comm: MPI.Intracomm, path: Path, per: PromPer, nodes: Nodes) -> PrometheusFile:
+    """Collective when it is a node's (1 Split)."""
+    if per == "rank":
+        return PrometheusFile(path, "rank", str(comm.rank))
+    return PrometheusFile(path, "node", nodes.name, comm.Split(nodes.mine, comm.rank))
+
+
+class JsonLines:
+    """An observer that appends a line of JSON for each sample, the last one with ``"final": true``."""
+
+    def __init__(self, file: TextIO, period_s: float = PERIOD_S, now: Callable[[], float] = time.time) -> None:
+        self.period_s = period_s
+        self._file, self._now = file, now
+
+    def see(self, sample: Sample) -> None:
+        """Local. Write a line; it is in the file when this returns."""
+        self._file.write(json.dumps({"unix_time": self._now(), **record(sample)}) + "\n")
+        self._file.flush()
+
+
+def record(sample: Sample) -> dict[str, Any]:
+    """Local. A sample as JSON: sums over the ranks, the fill of the arenas, quantiles of the calls so far."""
+    total = totals(sample.tallies)
+    return {
+        "seconds": sample.seconds,
+        "final": sample.final,
+        "ranks": len(sample.tallies),
+        **total,
+        "hit_rate": total["hits"] / total["accesses"] if total["accesses"] else 0.0,
+        "arena_fill": arena(sample.tallies)["fill"],
+        "latency_us": {
+            name: {label: Latencies.quantile_us(counts, share) for label, share in QUANTILES.items()}
+            for name, counts in zip(OPERATIONS, sample.bins, strict=True)
+        },
+    }

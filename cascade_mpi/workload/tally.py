@@ -1,0 +1,169 @@
+"""What one rank counts while it replays: integers that can be summed over the ranks, and histograms of durations.
+
+Covers the tally and the latency histogram. Does not cover what is counted (see `server` and `replay`) nor what
+the sums mean (see `result`). Calls no MPI and reads no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TIERS = {"local": "self", "node": "node", "remote": "remote"}  # by the path's name in `Store.stats()` and `locate`
+OPERATIONS = ("lookup", "get", "put")
+ARENA = ("bytes", "live", "limbo", "free")
+Counts = npt.NDArray[np.int64]
+
+# What a store counts by itself, under the same names here and in `Store.stats()`.
+_FROM_STORE = ("recheck_retries", "retries_exhausted", "lost_cas", "evicted", "evicted_bytes", "misses")
+
+
+class Latencies:
+    """A histogram of durations: 32 bins an octave from 1 ns to 18 minutes, so 1.1 % wide to either side."""
+
+    BINS_PER_OCTAVE = 32
+    BINS = 40 * BINS_PER_OCTAVE
+    _PENDING = 1024
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(self.BINS, dtype=np.int64)
+        self._pending = np.empty(self._PENDING, dtype=np.int64)
+        self._waiting = 0
+
+    def add(self, nanoseconds: int) -> None:
+        """Local. Count one duration."""
+        self._pending[self._waiting] = nanoseconds  # binned in bulk: one by one it would cost more than a small get
+        self._waiting += 1
+        if self._waiting == self._PENDING:
+            self.counts()
+
+    def counts(self) -> Counts:
+        """Local. How many durations fell into each bin."""
+        if self._waiting:
+            octaves = np.log2(np.maximum(self._pending[: self._waiting], 1))
+            bins = np.minimum((octaves * self.BINS_PER_OCTAVE).astype(np.int64), self.BINS - 1)
+            self._counts += np.bincount(bins, minlength=self.BINS)
+            self._waiting = 0
+        return self._counts
+
+    @classmethod
+    def quantile_us(cls, counts: Counts, share: float) -> float:
+        """Local. The duration (microseconds) that this share of the durations does not exceed; 0 when there is none."""
+        total = int(counts.sum())
+        if not total:
+            return 0.0
+        place = int(np.searchsorted(np.cumsum(counts), math.ceil(share * total)))
+        return float(2 ** ((place + 0.5) / cls.BINS_PER_OCTAVE) / 1000)
+
+    @classmethod
+    def at_most(cls, counts: Counts, octave: int) -> int:
+        """Local. How many durations are below 2^octave nanoseconds: exact, octaves are edges of bins."""
+        return int(counts[: octave * cls.BINS_PER_OCTAVE].sum())
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one rank did, in integers that can be summed (all but `late_max_ns`); times in nanoseconds."""
+
+    requests: int = 0
+    accesses: int = 0
+    hits: int = 0
+    computes: int = 0
+    corrupt: int = 0
+    kept: int = 0
+    refused: int = 0
+    lookup_calls: int = 0
+    lookup_blocks: int = 0
+    lookup_ns: int = 0
+    get_calls: int = 0
+    get_blocks: int = 0
+    get_bytes: int = 0
+    get_ns: int = 0
+    put_calls: int = 0
+    put_blocks: int = 0
+    put_bytes: int = 0
+    put_ns: int = 0
+    stall_ns: int = 0
+    """In barriers, waiting for other ranks."""
+    slept_ns: int = 0
+    """Before requests that had not arrived yet."""
+    late_requests: int = 0
+    late_ns: int = 0
+    late_max_ns: int = 0
+    recheck_retries: int = 0
+    retries_exhausted: int = 0
+    lost_cas: int = 0
+    evicted: int = 0
+    evicted_bytes: int = 0
+    misses: int = 0
+    arena_bytes: int = 0
+    arena_live: int = 0
+    arena_limbo: int = 0
+    arena_free: int = 0
+    local_gets: int = 0
+    local_bytes: int = 0
+    local_timed_bytes: int = 0
+    local_timed_ns: int = 0
+    node_gets: int = 0
+    node_bytes: int = 0
+    node_timed_bytes: int = 0
+    node_timed_ns: int = 0
+    remote_gets: int = 0
+    remote_bytes: int = 0
+    remote_timed_bytes: int = 0
+    remote_timed_ns: int = 0
+
+    def take(self, stats: Mapping[str, Any]) -> None:
+        """Local. Set what the store itself counts (`Store.stats()`)."""
+        for name in _FROM_STORE:
+            setattr(self, name, int(stats[name]))
+        for state in ARENA:
+            setattr(self, f"arena_{state}", int(stats["arena"][state]))
+        for tier, path in TIERS.items():
+            setattr(self, f"{tier}_gets", int(stats["tiers"][path]["gets"]))
+            setattr(self, f"{tier}_bytes", int(stats["tiers"][path]["bytes"]))
+
+    def add_timed(self, tier: str, nbytes: int, nanoseconds: int) -> None:
+        """Local. Count a read that was served by one tier alone."""
+        for name, value in ((f"{tier}_timed_bytes", nbytes), (f"{tier}_timed_ns", nanoseconds)):
+            setattr(self, name, getattr(self, name) + value)
+
+    def add_call(self, operation: str, blocks: int, nanoseconds: int) -> None:
+        """Local. Count one lookup, get or put of so many blocks."""
+        for name, value in (("calls", 1), ("blocks", blocks), ("ns", nanoseconds)):
+            setattr(self, f"{operation}_{name}", getattr(self, f"{operation}_{name}") + value)
+
+    def add_late(self, nanoseconds: int) -> None:
+        """Local. Count a request that was begun so long after it had arrived."""
+        self.late_requests += 1
+        self.late_ns += nanoseconds
+        self.late_max_ns = max(self.late_max_ns, nanoseconds)
+
+    def vector(self) -> Counts:
+        """Local. The numbers in the order of `NAMES`."""
+        return np.array([getattr(self, name) for name in NAMES], dtype=np.int64)
+
+
+NAMES = tuple(item.name for item in fields(Tally))
+
+
+def columns(tallies: Counts) -> dict[str, Counts]:
+    """Local. The tallies [ranks, NAMES] by name: what each rank counted."""
+    return {name: tallies[:, column] for column, name in enumerate(NAMES)}
+
+
+def totals(tallies: Counts) -> dict[str, int]:
+    """Local. The sums over the ranks by name; `late_max_ns` is the largest instead."""
+    ranks = columns(tallies)
+    return {name: int(ranks[name].max() if name == "late_max_ns" else ranks[name].sum()) for name in NAMES}
+
+
+def rate(moved: Counts, nanoseconds: Counts) -> float:
+    """Local. The sum over the ranks of bytes / time of each, GB/s; a rank that spent no time adds nothing."""
+    busy = nanoseconds > 0
+    return float((moved[busy] / nanoseconds[busy]).sum())  # bytes per ns are GB/s
