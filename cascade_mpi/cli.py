@@ -21,6 +21,7 @@ import typer
 from cascade_mpi import __version__, log
 from cascade_mpi.commands.cleanup import cleanup
 from cascade_mpi.commands.config import config
+from cascade_mpi.commands.doctor import doctor
 from cascade_mpi.commands.workload import workload
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.job import print_error
@@ -90,3 +91,4 @@ def _cascade(
 app.command()(workload)
 app.command()(config)
 app.command()(cleanup)
+app.command()(doctor)

@@ -18,6 +18,7 @@ from cascade_mpi.errors import SeparateWorldsError
 
 RANK_VARIABLES = ("PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 LOCAL_RANK_VARIABLES = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
+LOCAL_SIZE_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 # How many processes a launcher started. SLURM_NTASKS is no such number: a plain `python` in a batch script has it too.
 _SIZE_VARIABLES = (("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "mpiexec"), ("SLURM_STEP_NUM_TASKS", "srun"))
 
@@ -37,6 +38,20 @@ def launcher_rank(environ: Mapping[str, str] = os.environ) -> int:
 def local_rank(environ: Mapping[str, str] = os.environ) -> int | None:
     """Local. The rank among the processes of this node as the launcher set it, None without one."""
     return _first_number(environ, LOCAL_RANK_VARIABLES)
+
+
+def local_size(environ: Mapping[str, str] = os.environ) -> int | None:
+    """Local. How many processes the launcher started on this node, None where it does not say."""
+    count = _first_number(environ, LOCAL_SIZE_VARIABLES)
+    if count is None and environ.get("SLURM_STEP_TASKS_PER_NODE"):
+        # such as "4(x2),1": four tasks on each of two nodes, one on the third
+        counts: list[int] = []
+        for part in environ["SLURM_STEP_TASKS_PER_NODE"].split(","):
+            tasks, _, times = part.partition("(x")
+            counts += [_number(tasks) or 0] * (_number(times.rstrip(")")) or 1)
+        node = _number(environ.get("SLURM_NODEID", "")) or 0
+        count = counts[node] if node < len(counts) else None
+    return count or None
 
 
 def launch(environ: Mapping[str, str] = os.environ) -> Launch | None:

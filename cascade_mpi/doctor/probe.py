@@ -1,0 +1,179 @@
+"""The process that asks MPI: started by `examine` on each rank, so that a crash or a hang of MPI is only a finding.
+
+Covers what needs MPI running, and the gathering of all ranks' reports. Does not cover the checks that need no
+MPI: their report comes in a file. Findings go to the other file as they are made, one JSON line each, so that those
+before a crash are not lost; the last line says how it ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from cascade_mpi.doctor import library as mpi_library_checks
+from cascade_mpi.doctor.finding import Finding, Report, ok, problem, warning
+from cascade_mpi.doctor.host import Host
+from cascade_mpi.doctor.limits import network_devices
+from cascade_mpi.errors import CascadeError
+from cascade_mpi.launcher import separate_worlds
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_CLOCKS_APART_S = 1.0
+
+
+class Diary:
+    """What the process is about to do, what it found, and how it ended; read by its parent."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.findings: list[Finding] = []
+
+    def stage(self, text: str) -> None:
+        """Local. Note what is about to be tried."""
+        self._write({"stage": text})
+
+    def add(self, findings: Iterator[Finding]) -> None:
+        """Local. Note findings while they are made."""
+        for finding in findings:
+            self.findings.append(finding)
+            self._write({"finding": asdict(finding)})
+
+    def end(self, reports: list[Report], world: int) -> None:
+        """Local. Note the reports of all ranks (none but on rank 0), and how many ranks the world has."""
+        self._write({"reports": [report.data() for report in reports], "world": world})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def main(report_file: str, diary_file: str) -> None:
+    """Collective, if MPI works. Ask MPI, gather the reports of all ranks."""
+    report = Report.of(json.loads(Path(report_file).read_text()))
+    with Path(diary_file).open("w") as file:
+        diary = Diary(file)
+        diary.stage("loading the MPI library and initialising it")
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:  # what mpi4py raises
+            diary.add(_not_loaded(error))
+            report.findings += diary.findings
+            diary.end([report], 0)
+            return
+        world, host = MPI.COMM_WORLD, Host()
+        try:
+            _ask(world, host, diary, report)
+        except Exception:
+            traceback.print_exc()  # the parent shows the last lines
+            sys.stderr.flush()
+            world.Abort(1)
+
+
+def _ask(world: MPI.Intracomm, host: Host, diary: Diary, report: Report) -> None:
+    from mpi4py import MPI
+
+    diary.stage("asking the MPI library about itself")
+    text, maps = MPI.Get_library_version(), host.text("proc/self/maps")
+    paths = mpi_library_checks.loaded_libraries(maps, r"^libmpi(ch|_cray|_gnu.*|_abi)?\.so|^libmpi_(cray|gnu|intel)")
+    abi = Path(MPI.__file__).name.split(".")[1]
+    diary.add(mpi_library_checks.mpi_library(
+        text, MPI.Get_version(), paths, abi, sys.prefix, host.environ, network_devices(host)
+    ))  # fmt: skip
+    library = mpi_library_checks.identify(text)
+    diary.add(mpi_library_checks.mpiexec(host, library))
+    loaded = mpi_library_checks.loaded_libraries(maps, r"\.so")
+    diary.add(mpi_library_checks.gpu_support(library, host.environ, loaded, _takes_gpu_memory(), bool(report.device)))
+
+    diary.stage("meeting the other ranks")
+    diary.add(_world(world, host, text))
+    if not separate_worlds(host.environ, world.size, text):
+        diary.add(_clocks(world))
+        if world.size > 1:
+            diary.stage("opening a small store on all ranks")
+            from cascade_mpi.doctor.onesided import one_sided
+
+            diary.add(one_sided(world))
+        else:
+            diary.stage("trying the window layouts")
+            diary.add(_alone(world))
+    diary.stage("gathering the findings of all ranks")
+    report.rank = world.rank
+    report.findings += diary.findings
+    reports = world.gather(report.data())
+    diary.end([Report.of(each) for each in reports] if reports is not None else [], world.size)
+
+
+def _world(world: MPI.Intracomm, host: Host, text: str) -> Iterator[Finding]:
+    from mpi4py import MPI
+
+    if happened := separate_worlds(host.environ, world.size, text):
+        what, _, remedy = happened.partition("). ")
+        yield problem("world", f"{what})", remedy)
+        return
+    node = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
+    nodes = world.allreduce(int(node.rank == 0))
+    node.Free()
+    ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
+    yield ok("world", f"{ranks} on {nodes} node{'' if nodes == 1 else 's'}")
+
+
+def _clocks(world: MPI.Intracomm) -> Iterator[Finding]:
+    """The clocks of the nodes, read as simultaneously as a barrier makes it."""
+    world.Barrier()
+    times = world.allgather(time.time())
+    spread = max(times) - min(times)
+    if spread > _CLOCKS_APART_S:
+        yield warning("clocks of the ranks", f"{spread:.1f} s apart", "start chrony or ntpd on the nodes")
+    elif world.size > 1:
+        yield ok("clocks of the ranks", f"within {_CLOCKS_APART_S:.0f} s")
+
+
+def _alone(world: MPI.Intracomm) -> Iterator[Finding]:
+    from mpi4py import MPI
+
+    from cascade_mpi.doctor.onesided import thread_level
+    from cascade_mpi.fabric import LEVELS
+    from cascade_mpi.window import choose_layout
+
+    yield from thread_level(LEVELS.get(MPI.Query_thread(), "unknown"))
+    try:
+        layout, reason = choose_layout("auto", world, world)
+    except CascadeError as error:
+        yield problem("window layout", str(error), "use MPICH 4.2 or newer")
+        return
+    yield ok("window layout", f"{layout}: {reason}")
+    yield ok("one-sided Get, CAS", "not tried: needs two ranks (mpiexec -n 2 python -m cascade_mpi doctor)")
+
+
+def _takes_gpu_memory() -> bool | None:
+    """What MPIX_Query_cuda_support says, None if the library has no such function."""
+    from mpi4py import MPI
+
+    query = getattr(ctypes.CDLL(MPI.__file__), "MPIX_Query_cuda_support", None)
+    return None if query is None else bool(query())
+
+
+def _not_loaded(error: Exception) -> Iterator[Finding]:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ModuleNotFoundError):
+        yield problem("MPI library", f"mpi4py is not installed ({error})", f"{sys.executable} -m pip install mpi4py")
+        return
+    shown = "; ".join(lines[:3])[:400]
+    yield problem(
+        "MPI library", f"mpi4py cannot load it: {shown}",
+        "on a machine without an MPI: pip install mpich; on a cluster: load the MPI's module, or set MPI4PY_LIBMPI to "
+        "its libmpi.so and see that the libraries that it needs are in LD_LIBRARY_PATH",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
