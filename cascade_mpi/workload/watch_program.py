@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 
 REST = "the job is over. It was killed from outside, ran out of memory, or crashed"
@@ -25,6 +26,8 @@ def said(dead: list[int]) -> str:
 
 def main() -> int:
     """Local. Watch until dismissed, or until stdin or a process ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # Slurm sends them to every process of a step; it ends with rank 0
+        signal.signal(number, signal.SIG_IGN)
     poll = select.poll()
     poll.register(0, select.POLLIN)
     watched: dict[int, int] = {}
