@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+import launch
 import pytest
 
 HERE = Path(__file__).resolve().parent
-# A process that one of these launchers started has the variable: MPICH, PMIx (Open MPI, Slurm), Slurm's PMI2.
-LAUNCHED = any(name in os.environ for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_FD"))
+LAUNCHED = launch.launched()
 
 
 def _wanted(config: pytest.Config) -> bool:
@@ -28,4 +27,4 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if LAUNCHED and item.get_closest_marker("launch"):
-            item.add_marker(pytest.mark.skip(reason="it starts its own mpiexec, and this is an MPI job already"))
+            item.add_marker(pytest.mark.skip(reason="it starts its own MPI jobs, and this is one already"))

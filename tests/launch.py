@@ -10,13 +10,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "tests" / "programs"
 # What a launcher or an MPI job tells its processes: a job started from here must not take it for its own.
-_OF_A_JOB = ("PMI", "HYDRA", "HYDI", "MPIR_CVAR_NUM_CLIQUES", "MPIEXEC", "OMPI_", "PRTE_", "PMIX")
+_OF_A_JOB = (
+    "PMI", "HYDRA", "HYDI", "MPI_LOCAL", "MPIR_CVAR_NUM_CLIQUES", "MPIEXEC", "OMPI_", "PRTE_", "PMIX", "PALS_",
+    # mpiexec inside a Slurm job would start its ranks by srun on all nodes of it; the tests mean this one
+    "SLURM_JOB", "SLURM_STEP", "SLURM_NODE", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASK",
+    "SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS", "SLURM_CPUS", "SLURM_MPI_TYPE",
+)  # fmt: skip
 
 
 class Ended(NamedTuple):
@@ -28,6 +34,17 @@ class Ended(NamedTuple):
 
     def __str__(self) -> str:
         return f"exit status {self.status}\n--- output:\n{self.output[-6000:]}\n--- errors:\n{self.errors[-6000:]}"
+
+
+def launched(environ: Mapping[str, str] = os.environ) -> bool:
+    """Is this process a rank that a launcher started: MPICH's, Open MPI's, or srun?
+
+    A batch script and the shell of an allocation are none, although Slurm gives them a rank and a number of tasks.
+    """
+    if any(name in environ for name in ("PMI_RANK", "PMI_FD", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")):
+        return True
+    # Where srun's process manager sets no variable that is known here. One task is no job: srun --pty is such a step.
+    return "SLURM_STEP_ID" in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
 
 
 def mpiexec() -> str | None:
@@ -49,9 +66,18 @@ def environment(cliques: int = 1, **more: str) -> dict[str, str]:
 def run(command: list[str], *, ranks: int | None, seconds: int, cliques: int = 1, **variables: str) -> Ended:
     """Run a Python command line on `ranks` ranks (None: without a launcher), for at most `seconds`."""
     launcher = [] if ranks is None else [str(mpiexec()), "-n", str(ranks)]
-    limit = ["timeout", "-k", "5", str(seconds)] if shutil.which("timeout") else []
+    return ended([*launcher, sys.executable, *command], seconds=seconds, cliques=cliques, **variables)
+
+
+def limited(command: list[str], seconds: int) -> list[str]:
+    """The command, ended after that many seconds; where there is no `timeout`, as it is."""
+    return ["timeout", "-k", "5", str(seconds), *command] if shutil.which("timeout") else command
+
+
+def ended(command: list[str], *, seconds: int, cliques: int = 1, **variables: str) -> Ended:
+    """Run any command line, launcher and all, for at most `seconds`."""
     done = subprocess.run(
-        [*limit, *launcher, sys.executable, *command],
+        limited(command, seconds),
         cwd=ROOT,
         env=environment(cliques, **variables),
         stdin=subprocess.DEVNULL,

@@ -32,6 +32,7 @@ def fill(store: Store, number: int) -> bool:
     return bool(store.put(f"{rank} {number}", block(1000 * rank + number, BLOCK)))
 
 
+@pytest.mark.core
 def test_a_refusal_says_why_and_changes_nothing(refusing: Store, comm: MPI.Intracomm) -> None:
     capacity = ARENA // BLOCK
     assert all(fill(refusing, number) for number in range(capacity))
@@ -87,6 +88,7 @@ def test_a_block_of_the_whole_arena(evicting: Store, comm: MPI.Intracomm) -> Non
     evicting.check()
 
 
+@pytest.mark.core
 def test_eviction_takes_the_old_and_never_the_protected(evicting: Store, comm: MPI.Intracomm) -> None:
     for number in range(4):
         assert evicting.put(f"{comm.rank} prefix {number}", block(number, BLOCK), is_prefix=True)

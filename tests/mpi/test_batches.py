@@ -28,6 +28,7 @@ def names(form: str, numbers: list[int]) -> object:
 FORMS = ["str", "int", "generator", "small", "pairs"]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("form", FORMS)
 def test_many_are_put_and_read_by_all(any_store: Store, comm: MPI.Intracomm, form: str) -> None:
     mine = [100 * comm.rank + number for number in range(30)]

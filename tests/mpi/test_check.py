@@ -180,6 +180,7 @@ def planted(store: Store, comm: MPI.Intracomm) -> Planted:
     return made
 
 
+@pytest.mark.core
 def test_what_check_counts(planted: Planted, comm: MPI.Intracomm) -> None:
     pin = planted.store.pin(planted.key)
     counts = planted.store.check()

@@ -20,6 +20,7 @@ from cascade_mpi.values import source
 SIZES = (1, 63, 64, 65, 4095, 4096, 4097, 100_003, 1 << 20)
 
 
+@pytest.mark.core
 def test_every_rank_reads_what_every_rank_put(any_store: Store, comm: MPI.Intracomm) -> None:
     for number, nbytes in enumerate(SIZES):
         result = any_store.put(f"{comm.rank}/{number}", block(100 * comm.rank + number, nbytes))
@@ -34,6 +35,7 @@ def test_every_rank_reads_what_every_rank_put(any_store: Store, comm: MPI.Intrac
             np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.core
 def test_a_rank_sees_its_own_writes_at_once(any_store: Store, comm: MPI.Intracomm) -> None:
     for version in range(30):
         any_store.put(f"mine {comm.rank}", np.full(5000 + version, version))
@@ -52,6 +54,7 @@ def test_the_lines_of_the_documentation(any_store: Store, comm: MPI.Intracomm) -
     np.testing.assert_array_equal(out, array)
 
 
+@pytest.mark.core
 def test_a_miss_is_none_or_false(any_store: Store) -> None:
     out = bytearray(10)
     assert any_store.get("absent") is None
@@ -108,6 +111,7 @@ def test_out_may_be_any_writable_buffer(any_store: Store, comm: MPI.Intracomm) -
         any_store.get(f"block {rank}", np.zeros((4096, 2), np.uint8)[:, 0])
 
 
+@pytest.mark.core
 def test_ranges(any_store: Store, comm: MPI.Intracomm) -> None:
     nbytes = 50_000
     any_store.put(f"long {comm.rank}", block(comm.rank, nbytes))
@@ -130,6 +134,7 @@ def test_ranges(any_store: Store, comm: MPI.Intracomm) -> None:
                 any_store.get_range(f"long {rank}", offset, length)
 
 
+@pytest.mark.core
 def test_contains_exactly_or_by_fingerprint(any_store: Store, comm: MPI.Intracomm) -> None:
     for number in range(8):
         any_store.put(comm.rank * 1000 + number, b"x")
@@ -144,6 +149,7 @@ def test_contains_exactly_or_by_fingerprint(any_store: Store, comm: MPI.Intracom
     assert sum(claimed) <= 10  # about one in 1,000 is expected in a loaded bucket
 
 
+@pytest.mark.core
 def test_locate_says_where_and_what(any_store: Store, comm: MPI.Intracomm) -> None:
     any_store.put(f"at {comm.rank}", np.zeros((2, 0, 3), np.float32), is_prefix=comm.rank == 0)
     comm.Barrier()
@@ -156,6 +162,7 @@ def test_locate_says_where_and_what(any_store: Store, comm: MPI.Intracomm) -> No
         assert where.path == ("self" if rank == comm.rank else "node" if on_node else "remote")
 
 
+@pytest.mark.core
 def test_delete_by_anybody(any_store: Store, comm: MPI.Intracomm) -> None:
     any_store.put(f"own {comm.rank}", block(1, 3000))
     any_store.put(f"strange {comm.rank}", block(2, 3000))
@@ -183,6 +190,7 @@ def test_one_delete_of_many_takes_the_block(any_store: Store, comm: MPI.Intracom
         assert not any_store.contains(f"victim {number}")
 
 
+@pytest.mark.core
 def test_replace_by_anybody_in_any_size(any_store: Store, comm: MPI.Intracomm) -> None:
     for version, nbytes in enumerate((100, 0, 70_000, 4096, 1)):
         if comm.rank == version % comm.size:
@@ -193,6 +201,7 @@ def test_replace_by_anybody_in_any_size(any_store: Store, comm: MPI.Intracomm) -
         comm.Barrier()
 
 
+@pytest.mark.core
 def test_two_ranks_put_one_key_and_all_read_the_same(any_store: Store, comm: MPI.Intracomm) -> None:
     for number in range(25):
         comm.Barrier()
@@ -211,6 +220,7 @@ def test_two_ranks_put_one_key_and_all_read_the_same(any_store: Store, comm: MPI
         assert any_store.get(f"contested {number}") is None  # no second word came to light
 
 
+@pytest.mark.core
 def test_keep_and_error(any_store: Store, comm: MPI.Intracomm) -> None:
     first = any_store.put(f"key {comm.rank}", b"first", exists="keep")
     assert (first.stored, first.kept, bool(first)) == (True, False, True)
@@ -298,6 +308,7 @@ def test_words_of_every_home(any_store: Store, comm: MPI.Intracomm) -> None:
         assert any_store.get(key).tolist() == [home, 1234]
 
 
+@pytest.mark.core
 def test_clear_takes_every_block(any_store: Store, comm: MPI.Intracomm) -> None:
     for number in range(20):
         any_store.put(f"{comm.rank} {number}", block(number, 10_000), is_prefix=number == 0)
@@ -341,6 +352,7 @@ def test_futures(any_store: Store, comm: MPI.Intracomm) -> None:
     assert kept.result().kept
 
 
+@pytest.mark.core
 def test_statistics_count_exactly(any_store: Store, comm: MPI.Intracomm) -> None:
     before = any_store.stats()
     for number in range(7):
@@ -380,6 +392,7 @@ def test_the_arena_adds_up(any_store: Store, comm: MPI.Intracomm) -> None:
     assert arena["live_bytes"] <= arena["live"]
 
 
+@pytest.mark.core
 def test_the_report_names_every_choice(any_store: Store, comm: MPI.Intracomm) -> None:
     report = any_store.report()
     assert report["ranks"] == comm.size
@@ -437,6 +450,7 @@ def test_a_closed_store_refuses_every_call(any_comm: MPI.Intracomm, open_store: 
             pytest.fail(f"call number {number} was not refused")
 
 
+@pytest.mark.core
 def test_the_store_is_a_context_manager(any_comm: MPI.Intracomm) -> None:
     with Store(any_comm, dram_bytes="1MiB") as opened:
         opened.put("k", b"v")

@@ -42,6 +42,7 @@ def test_types_and_shapes_come_back(store: Store, comm: MPI.Intracomm, dtype: st
         assert (where.dtype, where.shape, where.nbytes) == (dtype, shape, expected.nbytes)
 
 
+@pytest.mark.core
 def test_in_each_variant(any_store: Store, comm: MPI.Intracomm) -> None:
     for number, shape in enumerate(SHAPES):
         any_store.put(f"{comm.rank} {number}", sample("float32", shape, comm.rank))

@@ -24,6 +24,7 @@ def refill(store: Store, times: int = 3) -> None:
         assert store.put(f"filler {rank} {number}", block(number, nbytes))
 
 
+@pytest.mark.core
 def test_a_view_is_the_memory_of_the_arena(any_store: Store, comm: MPI.Intracomm) -> None:
     any_store.put(f"seen {comm.rank}", block(comm.rank, 10_000).view(np.uint16).reshape(50, 100))
     comm.Barrier()
@@ -83,6 +84,7 @@ def test_a_view_stays_when_its_block_is_replaced(any_store: Store, comm: MPI.Int
     assert found is None or (found == block(99, 70_000)).all()  # evicted by the filling, or the new one
 
 
+@pytest.mark.core
 def test_a_pinned_cell_is_not_reused_until_unpinned(any_store: Store, comm: MPI.Intracomm) -> None:
     nbytes = 5 << 20  # two of them do not fit
     any_store.put(f"large {comm.rank}", np.zeros(nbytes, np.uint8))
@@ -167,6 +169,7 @@ def test_the_ninth_view_names_the_ages_of_the_others(any_store: Store, comm: MPI
         view.release()
 
 
+@pytest.mark.core
 def test_a_view_of_another_node_is_refused(any_store: Store, comm: MPI.Intracomm) -> None:
     any_store.put(f"k {comm.rank}", block(comm.rank, 100))
     comm.Barrier()

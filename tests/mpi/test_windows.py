@@ -82,6 +82,7 @@ def test_hints_for_atomics_are_on_the_index_alone(store: Store) -> None:
         assert hints["index"]["accumulate_ops"] == "same_op_no_op"
 
 
+@pytest.mark.core
 def test_auto_takes_a_layout_that_maps_the_node(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
     store = open_store(comm, windows="auto")
     windows = store.report()["windows"]
@@ -103,6 +104,7 @@ def test_memory_is_given_back_when_stores_are_closed(comm: MPI.Intracomm) -> Non
     assert sizes[-1] - sizes[5] < arena, sizes
 
 
+@pytest.mark.core
 def test_arenas_that_do_not_fit_are_refused_with_numbers(comm: MPI.Intracomm, raises_all: Callable[..., str]) -> None:
     before = shared_bytes()
     text = raises_all(comm, MemoryLimitError, lambda: Store(comm, dram_bytes="100TiB"))

@@ -42,6 +42,7 @@ def is_exact(result: Result) -> bool:
     return result.hits + result.unique + result.double_computes == result.accesses and result.double_computes >= 0
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("block_bytes", [4096, 9000, 200_000])
 @pytest.mark.parametrize("windows", ["allocate", "shared"])
 def test_every_rank_gets_the_same_exact_result(
