@@ -7,16 +7,17 @@ what happens when ranks race.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
-from cascade_mpi.errors import ConfigError, TraceError
+from cascade_mpi.errors import TraceError
 from cascade_mpi.traces.request import Request
-
-ROUTES = ("round-robin", "session", "prefix")
+from cascade_mpi.traces.routes import Route, route_named
+from cascade_mpi.traces.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,18 @@ class Deal:
 
 
 def deal(requests: Iterable[Request], rank: int, ranks: int, route: str = "round-robin") -> Deal:
-    """Local. Deal the requests to ranks, request i to rank ``i % ranks``; every rank goes through all of them.
+    """Local. Deal the requests to ranks by a rule of `routes`; every rank goes through all of them.
 
-    TraceError when a block id stands at two positions: then it does not name a prefix.
+    requests
+        A `Trace`, which says whether it knows blocks and sessions; of anything else it is taken that ids
+        are those of prefixes, and that sessions are known if the first request has one.
+
+    TraceError when a block id stands at two positions: then it does not name a prefix; or when the route
+    needs sessions or blocks and the trace knows none. ConfigError when there is no such route.
     """
-    if route not in ROUTES:
-        raise ConfigError(f"route {route!r}: it must be one of {', '.join(ROUTES)}")
-    if route != "round-robin":
-        raise ConfigError(f"route {route!r} is not there yet")
+    requests, chosen_by = _with_route(requests, ranks, route)
     positions: dict[int, int] = {}
+    fresh = 0  # ids that are in no other request, and so need not be remembered
     computes, assigned = [0] * ranks, [0] * ranks
     mine: list[npt.NDArray[np.uint64]] = []
     indices: list[int] = []
@@ -66,16 +70,21 @@ def deal(requests: Iterable[Request], rank: int, ranks: int, route: str = "round
     total = accesses = hits = longest = 0
     for request in requests:
         ids = request.block_ids
-        before = len(positions)
-        hits += next((k for k, block in enumerate(ids) if block not in positions), len(ids))
-        for position, block in enumerate(ids):
-            if positions.setdefault(block, position) != position:
-                raise TraceError(
-                    f"request {request.index} has block id {block} at position {position}, an earlier one has it at"
-                    f" position {positions[block]}: an id must stand for one prefix"
-                )
-        chosen = request.index % ranks
-        computes[chosen] += len(positions) - before
+        if isinstance(ids, range):
+            new = len(ids)
+            fresh += new
+        else:
+            before = len(positions)
+            hits += next((k for k, block in enumerate(ids) if block not in positions), len(ids))
+            for position, block in enumerate(ids):
+                if positions.setdefault(block, position) != position:
+                    raise TraceError(
+                        f"request {request.index} has block id {block} at position {position}, an earlier one has it"
+                        f" at position {positions[block]}: an id must stand for one prefix"
+                    )
+            new = len(positions) - before
+        chosen = chosen_by.choose(request)
+        computes[chosen] += new
         assigned[chosen] += 1
         if chosen == rank:
             mine.append(np.array(ids, dtype=np.uint64))
@@ -87,7 +96,7 @@ def deal(requests: Iterable[Request], rank: int, ranks: int, route: str = "round
     return Deal(
         requests=total,
         accesses=accesses,
-        unique=len(positions),
+        unique=len(positions) + fresh,
         prefix_hits=hits,
         computes=tuple(computes),
         assigned=tuple(assigned),
@@ -96,3 +105,16 @@ def deal(requests: Iterable[Request], rank: int, ranks: int, route: str = "round
         indices=np.array(indices, dtype=np.int64),
         arrivals=np.array(arrivals, dtype=np.float64),
     )
+
+
+def _with_route(requests: Iterable[Request], ranks: int, name: str) -> tuple[Iterator[Request], Route]:
+    stream = iter(requests)
+    if isinstance(requests, Trace):
+        has_blocks, has_sessions = requests.has_blocks, requests.has_sessions
+        tokens: int | None = requests.block_tokens
+    else:
+        first = next(stream, None)
+        has_blocks, tokens = True, None
+        has_sessions = first is not None and first.session is not None
+        stream = chain(() if first is None else (first,), stream)
+    return stream, route_named(name, ranks, has_blocks=has_blocks, has_sessions=has_sessions, block_tokens=tokens)

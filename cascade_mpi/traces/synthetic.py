@@ -20,9 +20,8 @@ from itertools import count
 
 import numpy as np
 
+from cascade_mpi.traces.prefixes import BLOCK_TOKENS
 from cascade_mpi.traces.request import Request
-
-BLOCK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
