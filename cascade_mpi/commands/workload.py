@@ -251,7 +251,7 @@ def run(options: WorkloadOptions) -> int:
             written = options.json is None or _write_json(options.json, result.record())
         if result.signal:
             return 128 + result.signal
-        return 1 if result.corrupt or not written else 0
+        return 1 if result.corrupt or result.unwritten or not written else 0
 
 
 def _say(line: str) -> None:

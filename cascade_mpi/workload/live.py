@@ -75,6 +75,8 @@ def moment(sample: Sample, before: Sample | None = None) -> Moment:
 class PlainLine:
     """An observer that says one line from time to time, without control codes."""
 
+    name = "stdout"
+
     def __init__(self, say: Callable[[str], None], period_s: float = LINE_PERIOD_S) -> None:
         self.period_s = period_s
         self._say = say
@@ -101,6 +103,7 @@ def line(now: Moment) -> str:
 class LiveView:
     """An observer that keeps a view on the terminal up to date; a context manager."""
 
+    name = "stdout"
     period_s = LIVE_PERIOD_S
 
     def __init__(self, setting: Setting, out: TextIO | None = None) -> None:

@@ -200,7 +200,7 @@ class JsonLines:
     """An observer that appends a line of JSON for each sample, the last one with ``"final": true``."""
 
     def __init__(self, file: TextIO, period_s: float = PERIOD_S, now: Callable[[], float] = time.time) -> None:
-        self.period_s = period_s
+        self.name, self.period_s = f"--metrics {file.name}", period_s
         self._file, self._now = file, now
 
     def see(self, sample: Sample) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cascade_mpi.errors import CascadeError, TraceError
 from cascade_mpi.layout import MIN_PAGE_BYTES, page_bytes_for
 from cascade_mpi.memory import auto_dram, limits
+from cascade_mpi.settings import DEFAULT, resolve
 from cascade_mpi.traces import Deal, deal
 from cascade_mpi.workload.options import WorkloadOptions, check_dram
 from cascade_mpi.workload.result import Setting
@@ -50,6 +51,7 @@ class Share:
     dram: int
     trace: str
     trace_format: str
+    block_tokens: int
     notes: tuple[str, ...]
 
 
@@ -80,14 +82,17 @@ def share(comm: MPI.Intracomm, options: WorkloadOptions, nodes: Nodes) -> Share:
     """Local. This rank's share of the trace; TraceError or ConfigError when there is none."""
     trace = options.open_trace()
     dealt = deal(trace, comm.rank, comm.size, route=options.route)
+    settings = resolve(options.config, options.store)
     if options.dram is not None:
         dram = options.dram
     elif options.dram_total is not None:
         dram = options.dram_total // comm.size
+    elif settings.origins["dram_bytes"] != DEFAULT:  # a variable or a file says it
+        dram = settings.config.dram_bytes
     else:
         dram = _auto_dram(dealt, options.block_bytes, nodes)
     check_dram(dram, options.block_bytes)
-    return Share(dealt, dram, trace.name, trace.format, trace.notes)
+    return Share(dealt, dram, trace.name, trace.format, trace.block_tokens, trace.notes)
 
 
 def agree(comm: MPI.Intracomm, prepare: Callable[[], Share]) -> tuple[Share, int]:

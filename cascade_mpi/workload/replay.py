@@ -14,6 +14,7 @@ Ranks also meet when a round takes long, so that Ctrl-C is answered and the view
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING
@@ -65,8 +66,8 @@ class Replay:
         self._pace = None if setting.timed is None else Pace(setting.timed, store.progress)
         self._at = Progress()
 
-    def run(self, sampler: Sampler) -> Result:
-        """Collective. Serve this rank's requests and sum up. 1 Allreduce a round."""
+    def run(self, sampler: Sampler, begin: Callable[[float], None] | None = None) -> Result:
+        """Collective. Serve this rank's requests and sum up; `begin` is told the start. 1 Allreduce a round."""
         comm, tally, at = self._comm, self.server.tally, self._at
         meeting = Meeting(comm)
         a_round = self._setting.window * comm.size
@@ -74,9 +75,11 @@ class Replay:
         self._interruption.replaying()
         comm.Barrier()
         start = perf_counter()
-        sampler.begin()
+        sampler.begin(start)
         if self._pace is not None:
             self._pace.begin(start)
+        if begin is not None:
+            begin(start)
         while True:
             behind = self._serve_until(limit)
             came = perf_counter_ns()

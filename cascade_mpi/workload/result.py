@@ -90,6 +90,8 @@ class Result:
         were fetched tier by tier (one in `server.SAMPLED` of each rank; a batch is otherwise a mixture).
     latency_us
         Of one call for a batch of blocks: number of calls, blocks per call, mean and quantiles (to 1.1 %).
+    unwritten
+        Files that were asked for and could not be written by rank 0, and why; it has said so.
     """
 
     setting: Setting
@@ -117,6 +119,7 @@ class Result:
     lateness: dict[str, float] | None = None
     tiers: dict[str, dict[str, float]] = field(default_factory=dict)
     latency_us: dict[str, dict[str, float]] = field(default_factory=dict)
+    unwritten: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Local. One flat JSON object; `setting` is spread into it, its `unique` is `trace_unique`."""

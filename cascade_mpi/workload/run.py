@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from cascade_mpi.config import format_size
 from cascade_mpi.errors import ConfigError
+from cascade_mpi.traces.recording import Header
 from cascade_mpi.workload.interrupt import Interruption
 from cascade_mpi.workload.live import LiveView, PlainLine
 from cascade_mpi.workload.metrics import JsonLines, PrometheusFile, open_textfile, textfile_path
 from cascade_mpi.workload.options import WorkloadOptions
 from cascade_mpi.workload.plan import Nodes, Share, agree, needed_dram, settle, share, survey
+from cascade_mpi.workload.recording import Recorder
 from cascade_mpi.workload.replay import Replay
 from cascade_mpi.workload.result import Result, Setting
 from cascade_mpi.workload.sampling import Observer, Sampler
@@ -49,11 +52,19 @@ def run_workload(
         _introduce(say, setting, mine)
     from cascade_mpi.store import Store  # needs MPI: the options above do not
 
-    with ExitStack() as stack, Store(comm, options.config, **options.store, dram_bytes=dram) as store:
-        replay = Replay(comm, store, mine.dealt, setting, interruption)
-        observers = list(_observers(stack, options, setting, say))
-        textfile = stack.enter_context(_textfile(comm, options, nodes))
-        return replay.run(Sampler(comm, setting, store, replay.server, observers, textfile))
+    with ExitStack() as last:  # what ends after the store is closed
+        with ExitStack() as stack, Store(comm, options.config, **options.store, dram_bytes=dram) as store:
+            recorder = last.enter_context(closing(Recorder(store, comm.rank))) if options.record else None
+            replay = Replay(comm, recorder or store, mine.dealt, setting, interruption)
+            observers = list(_observers(stack, options, setting, say))
+            textfile = stack.enter_context(_textfile(comm, options, nodes))
+            sampler = Sampler(comm, setting, store, replay.server, observers, textfile)
+            result = replay.run(sampler, recorder.begin if recorder else None)
+        if recorder is not None and options.record is not None:
+            header = Header(options.block_bytes, mine.block_tokens, comm.size, setting.trace)
+            if failed := recorder.collect(comm, options.record, header):
+                sampler.failed(f"--record {options.record}: {failed}")
+        return replace(result, unwritten=comm.bcast(tuple(sampler.failures)))
 
 
 def _prepare(comm: MPI.Intracomm, options: WorkloadOptions, nodes: Nodes) -> Share:

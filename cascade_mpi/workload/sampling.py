@@ -39,6 +39,7 @@ class Sample:
 class Observer(Protocol):
     """Somebody on rank 0 who wants a sample from time to time."""
 
+    name: str
     period_s: float
 
     def see(self, sample: Sample) -> None:
@@ -105,11 +106,12 @@ class Sampler:
         self._start = clock()
         self._next = {id(observer): 0.0 for observer in self._observers}
         self._next_textfile = 0.0
-        self._failed = False
+        self.failures: list[str] = []
+        """What could not be written, in words."""
 
-    def begin(self) -> None:
-        """Local. The replay starts now."""
-        self._start = self._clock()
+    def begin(self, start: float) -> None:
+        """Local. The time (of the clock) at which the replay started."""
+        self._start = start
 
     def due(self) -> int:
         """Local. What rank 0 wants at this meeting; nothing on other ranks."""
@@ -161,7 +163,7 @@ class Sampler:
             except OSError as error:
                 self._observers.remove(observer)
                 del self._next[id(observer)]
-                print_error(f"{error.filename or 'stdout'}: {error.strerror}: nothing more is written there")
+                self.failed(f"{observer.name}: {error.strerror}: nothing more is written there")
 
     def _write_textfile(self, mine: Counts, bins: Counts) -> None:
         if self._textfile is None:
@@ -169,6 +171,11 @@ class Sampler:
         try:
             self._textfile.write(mine, bins)
         except OSError as error:
-            if not self._failed:  # it may be a full disk: the next one is tried, but not complained about
-                print_error(f"--prom-file {error.filename}: {error.strerror}")
-            self._failed = True
+            self.failed(f"--prom-file {error.filename}: {error.strerror}", here=True)
+
+    def failed(self, text: str, here: bool = False) -> None:
+        """Local. Something cannot be written: said once, by rank 0 or `here`, and kept in `failures`."""
+        if text not in self.failures:  # a textfile is tried again, but not complained about again
+            self.failures.append(text)
+            if self._speaks or here:
+                print_error(text)
