@@ -118,6 +118,12 @@ def mutations(context: typer.Context) -> None:
     _delegate(context, "mutations")
 
 
+@app.command(context_settings=_PASS_ON)
+def traces(context: typer.Context) -> None:
+    """Time the trace readers: requests a second of each format (options: traces --help)."""
+    _delegate(context, "traces")
+
+
 def _delegate(context: typer.Context, name: str) -> None:
     """Hand the arguments to `main(arguments)` of the module `bench.NAME`."""
     module, arguments = _module(name), list(context.args)
