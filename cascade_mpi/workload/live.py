@@ -133,12 +133,11 @@ def render(now: Moment) -> RenderableType:
     setting, total = now.sample.setting, now.total
     done = total["requests"]
     head = Table.grid(padding=(0, 1))
-    left = "" if now.left_s is None else f"{_time(now.left_s)} left"
+    left = "" if now.left_s is None else f", {_time(now.left_s)} left"
     head.add_row(
-        ProgressBar(total=max(setting.requests, 1), completed=done, width=24),
-        f"{done:,} of {setting.requests:,} requests",
-        _time(now.sample.seconds),
-        left,
+        ProgressBar(total=max(setting.requests, 1), completed=done, width=18),
+        Text(f"{done:,} / {setting.requests:,} requests", no_wrap=True),
+        Text(_time(now.sample.seconds) + left, no_wrap=True),
     )
     return Group(head, _tiers(now), _ranks(now))
 
