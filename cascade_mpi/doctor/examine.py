@@ -42,10 +42,6 @@ class Examined(NamedTuple):
     speaks: bool
 
 
-class _Ended(BaseException):
-    """The launcher wants this process to end."""
-
-
 def examine(host: Host, *, mpi: bool = True, seconds: float = MPI_LIMIT_S) -> Examined:
     """Local without `mpi`, else Collective over the launcher's processes. Returns within its time limits."""
     report = look(host)
@@ -107,27 +103,19 @@ def ask_mpi(host: Host, report: Report, seconds: float) -> tuple[list[Report], i
         asked, diary, output = (Path(folder, name) for name in ("report.json", "diary.jsonl", "output"))
         asked.write_text(json.dumps(report.data()))
         command = [host.python, "-m", "cascade_mpi.doctor.probe", str(asked), str(diary)]
-        with output.open("w") as stream:
+        with output.open("w") as stream, _told_to_end() as end:
             # With the launcher's descriptors: the process takes this one's place in the job.
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, close_fds=False)
-            happened = ""
-            try:
-                with _told_to_end():
-                    status = process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                happened = f"MPI did not come back within {seconds:.0f} s"
-            except _Ended:
-                happened = "the launcher ended the job"
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, close_fds=False
+            )  # fmt: skip
+            end.process = process
+            happened = end.wait(process, seconds)
         lines = [json.loads(line) for line in _lines(diary) if line.endswith("}")]
         said = [line for line in _lines(output) if line.strip()]
     if lines and "reports" in lines[-1]:
         return [Report.of(each) for each in lines[-1]["reports"]], lines[-1]["world"]
     if not happened:
-        happened = f"MPI ended the process with {_ending(status)}"
+        happened = f"MPI ended the process with {_ending(process.returncode)}"
     report.findings += [Finding(**line["finding"]) for line in lines if "finding" in line]
     report.findings.append(failed(host, happened, _last_stage(lines), said))
     return [report], 0
@@ -147,19 +135,42 @@ def failed(host: Host, happened: str, stage: str, said: Sequence[str]) -> Findin
     )  # fmt: skip
 
 
+class _End:
+    """The end of the process that asks MPI: by itself, by the time limit, or because the launcher ends the job."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self._told = False
+
+    def tell(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler. It raises nothing: whatever is going on goes on, and the wait is over."""
+        self._told = True
+        if self.process is not None:
+            self.process.kill()
+
+    def wait(self, process: subprocess.Popen[bytes], seconds: float) -> str:
+        """Local. Wait for the process; "" or why it did not end by itself."""
+        if self._told:  # before it was known
+            process.kill()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return f"MPI did not come back within {seconds:g} s"
+        return "the launcher ended the job" if self._told else ""
+
+
 @contextmanager
-def _told_to_end() -> Iterator[None]:
+def _told_to_end() -> Iterator[_End]:
     """A launcher that ends the job interrupts the wait, so that what was found until then is still shown."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise _Ended
-
+    end = _End()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield end
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, end.tell)
     try:
-        yield
+        yield end
     finally:
         signal.signal(signal.SIGTERM, before)
 
