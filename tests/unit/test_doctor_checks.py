@@ -210,6 +210,7 @@ def test_sharing() -> None:
     assert only(cpus.sharing(ranks(range(4)))).status == "ok"
     found = only(cpus.sharing(ranks(range(4), range(4, 8))))
     assert (found.status, found.found) == ("ok", "2 ranks on 8 CPUs, each on its own")
+    assert only(cpus.sharing(ranks([0], [1]))).status == "ok"  # a CPU each is enough
     found = only(cpus.sharing(ranks(range(4), range(4))))
     assert (found.status, found.found) == ("warning", "2 ranks may all run on the same 4 CPUs")
     found = only(cpus.sharing(ranks(range(4), range(3, 7))))

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from cascade_mpi.errors import CascadeError, ConfigError, SeparateWorldsError
-from cascade_mpi.launcher import check_world, launch, launcher_rank, library_name, local_rank, separate_worlds
+from cascade_mpi.launcher import (
+    check_world,
+    launch,
+    launcher_rank,
+    library_name,
+    local_rank,
+    local_size,
+    separate_worlds,
+)
 
 # What a task sees, as the launchers set it (Slurm 22.05, MPICH 5, Open MPI 5); only the names that matter.
 BATCH = {"SLURM_JOB_ID": "14", "SLURM_NTASKS": "4", "SLURM_NPROCS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
@@ -44,6 +52,25 @@ def test_launch(environ: dict[str, str], expected: tuple[str, int] | None) -> No
 def test_ranks() -> None:
     assert [launcher_rank(each) for each in ({}, BATCH, STEP, PMI2, HYDRA, OPEN_MPI)] == [0, 0, 3, 3, 2, 1]
     assert [local_rank(each) for each in ({}, BATCH, STEP, HYDRA, OPEN_MPI, PROXY | HYDRA)] == [None, 0, 1, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        (BATCH, None),
+        (HYDRA, 4),
+        (PROXY | HYDRA | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, 4),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "3"}, 3),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),1", "SLURM_NODEID": "1"}, 4),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),1", "SLURM_NODEID": "2"}, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),1", "SLURM_NODEID": "3"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "what"}, None),
+    ],
+)
+def test_processes_of_this_node(environ: dict[str, str], expected: int | None) -> None:
+    assert local_size(environ) == expected
 
 
 @pytest.mark.parametrize("environ", [STEP, PMI2, HYDRA, OPEN_MPI, PROXY | HYDRA])
