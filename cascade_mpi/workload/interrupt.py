@@ -86,26 +86,27 @@ class Interruption:
             left = None if not self.signal else max(self._deadline - monotonic(), 0.0)
             if not select.select([self._read], [], [], left)[0]:
                 if monotonic() >= self._deadline:  # it may have been moved meanwhile
-                    self._force(self._stuck())
+                    return self._force(self._stuck())
                 continue
             for number in os.read(self._read, 64):
                 if not number:
-                    return
-                if number in CAUGHT:
-                    self._received(number)
+                    return None
+                if number in CAUGHT and self._received(number):
+                    name = signal.Signals(number).name
+                    return self._force(f"{name} for the second time: ended at once, without a result")
 
-    def _received(self, number: int) -> None:
-        name, now = signal.Signals(number).name, monotonic()
+    def _received(self, number: int) -> bool:
+        """Note a signal; true when it is the second one."""
+        now = monotonic()
         if self.signal:
-            if now - self._asked >= AGAIN_S:
-                self._force(f"{name} for the second time: ended at once, without a result")
-            return
+            return now - self._asked >= AGAIN_S
         self.signal, self._asked = number, now
         if self._stage == STARTING:
             self._deadline = now + (0.0 if self._speaks else OTHERS_S)
         else:
             wait = AGREE_S if self._stage == REPLAYING else CLOSE_S
             self._deadline = now + wait + (0.0 if self._speaks else OTHERS_S)
+        return False
 
     def _stuck(self) -> str:
         name = signal.Signals(self.signal).name

@@ -105,7 +105,7 @@ class Replay:
         dealt, at, stopped, pace = self._dealt, self._at, self._interruption.stopped, self._pace
         until = perf_counter() + ROUND_S
         while at.served < len(dealt.mine) and dealt.indices[at.served] < limit:
-            if stopped() or perf_counter() >= until:
+            if stopped():
                 return True
             if pace is not None and not pace.wait(dealt.arrivals[at.served], until, stopped, self.server.tally):
                 return True
@@ -115,4 +115,6 @@ class Replay:
                 at.partly = done
                 return True
             at.served += 1
-        return False
+            if perf_counter() >= until:  # asked behind a request, so that every round gets somewhere
+                break
+        return at.served < len(dealt.mine) and bool(dealt.indices[at.served] < limit)

@@ -7,11 +7,12 @@ line (see `commands.workload`).
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from cascade_mpi.config import format_size
 from cascade_mpi.errors import ConfigError
@@ -56,7 +57,7 @@ def run_workload(
         with ExitStack() as stack, Store(comm, options.config, **options.store, dram_bytes=dram) as store:
             recorder = last.enter_context(closing(Recorder(store, comm.rank))) if options.record else None
             replay = Replay(comm, recorder or store, mine.dealt, setting, interruption)
-            observers = list(_observers(stack, options, setting, say))
+            observers = list(_observers(stack, comm, options, setting, say))
             textfile = stack.enter_context(_textfile(comm, options, nodes))
             sampler = Sampler(comm, setting, store, replay.server, observers, textfile)
             result = replay.run(sampler, recorder.begin if recorder else None)
@@ -96,22 +97,18 @@ def _introduce(say: Say, setting: Setting, mine: Share) -> None:
         say(f"the trace needs {format_size(needed)} per rank to keep every block: expect evictions")
 
 
-def _observers(stack: ExitStack, options: WorkloadOptions, setting: Setting, say: Say | None) -> Iterator[Observer]:
-    """Who watches on rank 0; nobody on the others, where `say` is None."""
-    if say is None:
+def _observers(
+    stack: ExitStack, comm: MPI.Intracomm, options: WorkloadOptions, setting: Setting, say: Say | None
+) -> Iterator[Observer]:
+    """Who watches: nobody on ranks other than 0."""
+    if comm.rank != 0:
         return
-    import sys
-
-    if options.live or (options.live is None and sys.stdout.isatty()):
+    if options.live or (options.live is None and say is not None and sys.stdout.isatty()):
         yield stack.enter_context(LiveView(setting))
-    else:
+    elif say is not None:
         yield PlainLine(say)
     if options.metrics is not None:
-        yield JsonLines(stack.enter_context(_opened(options.metrics)))
-
-
-def _opened(path: Path) -> TextIO:
-    return path.open("w", encoding="utf-8")
+        yield JsonLines(stack.enter_context(options.metrics.open("w", encoding="utf-8")))
 
 
 @contextmanager

@@ -1,0 +1,199 @@
+"""What a workload run does beside replaying: routes, arrivals, signals, recordings and metrics, on all ranks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mpi4py import MPI
+
+from cascade_mpi.errors import ConfigError
+from cascade_mpi.traces import ROUTES, deal, open_trace
+from cascade_mpi.traces.recording import Header, read_recording
+from cascade_mpi.workload import Result, WorkloadOptions, run_workload
+from cascade_mpi.workload import recording as recording_module
+from cascade_mpi.workload.interrupt import Interruption
+from cascade_mpi.workload.recording import Recorder
+from cascade_mpi.workload.replay import Replay
+from cascade_mpi.workload.sampling import Meeting, Verdict
+
+pytestmark = pytest.mark.mpi
+
+SMALL = WorkloadOptions(block_bytes=4 << 10, requests=100, live=False, store={"copy_threads": 1})
+
+
+@pytest.fixture
+def folder(comm: MPI.Intracomm) -> Iterator[Path]:
+    """One folder for all ranks."""
+    made = tempfile.TemporaryDirectory() if comm.rank == 0 else None
+    yield Path(comm.bcast(made and made.name))
+    comm.Barrier()
+    if made is not None:
+        made.cleanup()
+
+
+def is_exact(result: Result) -> bool:
+    return result.hits + result.unique + result.double_computes == result.accesses and result.double_computes >= 0
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_is_exact_and_bounded(comm: MPI.Intracomm, assert_all: Callable[..., None], route: str) -> None:
+    result = run_workload(comm, replace(SMALL, route=route))
+    assert_all(comm, is_exact(result) and result.replayed == 100 and result.corrupt == 0, str(result))
+    assert_all(comm, result.setting.route == route, str(result.setting))
+    if comm.size == 1:
+        dealt = deal(SMALL.open_trace(), 0, 1, route=route)
+        assert (result.hits, result.double_computes) == (dealt.prefix_hits, 0)
+
+
+def test_nobody_begins_a_round_before_all_have_ended_the_one_before(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a meeting after every request; what a rank may do at a meeting is told by the ones before."""
+    seen: list[tuple[int, int]] = []
+    serve = Replay._serve_until
+
+    def noted(self: Replay, limit: int) -> bool:
+        behind = serve(self, limit)
+        at, indices = self._at.served, self._dealt.indices
+        seen.append((limit, int(indices[at]) if at < len(indices) else self._dealt.requests))
+        return behind
+
+    monkeypatch.setattr(Replay, "_serve_until", noted)
+    monkeypatch.setattr("cascade_mpi.workload.replay.ROUND_S", 0.0)
+    result = run_workload(comm, replace(SMALL, window=4, route="session"))
+    assert_all(comm, is_exact(result) and result.replayed == 100, str(result))
+    ranks = comm.allgather(seen)
+    limits = [[limit for limit, _ in meetings] for meetings in ranks]
+    assert_all(comm, limits.count(limits[0]) == comm.size, "the ranks are in different rounds")
+    assert_all(comm, len(seen) >= 4 * len(set(limits[0])) > 4, f"rounds are not cut: {limits[0]}")
+    for meeting, (before, after) in enumerate(itertools.pairwise(limits[0])):
+        least = min(meetings[meeting][1] for meetings in ranks)
+        assert_all(comm, (after > before) == (least >= before), f"meeting {meeting}: {before}, {after}, {least}")
+
+
+def test_a_timed_replay_waits_for_arrivals(comm: MPI.Intracomm, assert_all: Callable[..., None]) -> None:
+    last = max(request.timestamp_s for request in SMALL.open_trace())
+    result = run_workload(comm, replace(SMALL, timed=last / 0.3))
+    assert_all(comm, is_exact(result) and result.replayed == 100, str(result))
+    assert_all(comm, result.seconds >= 0.3, f"{result.seconds} s")
+    assert_all(comm, result.lateness is not None and 0 <= result.lateness["share"] <= 1, str(result.lateness))
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_signal_ends_all_ranks_in_one_round_with_an_exact_result(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch, everywhere: bool
+) -> None:
+    """All ranks get it (as from a launcher), or the last one alone; it comes at the third meeting."""
+    meetings: list[Verdict] = []
+    meet = Meeting.meet
+
+    def interrupted(self: Meeting, came: int, due: int, behind: bool) -> Verdict:
+        meetings.append(meet(self, came, due, behind))
+        if len(meetings) == 3 and (everywhere or comm.rank == comm.size - 1):
+            os.kill(os.getpid(), signal.SIGINT)
+            while not interruption.stopped():
+                pass
+        return meetings[-1]
+
+    monkeypatch.setattr(Meeting, "meet", interrupted)
+    with Interruption(speaks=comm.rank == 0) as interruption:
+        result = run_workload(comm, replace(SMALL, window=2, requests=400), interruption=interruption)
+    assert_all(comm, result.signal == signal.SIGINT, str(result.signal))
+    assert_all(comm, len(meetings) == 4, f"{len(meetings)} meetings")
+    assert_all(comm, 6 * comm.size <= result.replayed < 400, str(result.replayed))
+    assert_all(comm, is_exact(result) and result.hits > 0, str(result))
+    assert_all(comm, comm.allgather(result.record()).count(result.record()) == comm.size, "different results")
+    if everywhere:  # every rank has replayed its part of three rounds, so the trace tells what they were
+        ids = [request.block_ids for request in replace(SMALL, requests=6 * comm.size).open_trace()]
+        unique = len({block for each in ids for block in each})
+        assert_all(comm, (result.accesses, result.unique) == (sum(map(len, ids)), unique), str(result))
+
+
+def test_a_recording_replays_to_the_same_accesses(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording_module, "PIECE_BYTES", 1000)  # in many pieces
+    monkeypatch.setattr(recording_module, "_READ_BYTES", 300)
+    path = folder / "recorded.jsonl"
+    first = run_workload(comm, replace(SMALL, record=path))
+    assert_all(comm, first.unwritten == () and is_exact(first), str(first))
+    trace = open_trace(path)
+    assert_all(comm, trace.format == "cascade", trace.format)
+    again = run_workload(comm, replace(SMALL, trace=path, requests=None))
+    assert_all(comm, is_exact(again), str(again))
+    found = (again.replayed, again.accesses, again.unique)
+    assert_all(comm, found == (first.replayed, first.accesses, first.unique), f"{found}, {first}")
+    header, accesses = read_recording(path)
+    calls = list(accesses)
+    assert_all(comm, header == Header(4 << 10, 512, comm.size, trace=first.setting.trace), str(header))
+    assert_all(comm, {call.rank for call in calls} == set(range(comm.size)), "not every rank")
+    got = sum(size is not None for call in calls if call.op == "get" for size in call.result)
+    kept = sum(became == "kept" for call in calls if call.op == "put" for became in call.result)
+    assert_all(comm, (got, kept) == (first.hits, first.kept), f"{got} got, {kept} kept, {first}")
+
+
+def test_a_recording_that_one_rank_cannot_write_is_not_written(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(self: Recorder, *call: Any) -> None:
+        if comm.rank == comm.size - 1:
+            self._fail(OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(Recorder, "_write", full)
+    result = run_workload(comm, replace(SMALL, record=folder / "recorded.jsonl"))
+    said = f"--record {folder / 'recorded.jsonl'}: rank {comm.size - 1}: No space left on device"
+    assert_all(comm, result.unwritten == (said,), str(result.unwritten))
+    assert_all(comm, not (folder / "recorded.jsonl").exists(), "a file was written")
+    assert_all(comm, (said in capsys.readouterr().err) is (comm.rank == 0), "who says it")
+
+
+@pytest.mark.parametrize("per", ["rank", "node"])
+def test_metrics_are_those_of_the_result(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], folder: Path, per: Any
+) -> None:
+    options = replace(
+        SMALL, prom_file=str(folder / f"cascade-{{{per}}}.prom"), prom_per=per, metrics=folder / "metrics.jsonl"
+    )
+    result = run_workload(comm, options)
+    comm.Barrier()
+    files = sorted(folder.glob("*.prom"))
+    assert_all(comm, len(files) == (comm.size if per == "rank" else result.setting.nodes), str(files))
+    for name, total in (("cascade_hits_total", result.hits), ("cascade_block_accesses_total", result.accesses)):
+        values = [_metric(file, name) for file in files]
+        assert_all(comm, sum(values) == total, f"{name}: {values}, not {total}")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert_all(comm, [line["final"] for line in lines[-2:]] == [False, True], "the last line is the final one")
+    last = {name: lines[-1][name] for name in ("requests", "accesses", "hits", "put_bytes")}
+    expected = {"requests": 100, "accesses": result.accesses, "hits": result.hits, "put_bytes": result.bytes_put}
+    assert_all(comm, last == expected, f"{last}, not {expected}")
+
+
+def _metric(file: Path, name: str) -> float:
+    return float(next(line for line in file.read_text().splitlines() if line.startswith(name)).split()[-1])
+
+
+@pytest.mark.parametrize("option", ["json", "metrics", "record", "prom_file"])
+def test_files_that_cannot_be_written_are_refused_before_the_replay(
+    comm: MPI.Intracomm, raises_all: Callable[..., str], assert_all: Callable[..., None], folder: Path, option: str
+) -> None:
+    path: Any = folder / "absent" / "file-{rank}"
+    options = replace(SMALL, **{option: str(path) if option == "prom_file" else path})
+    text = raises_all(comm, ConfigError, lambda: run_workload(comm, options))
+    assert_all(comm, f"--{option.replace('_', '-')} {folder}/absent/file-" in text, text)
+
+
+def test_a_variable_gives_the_arena_unless_an_option_does(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASCADE_DRAM_BYTES", "3MiB")
+    sizes = [run_workload(comm, options).setting.dram_per_rank for options in (SMALL, replace(SMALL, dram=5 << 20))]
+    assert_all(comm, sizes == [3 << 20, 5 << 20], str(sizes))
