@@ -24,7 +24,7 @@ from cascade_mpi.traces.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Agents:
-    """The shape of the tasks; tokens and seconds are means of exponential distributions."""
+    """The shape of the tasks; tokens and seconds are means: of the types' prompts uniform, else exponential."""
 
     types: int = 4
     prompt_tokens: int = 4000
@@ -71,7 +71,7 @@ def prompts(seed: int, shape: Agents) -> Iterator[tuple[Request, tuple[Part, ...
     """Local. The requests, and the parts of their prompts."""
     draws = Draws(seed)
     ids, tickets, numbers = count(), count(), count()  # a ticket decides between steps of the same time
-    lengths = [draws.tokens(shape.prompt_tokens) for _ in range(shape.types)]
+    lengths = [draws.around(shape.prompt_tokens) for _ in range(shape.types)]
     shared = [Chain(ids, BLOCK_TOKENS) for _ in lengths]
     popularity = zipf(shape.types, 1.0)
     waiting: list[tuple[float, int, _Agent]] = []

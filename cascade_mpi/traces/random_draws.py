@@ -28,6 +28,10 @@ class Draws:
         """Local. 1 or more: exponential, cut to an integer."""
         return 1 + int(self.exponential(mean))
 
+    def around(self, mean: int) -> int:
+        """Local. Uniform from half of it to one and a half, at least 1."""
+        return max(1, int(mean * (0.5 + self.uniform())))
+
     def rounds(self, mean: float) -> int:
         """Local. 1 or more: geometric, of this mean."""
         return 1 + int(math.log1p(-self.uniform()) / math.log1p(-1 / max(mean, 1.001)))

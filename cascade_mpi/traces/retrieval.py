@@ -25,7 +25,7 @@ from cascade_mpi.traces.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The shape of the service; tokens and seconds are means of exponential distributions."""
+    """Its shape; tokens and seconds are means, of system prompt and documents uniform, else exponential."""
 
     system_tokens: int = 1200
     documents: int = 200
@@ -54,8 +54,8 @@ class _Shelf:
     """All documents, and the prompts that begin with lists of them: a tree of chains."""
 
     def __init__(self, draws: Draws, shape: Retrieval, ids: Iterator[int]) -> None:
-        self._lengths = [draws.tokens(shape.document_tokens) for _ in range(shape.documents)]
-        self._system = draws.tokens(shape.system_tokens)
+        self._lengths = [draws.around(shape.document_tokens) for _ in range(shape.documents)]
+        self._system = draws.around(shape.system_tokens)
         self._root = Chain(ids, BLOCK_TOKENS)
         self._chains: dict[tuple[int, ...], Chain] = {}
 

@@ -178,13 +178,11 @@ class Lines:
     def _fault(self, line: bytes) -> str | None:
         if len(line) > MAX_LINE_BYTES:
             return f"longer than {MAX_LINE_BYTES} bytes"
-        if b"\0" in line:
-            return f"holds a NUL byte, at byte {line.index(0)}"
         try:
             line.decode()
         except UnicodeDecodeError as error:
             return f"not UTF-8 at byte {error.start}"
-        return None
+        return f"holds a NUL byte, at byte {line.index(0)}" if b"\0" in line else None
 
     def _skip_rest(self, line: bytes) -> None:
         while line and not line.endswith(b"\n"):

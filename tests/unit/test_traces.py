@@ -1,4 +1,4 @@
-"""Traces: what a Mooncake file may hold and what is said about others, the synthetic chat, dealing."""
+"""Traces: what a Mooncake file may hold and what is said about others, the synthetic chat."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ lines = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(lines, max_size=4))
 def test_any_bytes_give_valid_requests_or_a_trace_error(tmp_path_factory: pytest.TempPathFactory, raw: list) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
@@ -227,28 +227,3 @@ def test_sessions_interleave_and_prompts_are_shared() -> None:
         last_turn.update(dict.fromkeys(own, request.index))
     assert len(gaps) > 500
     assert median(gaps) > 10
-
-
-# -------------------------------------------------------------------------------------------------- dealing
-
-
-def requests(*prefixes: tuple[int, ...]) -> list[Request]:
-    return [Request(i, float(i), 512 * len(ids), 1, ids) for i, ids in enumerate(prefixes)]
-
-
-def test_requests_are_dealt_in_turn_and_counted() -> None:
-    trace = requests((0, 1), (0, 1, 2), (0, 3), (), (0, 3))
-    first, second = (deal(trace, rank, 2) for rank in range(2))
-    assert [ids.tolist() for ids in first.mine] == [[0, 1], [0, 3], [0, 3]]
-    assert [ids.tolist() for ids in second.mine] == [[0, 1, 2], []]
-    assert first.totals == second.totals == (5, 11 - 2, 4, 5, 3, 3, 1, 3, 2)
-
-
-def test_only_a_contiguous_prefix_counts_as_hits() -> None:
-    # The second request's last block is known, but it stands behind one that is not.
-    assert deal(requests((0, 1, 2), (0, 3, 2)), 0, 1).prefix_hits == 1
-
-
-def test_an_id_at_two_positions_is_refused() -> None:
-    with pytest.raises(TraceError, match="request 1 has block id 2 at position 0, an earlier one has it at position 1"):
-        deal(requests((1, 2), (2, 1)), 0, 1)
