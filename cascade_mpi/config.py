@@ -82,6 +82,8 @@ class Config:
     Made directly it has the defaults; `Config.make` also reads variables and a file. An error about one field
     begins with that field and its value.
 
+    Attributes
+    ----------
     dram_bytes
         DRAM arena of each rank, bytes; text such as "4GiB" is taken too and becomes an int.
     index_blocks
