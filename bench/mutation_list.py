@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 ONESIDED, TWIN, PROBE = "cascade_mpi/onesided.py", "cascade_mpi/onesided_python.py", "kernels/probe.py"
 DRAM, WRITER, READER = "cascade_mpi/dram.py", "cascade_mpi/writer.py", "cascade_mpi/reader.py"
-STORE, ALLOCATOR = "cascade_mpi/store.py", "cascade_mpi/allocator.py"
+BATCH, ALLOCATOR = "cascade_mpi/batch.py", "cascade_mpi/allocator.py"
 CALLS, ASSEMBLY = "tests/unit/test_onesided.py::", "tests/unit/test_protocol_assembly.py::"
 TARGETS = "tests/mpi/test_mutation_targets.py::"
 
@@ -205,7 +205,7 @@ MUTATIONS = (
     Mutation(
         "shape-of-the-old-batch",
         "and so have the arrays of a batch",
-        STORE,
+        BATCH,
         (("(again != described).any(axis=1)] = c.CHANGED", "(again != described).all(axis=1)] = c.CHANGED"),),
         (f"{TARGETS}test_a_replace_of_the_same_size_shows_its_own_shape[True]",),
     ),

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.layout import MIN_PAGE_BYTES
+from cascade_mpi.namespaces import AnyNamespace, Namespace, as_namespace
 
 WindowsMode = Literal["auto", "allocate", "shared"]
 ProgressMode = Literal["auto", "thread", "none"]
@@ -110,7 +111,9 @@ class Config:
     rest_ms
         How long a freed cell rests before it is reused, milliseconds.
     namespace
-        The namespace of calls that name none; "" is the default one.
+        The namespace of calls that name none: a `Namespace`, or its name; "" is the default one.
+    namespace_slots
+        Namespaces that the store can have at most, 4 words of memory each.
     """
 
     dram_bytes: int = 256 << 20
@@ -125,7 +128,8 @@ class Config:
     when_full: WhenFull = "evict"
     mpi_calls: MpiCalls = "auto"
     rest_ms: float = 1.0
-    namespace: str = ""
+    namespace: AnyNamespace = ""
+    namespace_slots: int = 1024
 
     def __post_init__(self) -> None:
         """Check every field; ConfigError names the field, its value and what is allowed."""
@@ -142,6 +146,7 @@ class Config:
         if self.verify_reads and self.checksum == "off":
             raise ConfigError('verify_reads is True, checksum is "off": reads can be verified with "later" or "inline"')
         self._set("rest_ms", _milliseconds("rest_ms", self.rest_ms))
+        self._set("namespace_slots", _integer("namespace_slots", self.namespace_slots, 2, 1 << 20))
         _check_namespace(self.namespace)
 
     @classmethod
@@ -206,12 +211,12 @@ def _choose(name: str, value: object, modes: tuple[str, ...]) -> None:
 
 
 def _check_namespace(value: object) -> None:
-    if not isinstance(value, str):
-        raise ConfigError(f'namespace is {value!r}: it must be text ("" for the default namespace)')
+    if not isinstance(value, (str, Namespace)):
+        raise ConfigError(f'namespace is {value!r}: it must be text or a Namespace ("" for the default namespace)')
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"namespace is {value!r}: it must be text that UTF-8 can encode") from None
+        as_namespace(value)
+    except ValueError as error:
+        raise ConfigError(f"namespace is {value!r}: {error}") from None
 
 
 def nearest(name: str, names: Sequence[str], *, skip: int = 0) -> str:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from cascade_mpi.allocator import PageAllocator
 from cascade_mpi.errors import ProtocolError
@@ -46,8 +47,10 @@ class DramTier:
         self.records = fabric.descriptors.view(DESCRIPTOR)[:, 0]
         self._magics, self._lengths = self.records["magic"], self.records["length"]
         self.live_bytes = 0
-        self.evicted = self.evicted_bytes = self.swept = 0
+        self.evicted = self.evicted_bytes = self.swept = self.passed = 0
         self._unsummed: deque[int] = deque()
+        self._passed: deque[int] = deque()  # words of blocks of epochs that have passed
+        self.freed: Callable[[int, int, int], None] | None = None  # told namespace id, epoch and bytes of what leaves
         self._rest, self._evicts = rest, evict
         self._last_retired = -1.0
         self.pause: Callable[[str], None] | None = None  # test hook
@@ -74,7 +77,11 @@ class DramTier:
             cell = self.allocator.allocate(pages, now)
             while cell is None:
                 cell = self._settle(pages)
-                if cell is None and not self.sweep() and not (self._evicts and self._evict(pages)):
+                if (
+                    cell is None
+                    and not (self.sweep() or self.drop_passed())
+                    and not (self._evicts and self._evict(pages))
+                ):
                     return None
             return cell
 
@@ -106,7 +113,7 @@ class DramTier:
     def give_up(self, first: int) -> None:
         """Local. A reserved cell whose word is nowhere and will never be published goes to limbo."""
         with self.lock:
-            self._to_limbo(first)
+            self._leave(first)
 
     # ---------------------------------------------------------------------------------- from live to limbo
 
@@ -121,7 +128,7 @@ class DramTier:
                 return False
             self.words[first] = 0
             self.live_bytes -= int(self._lengths[first])
-            self._to_limbo(first)
+            self._leave(first)
             return True
 
     def remove(self, first: int) -> int:
@@ -172,19 +179,29 @@ class DramTier:
 
     def _evict(self, pages: int) -> bool:
         """Take the longest untouched blocks out, hard ones never; False if there is nothing to take."""
-        live = np.flatnonzero(self.words)
-        live = live[(self.words[live] >> np.uint64(HARD_SHIFT)) & np.uint64(1) == 0]
-        if live.size == 0 or not self._could_fit(pages, set(live.tolist())):
+        victims = self._victims(np.flatnonzero(self.words))
+        if not victims or not self._could_fit(pages, set(victims)):
             return False
-        order = np.lexsort((self.records["sequence"][live], self.fabric.touched[live]))
         want, taken = max(pages, self.fabric.pages // _EVICT_SHARE), 0
-        for first in live[order].tolist():
+        for first in victims:
             if taken >= want:
                 break
             taken += self.allocator.pages_of(first)
-            self.evicted_bytes += self.remove(first)
-            self.evicted += 1
+            self._evict_one(first)
         return True
+
+    def _victims(self, live: npt.NDArray[np.int64]) -> list[int]:
+        """Of these live cells those that may be evicted, in that order."""
+        live = live[(self.words[live] >> np.uint64(HARD_SHIFT)) & np.uint64(1) == 0]
+        order = np.lexsort((self.records["sequence"][live], self.fabric.touched[live]))
+        found: list[int] = live[order].tolist()
+        return found
+
+    def _evict_one(self, first: int) -> int:
+        nbytes = self.remove(first)
+        self.evicted_bytes += nbytes
+        self.evicted += 1
+        return nbytes
 
     def _could_fit(self, pages: int, movable: set[int]) -> bool:
         """Would there be a run of so many pages if all movable cells were gone? If not, none of them has to go."""
@@ -202,6 +219,64 @@ class DramTier:
             end = max(end, first + length)
         return self.fabric.pages - end >= pages
 
+    # ------------------------------------------------------------------------------------------- namespaces
+
+    def cells_of(self, namespace_id: int, epoch: int) -> npt.NDArray[np.int64]:
+        """Local. The first pages of the live cells of a namespace at an epoch."""
+        live = np.flatnonzero(self.words)
+        records = self.records
+        mine = (records["namespace"][live] == np.uint64(namespace_id)) & (records["epoch"][live] == epoch)
+        found: npt.NDArray[np.int64] = live[mine]
+        return found
+
+    def held(self, namespace_id: int, epoch: int) -> tuple[int, int, int]:
+        """Local. Of a namespace: its blocks at this epoch, their bytes, and the bytes of its blocks of other epochs."""
+        with self.lock:
+            live = np.flatnonzero(self.words)
+            live = live[self.records["namespace"][live] == np.uint64(namespace_id)]
+            lengths, at = self.records["length"][live], self.records["epoch"][live] == epoch
+        return int(at.sum()), int(lengths[at].sum()), int(lengths[~at].sum())
+
+    def make_room_in(self, namespace_id: int, epoch: int, nbytes: int) -> bool:
+        """Local. Sweep, then evict blocks of this rank in a namespace, `nbytes` of them; False if there was nothing."""
+        with self.lock:
+            freed = self.sweep()
+            if freed or not self._evicts:
+                return freed > 0
+            for first in self._victims(self.cells_of(namespace_id, epoch)):
+                if freed >= nbytes:
+                    break
+                freed += self._evict_one(first)
+            return freed > 0
+
+    def let_pass(self, epochs: Mapping[int, int]) -> None:
+        """Local. Blocks of these namespaces (ids) whose epoch is not the given one are to go: nobody can find them."""
+        with self.lock:
+            live = np.flatnonzero(self.words)
+            spaces, at = self.records["namespace"][live], self.records["epoch"][live]
+            old = np.zeros(live.size, np.bool_)
+            for namespace_id, epoch in epochs.items():
+                old |= (spaces == np.uint64(namespace_id)) & (at < epoch)
+            self._passed = deque(self.words[live[old]].tolist())
+
+    @property
+    def any_passed(self) -> bool:
+        """Whether blocks of passed epochs wait to be taken out."""
+        return bool(self._passed)
+
+    def drop_passed(self, limit: int | None = None) -> int:
+        """Local. Take blocks of passed epochs out, protected ones too, at most `limit`: how many."""
+        dropped = 0
+        with self.lock:
+            while self._passed and (limit is None or dropped < limit):
+                word = self._passed.popleft()
+                first = word & _PAGE_MASK
+                if int(self.words[first]) == word:
+                    self.remove(first)
+                    dropped += 1
+            self.passed += dropped
+        return dropped
+
     def clear(self) -> None:
         """Local. Take every block of this rank out, hard ones too."""
         with self.lock:
@@ -210,7 +285,11 @@ class DramTier:
 
     # ---------------------------------------------------------------------------------- from limbo to free
 
-    def _to_limbo(self, first: int) -> None:
+    def _leave(self, first: int) -> None:
+        """A cell goes to limbo, and its bytes out of its namespace."""
+        if self.freed is not None:
+            record = self.records[first]
+            self.freed(int(record["namespace"]), int(record["epoch"]), int(record["length"]))
         self._last_retired = time.monotonic()
         self.allocator.retire(first, self._last_retired)
 

@@ -1,4 +1,4 @@
-"""How this rank reaches the memory of all ranks: three windows, the kernels' context, scratch per thread.
+"""How this rank reaches the memory of all ranks: four windows, the kernels' context, scratch per thread.
 
 Covers opening and freeing the windows, which implementation issues the MPI calls, and the lock that MPI's
 thread level asks for. Does not cover what the protocol does with them (`onesided`, `dram`, `store`).
@@ -58,8 +58,10 @@ class Scratch(threading.local):
 class Fabric:
     """The windows of one store and the calls on them."""
 
-    def __init__(self, comm: MPI.Intracomm, config: Config, pages: int, page_bytes: int, buckets: int) -> None:
-        """Collective. Open the windows. `pages` and `buckets` are per rank and equal on all ranks."""
+    def __init__(
+        self, comm: MPI.Intracomm, config: Config, pages: int, page_bytes: int, buckets: int, space_bytes: int
+    ) -> None:
+        """Collective. Open the windows. Sizes are per rank and equal on all ranks."""
         functions = find_functions()
         if config.mpi_calls == "compiled" and functions.problem:
             raise ConfigError(f'mpi_calls="compiled" cannot be had: {functions.problem}; use "auto"')
@@ -75,6 +77,7 @@ class Fabric:
         self.data = window.allocate("data", data_bytes, comm, self.node, self.layout, atomics=False)
         pin_bytes = comm.size * onesided.SLOTS_PER_PEER * 8
         self.pins = window.allocate("pins", pin_bytes, comm, self.node, self.layout, atomics=False)
+        self.spaces = window.allocate("spaces", space_bytes, comm, self.node, self.layout, atomics=False)
         self.probe_comm = comm.Dup()  # never carries a message: an Iprobe on it only makes MPI progress
 
         self.gone = self.data.memory[self.gone_at : self.gone_at + pages]
@@ -86,6 +89,7 @@ class Fabric:
         self.index_words = self.index.memory[: buckets * BUCKET_BYTES].view(np.uint64)
         self.pin_words = self.pins.memory[:pin_bytes].view(np.uint64)
 
+        self._mpi_lock = threading.RLock()  # a view may be let go, and unpinned, while this thread holds it
         self._scratches: list[npt.NDArray[np.uint64]] = []
         self._register_lock = threading.Lock()
         self.scratch = Scratch(comm.size, self._register)
@@ -152,8 +156,7 @@ class Fabric:
 
             twin = PythonCalls(self)
             calls = {name: getattr(twin, name) for name in _CALLS}
-        if self.thread_level < MPI.THREAD_MULTIPLE:
-            calls = {name: self._guard(call) for name, call in calls.items()}
+        calls = {name: self.guarded(call) for name, call in calls.items()}
         for name, call in calls.items():
             setattr(self, name, call)
 
@@ -171,10 +174,10 @@ class Fabric:
     probe_many: Callable[..., int]
     poll: Callable[..., None]
 
-    def _guard(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep to the thread level that MPI was initialised with: one thread at a time, or only the main one."""
-        if not hasattr(self, "_mpi_lock"):
-            self._mpi_lock = threading.RLock()  # a view may be let go, and unpinned, while this thread holds it
+    def guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Local. `call` kept to the thread level of MPI: one thread at a time, or the main one only."""
+        if self.thread_level == MPI.THREAD_MULTIPLE:
+            return call
         lock = self._mpi_lock
         level, serialized = self.level_name, self.thread_level == MPI.THREAD_SERIALIZED
 
@@ -223,7 +226,7 @@ class Fabric:
         empty = np.empty(0, np.uint8)
         self.gone, self.descriptors = empty, empty.reshape(0, DESCRIPTOR_BYTES)
         self.touched, self.index_words, self.pin_words = empty.view(np.uint32), empty.view("u8"), empty.view("u8")
-        for each in (self.pins, self.data, self.index):
+        for each in (self.spaces, self.pins, self.data, self.index):
             each.free()
         self.probe_comm.Free()
         self.node.Free()

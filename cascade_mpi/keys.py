@@ -1,7 +1,7 @@
 """Keys: what callers name blocks with, and the 128 bits that the store works with.
 
-Covers digests of str and bytes, integers taken as digests, namespaces, and arrays of keys. Does not
-cover where a key lives (see `layout.place`) nor keys of token sequences.
+Covers digests of str and bytes, integers taken as digests, and arrays of keys. Does not cover the digest
+of a namespace (see `namespaces`), where a key lives (see `layout.place`) nor keys of token sequences.
 
 The digests are part of every stored block: they are the same in every process, on every machine and
 in every Python version, and are never changed without a new `person`.
@@ -20,6 +20,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from cascade_mpi.namespaces import DEFAULT_DIGEST
+
 Key = str | bytes | SupportsIndex
 Words = tuple[int, int]  # high and low 64 bits
 
@@ -31,55 +33,42 @@ _ACCEPTED = "a key is a str, bytes, or an integer in 0..2**128-1"
 _digest_words = struct.Struct(">QQ").unpack
 
 
-def key_words(key: Key, namespace: str = "") -> Words:
-    """Local. The high and low 64 bits of a key in a namespace.
+def key_words(key: Key, space: bytes = DEFAULT_DIGEST) -> Words:
+    """Local. The high and low 64 bits of a key in a namespace, of which `space` is the digest.
 
     A str or bytes gives its keyed blake2b digest; "a" and b"a" differ. An integer is taken as a
     digest: its halves are combined with the namespace's by exclusive or, so that in the default
     namespace they stay as they are. TypeError and ValueError say what is accepted.
     """
     if type(key) is str and len(key) <= CACHED_LENGTH:
-        return _cached_words(key, namespace)
-    if type(key) is int and namespace == "" and 0 <= key <= _MASK128:
-        return key >> 64, key & _MASK64
+        return _cached_words(key, space)
     if isinstance(key, str):
-        return _text_words(key, namespace)
+        return _text_words(key, space)
     if isinstance(key, bytes):
-        hasher = _hasher(b"cascade bytes 1", namespace).copy()
+        hasher = _hasher(b"cascade bytes 1", space).copy()
         hasher.update(key)
         return _digest_words(hasher.digest())
     number = _integer(key)
-    high, low = namespace_words(namespace)
+    high, low = _digest_words(space)
     return number >> 64 ^ high, number & _MASK64 ^ low
 
 
-@lru_cache(maxsize=256)
-def namespace_words(namespace: str) -> Words:
-    """Local. The 128-bit digest of a namespace; (0, 0) for "", the default one."""
-    return _digest_words(_namespace_digest(namespace))
-
-
-def namespace_id(namespace: str) -> int:
-    """Local. The 64 bits that stand for a namespace in a descriptor; 0 for "", the default one."""
-    return namespace_words(namespace)[0]
-
-
-def key_array(keys: Iterable[Key] | npt.NDArray[Any], namespace: str = "") -> npt.NDArray[np.uint64]:
+def key_array(keys: Iterable[Key] | npt.NDArray[Any], space: bytes = DEFAULT_DIGEST) -> npt.NDArray[np.uint64]:
     """Local. Keys as uint64[n, 2], C-contiguous: column 0 the high, column 1 the low 64 bits.
 
     An array uint64[n, 2] holds 128-bit integers, a one-dimensional integer array small ones. The result
     shares memory with `keys` where that already is what is asked for: treat it as read-only.
     """
     if isinstance(keys, np.ndarray) and keys.dtype.kind in "iu":
-        return _integer_array(keys, namespace_words(namespace))
+        return _integer_array(keys, _digest_words(space))
     if isinstance(keys, (str, bytes)):
         raise TypeError(f"keys is one key, {keys!r}: give a sequence of keys or an array uint64[n, 2]")
-    words = [key_words(key, namespace) for key in keys]
+    words = [key_words(key, space) for key in keys]
     return np.fromiter(chain.from_iterable(words), np.uint64, 2 * len(words)).reshape(-1, 2)
 
 
-def _text_words(key: str, namespace: str) -> Words:
-    hasher = _hasher(b"cascade str 1", namespace).copy()
+def _text_words(key: str, space: bytes) -> Words:
+    hasher = _hasher(b"cascade str 1", space).copy()
     hasher.update(str.encode(key, "utf-8", "surrogatepass"))  # every str is a key, lone surrogates too
     return _digest_words(hasher.digest())
 
@@ -88,17 +77,9 @@ _cached_words = lru_cache(maxsize=CACHED_KEYS)(_text_words)
 
 
 @lru_cache(maxsize=512)
-def _hasher(person: bytes, namespace: str) -> hashlib.blake2b:
+def _hasher(person: bytes, space: bytes) -> hashlib.blake2b:
     # a copy of a prepared state costs less than to hash the key block again
-    return hashlib.blake2b(digest_size=16, key=_namespace_digest(namespace), person=person)
-
-
-def _namespace_digest(namespace: str) -> bytes:
-    if not isinstance(namespace, str):
-        raise TypeError(f"a namespace is a str, not {type(namespace).__name__}")
-    if not namespace:
-        return bytes(16)
-    return hashlib.blake2b(namespace.encode(), digest_size=16, person=b"cascade space 1").digest()
+    return hashlib.blake2b(digest_size=16, key=space, person=person)
 
 
 def _integer(key: object) -> int:

@@ -7,14 +7,12 @@ below: `reader` and `writer` over `onesided`, the arena in `dram`. Every public 
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -24,38 +22,32 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from cascade_mpi import check as invariants
-from cascade_mpi import log, memory, selftest
-from cascade_mpi.config import Config, ConfigLike, format_size
+from cascade_mpi import selftest, statistics
+from cascade_mpi.batch import BatchReader
+from cascade_mpi.config import ConfigLike, parse_size
 from cascade_mpi.copier import Copier
+from cascade_mpi.deferred import Deferred
 from cascade_mpi.dram import DramTier
-from cascade_mpi.errors import (
-    BufferSizeError,
-    CascadeError,
-    ConfigError,
-    NotConfiguredError,
-    NotOnNodeError,
-    StoreClosedError,
-    StoreFullError,
-)
-from cascade_mpi.fabric import LEVELS, Fabric, data_layout
+from cascade_mpi.errors import ConfigError, NotConfiguredError, NotOnNodeError, StoreClosedError, StoreFullError
+from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.kernels.jit import KERNELS
-from cascade_mpi.keys import Key, key_array, key_words, namespace_id
-from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, MAX_RANKS, page_bytes_for, unpack_word
-from cascade_mpi.onesided import SLOTS_PER_PEER, WHOLE
+from cascade_mpi.keys import Key, key_array, key_words
+from cascade_mpi.namespaces import AnyNamespace, as_namespace
+from cascade_mpi.onesided import WHOLE
+from cascade_mpi.opening import agree, check_memory, geometry
 from cascade_mpi.pins import Pin, PinTable
 from cascade_mpi.progress import ProgressThread, paused
-from cascade_mpi.reader import Location, Reader, decode, range_error, wrong_size
-from cascade_mpi.values import empty, result_dtype, source, target
+from cascade_mpi.reader import Location, Reader, range_error, wrong_size
+from cascade_mpi.registry import MAX_QUOTA, NamespaceInfo, Registry, Space
+from cascade_mpi.values import source, target
 from cascade_mpi.view import View
-from cascade_mpi.writer import Draft, Exists, PutResult, Writer
+from cascade_mpi.writer import Exists, PutResult, Writer
 
 __all__ = ["Location", "PutResult", "Store", "View"]
 
-_log = logging.getLogger("cascade")
 _MASK64 = (1 << 64) - 1
-_WORDS_PER_BLOCK = 4
 _SPLIT_BYTES = 4 << 20
+_PASSED_AT_ONCE = 32  # blocks of passed epochs that a put or progress() takes out
 _OFF_TIERS = {
     "flush": "the disk tier is off: there is nothing below memory that flush() could write to",
     "prefetch": "the disk tier is off: there is nothing that prefetch() could bring up",
@@ -87,36 +79,31 @@ class Store:
         self._open = False
         self._reason = "was never opened"
         comm = MPI.COMM_SELF if comm is None else comm
-        self.config = _agree(comm, config, overrides)
-        if self.config.progress == "thread" and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            raise ConfigError(
-                f'progress="thread" needs MPI_THREAD_MULTIPLE, MPI has {LEVELS[MPI.Query_thread()]!r}: set '
-                'mpi4py.rc.thread_level = "multiple" before mpi4py.MPI is imported, or use "auto"'
-            )
-        page_bytes = page_bytes_for(self.config.dram_bytes)
-        pages = self.config.dram_bytes // page_bytes
-        blocks = self.config.index_blocks or pages * comm.size
-        buckets = 1
-        while buckets * BUCKET_WORDS * comm.size < blocks * _WORDS_PER_BLOCK:
-            buckets *= 2
-        _check_memory(comm, self.config, pages, page_bytes, buckets)
+        self.config = agree(comm, config, overrides)
+        sizes = geometry(self.config, comm.size)
+        check_memory(comm, self.config, sizes)
         self._comm = comm.Dup()
-        self._fabric = fabric = Fabric(self._comm, self.config, pages, page_bytes, buckets)
+        self._fabric = fabric = Fabric(self._comm, self.config, *sizes)
         with paused():  # another store's thread may end before this store does
             self._self_test = selftest.run(fabric)
-        sharing = sum(affinity == sorted(os.sched_getaffinity(0)) for affinity in _affinities(fabric.node))
-        self._copier = Copier(self.config.copy_threads, sharing)
+        affinity = sorted(os.sched_getaffinity(0))
+        self._copier = Copier(self.config.copy_threads, fabric.node.allgather(affinity).count(affinity))
         self._dram = DramTier(fabric, rest=self.config.rest_ms / 1e3, evict=self.config.when_full == "evict")
         self._pins = PinTable(fabric)
+        self._registry = Registry(fabric, self.config.namespace_slots)
         self._reader = Reader(fabric, self._pins, self._copier, verify=self.config.verify_reads)
-        self._writer = Writer(fabric, self._dram, self._copier, checksum=self.config.checksum, attempt=fabric.attempt)
+        self._batch = BatchReader(fabric, self._reader)
+        self._writer = Writer(
+            fabric, self._dram, self._copier, self._registry, checksum=self.config.checksum, attempt=fabric.attempt
+        )
+        self._deferred = Deferred(self._writer, self._dram)
         self._progress, self._progress_reason = self._start_progress()
-        self._pending: dict[tuple[int, int], Draft] = {}  # deferred puts, by key
-        self._pending_lock = threading.RLock()
         self._async: ThreadPoolExecutor | None = None
         self._async_lock = threading.Lock()
         self._namespace = self.config.namespace
-        self._plain = self._namespace == ""
+        # Keys of the default namespace at epoch 0 are as they come; anywhere else they are not.
+        plain = as_namespace(self._namespace).is_default
+        self._mixed: Sequence[int] = self._registry.epochs[:1] if plain else (1,)
         # What the shortest path needs, without a second attribute look-up.
         self._ctx, self._scratch, self._get = fabric.ctx, fabric.scratch, fabric.get
         self._threaded = self._copier.splits(_SPLIT_BYTES) and not self.config.verify_reads
@@ -126,7 +113,7 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------ get
 
-    def get(self, key: Key, out: Any = None, *, namespace: str | None = None) -> Any:
+    def get(self, key: Key, out: Any = None, *, namespace: AnyNamespace | None = None) -> Any:
         """Local. Read a block: a new array of its dtype and shape, or with `out` its number of bytes; None for a miss.
 
         `out` is a writable C-contiguous buffer of exactly the block's size. After an error, or a miss on
@@ -137,26 +124,45 @@ class Store:
         BufferSizeError
             `out` has another size than the block; the text has both.
         """
-        if type(key) is int and namespace is None and self._plain:
-            hi, lo = key >> 64, key & _MASK64
-        else:
-            hi, lo = self._words(key, namespace)
-        if self._pending:
-            self._publish_own(hi, lo)
         if out is None:
-            return self._reader.new(hi, lo)
+            return self._read(key, namespace, self._reader.new)
         address, room = target(out)
         if room >= _SPLIT_BYTES and self._threaded:
-            return self._reader.into(hi, lo, address, room)
-        try:
-            outcome: int = self._get(self._ctx, self._scratch.address, hi, lo, address, room, 0, WHOLE)
+            return self._read(key, namespace, lambda hi, lo: self._reader.into(hi, lo, address, room))
+        if type(key) is not int or namespace is not None or self._mixed[0] or self._deferred:
+            return self._read(key, namespace, lambda hi, lo: self._whole(hi, lo, address, room))
+        try:  # the shortest path
+            outcome: int = self._get(
+                self._ctx, self._scratch.address, key >> 64, key & _MASK64, address, room, 0, WHOLE
+            )
         except OverflowError:
-            self._words(key, namespace)  # says what a key may be
+            key_words(key)  # says what a key may be
             raise
+        if outcome >= 0 and not self._mixed[0]:
+            return outcome
+        if outcome < 0:
+            settled = self._reader.settle(outcome, key >> 64, key & _MASK64, address, room)
+            if settled is None or not self._mixed[0]:
+                return settled
+        return self._read(key, None, lambda hi, lo: self._whole(hi, lo, address, room))  # an epoch has passed
+
+    def _whole(self, hi: int, lo: int, address: int, room: int) -> int | None:
+        outcome: int = self._get(self._ctx, self._scratch.address, hi, lo, address, room, 0, WHOLE)
         return outcome if outcome >= 0 else self._reader.settle(outcome, hi, lo, address, room)
 
+    def _read(self, key: Key, namespace: AnyNamespace | None, read: Callable[[int, int], Any]) -> Any:
+        """What `read` finds of a key in its namespace's present epoch; nothing of one that passed meanwhile."""
+        while True:
+            space = self._space(namespace)
+            hi, lo = key_words(key, space.digest)
+            if self._deferred:
+                self._deferred.publish_one(hi, lo)
+            found = read(hi, lo)
+            if found is None or self._registry.is_current(space):
+                return found
+
     def get_range(
-        self, key: Key, offset: int, nbytes: int, out: Any = None, *, namespace: str | None = None
+        self, key: Key, offset: int, nbytes: int, out: Any = None, *, namespace: AnyNamespace | None = None
     ) -> npt.NDArray[np.uint8] | int | None:
         """Local. Read `nbytes` bytes of a block from `offset`: a uint8 array, or with `out` their number; None: a miss.
 
@@ -167,31 +173,32 @@ class Store:
         """
         if offset < 0 or nbytes < 0:
             raise ValueError(f"offset {offset} and nbytes {nbytes} must not be negative")
-        hi, lo = self._words(key, namespace)
-        self._publish_own(hi, lo)
-        if offset + nbytes > self._fabric.pages * self._fabric.page_bytes:  # no block is that long
-            found = self._reader.find(hi, lo)
-            if found is None:
-                return None
-            raise range_error(offset, nbytes, found.nbytes)
         made = np.empty(nbytes, np.uint8) if out is None else out
         address, room = target(made)
-        if room != nbytes:
-            raise wrong_size(room, nbytes)
-        got = self._reader.part(hi, lo, address, nbytes, offset)
+
+        def part(hi: int, lo: int) -> int | None:
+            if offset + nbytes > self._fabric.pages * self._fabric.page_bytes:  # no block is that long
+                found = self._reader.find(hi, lo)
+                if found is None:
+                    return None
+                raise range_error(offset, nbytes, found.nbytes)
+            if room != nbytes:
+                raise wrong_size(room, nbytes)
+            return self._reader.part(hi, lo, address, nbytes, offset)
+
+        got: int | None = self._read(key, namespace, part)
         return made if out is None and got is not None else got
 
-    def contains(self, key: Key, exact: bool = True, *, namespace: str | None = None) -> bool:
+    def contains(self, key: Key, exact: bool = True, *, namespace: AnyNamespace | None = None) -> bool:
         """Local. Is the key stored? With `exact=False` by fingerprint only: wrong once in about 1,000 absent keys."""
         return bool(self.contains_many([key], exact, namespace=namespace)[0])
 
-    def locate(self, key: Key, *, namespace: str | None = None) -> Location | None:
+    def locate(self, key: Key, *, namespace: AnyNamespace | None = None) -> Location | None:
         """Local. Where a block is and what it is, or None. 3 Gets + 3 Flushes on another node."""
-        hi, lo = self._words(key, namespace)
-        self._publish_own(hi, lo)
-        return self._reader.locate(hi, lo)
+        found: Location | None = self._read(key, namespace, self._reader.locate)
+        return found
 
-    def view(self, key: Key, *, namespace: str | None = None) -> View | None:
+    def view(self, key: Key, *, namespace: AnyNamespace | None = None) -> View | None:
         """Local. A block of this node as a pinned read-only array without a copy, or None for a miss.
 
         Raises
@@ -201,8 +208,10 @@ class Store:
         NoPinSlotError
             This rank holds 8 pins at the block's rank already.
         """
-        hi, lo = self._words(key, namespace)
-        self._publish_own(hi, lo)
+        found: View | None = self._read(key, namespace, self._view)
+        return found
+
+    def _view(self, hi: int, lo: int) -> View | None:
         while True:
             held = self._reader.pin(hi, lo)
             if held is None:
@@ -219,13 +228,13 @@ class Store:
                 return View(pin, address, found.nbytes, found.dtype, found.shape)
             pin.release()
 
-    def pin(self, key: Key, *, namespace: str | None = None) -> Pin | None:
+    def pin(self, key: Key, *, namespace: AnyNamespace | None = None) -> Pin | None:
         """Local. Keep the memory of a block from being reused until `unpin`; None for a miss.
 
         A pinned block can still be replaced, deleted or evicted; its bytes stay where they are.
         """
         hi, lo = self._words(key, namespace)
-        self._publish_own(hi, lo)
+        self._deferred.publish_one(hi, lo)
         held = self._reader.pin(hi, lo)
         return None if held is None else held[1]
 
@@ -237,7 +246,13 @@ class Store:
     # ------------------------------------------------------------------------------------------------ put
 
     def put(
-        self, key: Key, data: Any, *, namespace: str | None = None, is_prefix: bool = False, exists: Exists = "replace"
+        self,
+        key: Key,
+        data: Any,
+        *,
+        namespace: AnyNamespace | None = None,
+        is_prefix: bool = False,
+        exists: Exists = "replace",
     ) -> PutResult:
         """Local. Store a block in this rank's arena and publish it. 2 Gets + 1 CAS at the key's home.
 
@@ -253,39 +268,14 @@ class Store:
         """
         if exists not in ("replace", "keep", "error"):
             raise ValueError(f'exists is {exists!r}: it must be "replace", "keep" or "error"')
-        hi, lo = self._words(key, namespace)
-        space = namespace_id(self._namespace if namespace is None else namespace)
+        space = self._space(namespace, register=True)
+        hi, lo = key_words(key, space.digest)
+        self._let_epochs_pass()
         if self.config.publish == "deferred":
-            return self._put_deferred(hi, lo, space, data, is_prefix, exists)
+            return self._deferred.put(hi, lo, space, data, prefix=is_prefix, exists=exists)
         result = self._writer.put(hi, lo, space, source(data), prefix=is_prefix, exists=exists)
         self._poll()
         return result
-
-    def _put_deferred(self, hi: int, lo: int, space: int, data: Any, is_prefix: bool, exists: Exists) -> PutResult:
-        writer = self._writer
-        value = source(data)
-        if exists != "replace" and ((hi, lo) in self._pending or writer.find(hi, lo)):
-            self._publish_own(hi, lo)
-            return writer.put(hi, lo, space, value, prefix=is_prefix, exists=exists)
-        draft = writer.draft(hi, lo, space, value, prefix=is_prefix)
-        if draft is None:
-            return writer.refuse(self._dram.why_full(value.nbytes), value.nbytes)
-        with self._pending_lock:
-            older = self._pending.pop((hi, lo), None)
-            if older is not None:
-                self._dram.give_up(unpack_word(older.word).page)
-            self._pending[hi, lo] = draft
-        return PutResult(stored=True, bytes=value.nbytes, tier="dram")
-
-    def _publish_own(self, hi: int, lo: int) -> None:
-        """A rank sees its own writes: what it asks for is published first."""
-        if self._pending:
-            with self._pending_lock:
-                draft = self._pending.get((hi, lo))
-                result = None if draft is None else self._writer.publish(draft, "replace")
-                self._pending.pop((hi, lo), None)  # afterwards: until then another thread's get comes here too
-            if result is not None and result.refused:
-                raise StoreFullError(f"a deferred block of {result.bytes} bytes was not published: {result.reason}")
 
     def publish(self) -> int:
         """Collective. Publish the deferred puts of all ranks; how many this rank had.
@@ -298,30 +288,29 @@ class Store:
             On this rank, after the others have published theirs: its buckets are full of protected words.
         """
         self._check_open()
-        with self._pending_lock:
-            results = [self._writer.publish(draft, "replace") for draft in self._pending.values()]
-            self._pending.clear()
+        results = self._deferred.publish()
         self._comm.Barrier()
         refused = [result for result in results if result.refused]
         if refused:
             raise StoreFullError(f"{len(refused)} of {len(results)} blocks were not published: {refused[0].reason}")
         return len(results)
 
-    def delete(self, key: Key, *, namespace: str | None = None) -> bool:
+    def delete(self, key: Key, *, namespace: AnyNamespace | None = None) -> bool:
         """Local. Delete a block; True if this call did. After it has returned no get finds the block on any rank."""
         hi, lo = self._words(key, namespace)
-        with self._pending_lock:
-            draft = self._pending.pop((hi, lo), None)
-            if draft is not None:
-                self._dram.give_up(unpack_word(draft.word).page)
+        waiting = self._deferred.give_up(hi, lo)
         deleted = self._writer.delete(hi, lo)
         self._poll()
-        return deleted or draft is not None
+        return deleted or waiting
 
     # --------------------------------------------------------------------------------------------- batches
 
     def get_many(
-        self, keys: Iterable[Key] | npt.NDArray[Any], outs: Sequence[Any] | None = None, *, namespace: str | None = None
+        self,
+        keys: Iterable[Key] | npt.NDArray[Any],
+        outs: Sequence[Any] | None = None,
+        *,
+        namespace: AnyNamespace | None = None,
     ) -> list[Any]:
         """Local. Read many blocks, each as `get` does. `keys` may be uint64[n, 2] (high and low halves).
 
@@ -332,133 +321,120 @@ class Store:
         BufferSizeError
             A buffer has the wrong size (all others have been read); the text says which.
         """
-        array = self._array(keys, namespace)
-        n = len(array)
-        if outs is not None and len(outs) != n:
-            raise ValueError(f"{n} keys and {len(outs)} buffers: give one buffer for each key")
-        for hi, lo in list(self._pending) and array.tolist():
-            self._publish_own(hi, lo)
-        s, fabric = self._scratch, self._fabric
-        results = np.empty(n, np.int64)
-        if outs is None:
-            made, described = self._empty_like(array)
-            targets = np.array([0 if each is None else each.ctypes.data for each in made], np.int64)
-            rooms = np.array([0 if each is None else each.nbytes for each in made], np.int64)
-        else:
-            pairs = np.array([target(out) for out in outs], np.int64).reshape(n, 2)
-            targets, rooms = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
-        outcome = fabric.get_many(
-            self._ctx, s.address, array.ctypes.data, n, targets.ctypes.data, rooms.ctypes.data,
-            results.ctypes.data, s.work_address, s.flags_address,
-        )  # fmt: skip
-        if outcome == c.MPI_FAILED:
-            fabric.raise_mpi_error(s)
-        if outs is None and n:
-            # A block that was replaced meanwhile by one of the same size may have another type or shape.
-            lengths, again = self._describe(array, want=True)
-            results[(lengths < 0) | (again != described).any(axis=1)] = c.CHANGED
-        if results.size and results.min() >= 0:
-            return results.tolist() if outs is not None else made
-        got: list[Any] = []
-        wrong: BufferSizeError | None = None
-        for i, result in enumerate(results.tolist()):
-            if result >= 0:
-                got.append(result if outs is not None else made[i])
-                continue
-            hi, lo = int(array[i, 0]), int(array[i, 1])
-            if outs is None:  # a miss when sized or read, or changed in between: once more, alone
-                got.append(self._reader.new(hi, lo))
-                continue
-            if result <= -10:
-                wrong = wrong or wrong_size(int(rooms[i]), -10 - result)
-                wrong.add_note(f"key number {i}")
-                got.append(None)
-            else:
-                got.append(self._reader.settle(result, hi, lo, int(targets[i]), int(rooms[i])))
-        if wrong is not None:
-            raise wrong
-        return got
-
-    def _empty_like(self, array: npt.NDArray[np.uint64]) -> tuple[list[npt.NDArray[Any] | None], npt.NDArray[np.uint8]]:
-        lengths, descriptors = self._describe(array, want=True)
-        made: list[npt.NDArray[Any] | None] = []
-        for i, length in enumerate(lengths.tolist()):
-            if length < 0:
-                made.append(None)
-            else:
-                made.append(_empty_as(descriptors[i], length))
-        return made, descriptors
-
-    def _describe(
-        self, array: npt.NDArray[np.uint64], *, want: bool
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-        s, n = self._scratch, len(array)
-        lengths = np.empty(n, np.int64)
-        descriptors = np.empty((n if want else 0, 128), np.uint8)
-        outcome = self._fabric.describe_many(
-            self._ctx, s.address, array.ctypes.data, n, descriptors.ctypes.data if want else 0, lengths.ctypes.data,
-            s.work_address, s.flags_address,
-        )  # fmt: skip
-        if outcome == c.MPI_FAILED:
-            self._fabric.raise_mpi_error(s)
-        for i in np.flatnonzero(lengths == c.CHANGED).tolist():
-            found = self._reader.find(int(array[i, 0]), int(array[i, 1]))
-            lengths[i] = c.MISS if found is None else found.nbytes
-            if want and found is not None:
-                descriptors[i] = s.descriptor
-        return lengths, descriptors
+        keys = keys if isinstance(keys, np.ndarray) else list(keys)  # twice, should an epoch pass meanwhile
+        while True:
+            space = self._space(namespace)
+            array = key_array(keys, space.digest)
+            if outs is not None and len(outs) != len(array):
+                raise ValueError(f"{len(array)} keys and {len(outs)} buffers: give one buffer for each key")
+            self._publish_waiting(array)
+            got = self._batch.get(array, outs)
+            if self._registry.is_current(space) or all(each is None for each in got):
+                return got
 
     def put_many(
         self,
         keys: Iterable[Key] | npt.NDArray[Any],
         data: Sequence[Any],
         *,
-        namespace: str | None = None,
+        namespace: AnyNamespace | None = None,
         is_prefix: bool = False,
         exists: Exists = "replace",
     ) -> list[PutResult]:
         """Local. Store many blocks, in order, each as `put` does."""
-        array = self._array(keys, namespace)
+        space = self._space(namespace, register=True)
+        array = key_array(keys, space.digest)
         if len(array) != len(data):
             raise ValueError(f"{len(array)} keys and {len(data)} blocks: give one block for each key")
-        # The array's keys are in their namespace already; the descriptor names it.
-        space = namespace_id(self._namespace if namespace is None else namespace)
-        if self.config.publish == "deferred":
-            return [
-                self._put_deferred(hi, lo, space, each, is_prefix, exists)
-                for (hi, lo), each in zip(array.tolist(), data, strict=True)
-            ]
-        put = self._writer.put
+        self._let_epochs_pass()
+        deferred, put = self.config.publish == "deferred", self._writer.put
         results = [
-            put(hi, lo, space, source(each), prefix=is_prefix, exists=exists)
+            self._deferred.put(hi, lo, space, each, prefix=is_prefix, exists=exists) if deferred
+            else put(hi, lo, space, source(each), prefix=is_prefix, exists=exists)
             for (hi, lo), each in zip(array.tolist(), data, strict=True)
-        ]
+        ]  # fmt: skip
         self._poll()
         return results
 
     def contains_many(
-        self, keys: Iterable[Key] | npt.NDArray[Any], exact: bool = True, *, namespace: str | None = None
+        self, keys: Iterable[Key] | npt.NDArray[Any], exact: bool = True, *, namespace: AnyNamespace | None = None
     ) -> npt.NDArray[np.bool_]:
         """Local. Which keys are stored, bool[n]. Another node: 1 Get a key, with `exact` 2 for one that is there.
 
         `exact=False` compares fingerprints only: of 1,000 absent keys about one is said to be there (4 of a
         bucket's words are used on average, each of 12 bits).
         """
-        array = self._array(keys, namespace)
-        if self._pending:
-            for hi, lo in array.tolist():
-                self._publish_own(hi, lo)
-        if exact:
-            lengths, _ = self._describe(array, want=False)
-            return lengths >= 0
-        s, n = self._scratch, len(array)
-        results = np.empty(n, np.bool_)
-        outcome = self._fabric.probe_many(
-            self._ctx, s.address, array.ctypes.data, n, results.ctypes.data, s.work_address, s.flags_address
-        )
-        if outcome == c.MPI_FAILED:
-            self._fabric.raise_mpi_error(s)
-        return results
+        space = self._space(namespace)
+        array = key_array(keys, space.digest)
+        self._publish_waiting(array)
+        return self._batch.contains(array, exact)
+
+    def _publish_waiting(self, keys: npt.NDArray[np.uint64]) -> None:
+        if self._deferred:
+            for hi, lo in keys.tolist():
+                self._deferred.publish_one(hi, lo)
+
+    # ------------------------------------------------------------------------------------------ namespaces
+
+    def epoch(self, namespace: AnyNamespace | None = None) -> int:
+        """Local. The weight epoch that a namespace is at; 0 at first. No MPI call after its first use."""
+        return self._space(namespace).epoch
+
+    def bump_epoch(self, namespace: AnyNamespace | None = None) -> int:
+        """Local. Begin a new weight epoch in a namespace, on all ranks: its number.
+
+        When the call has returned, no get that starts later, and none that returns later, on any rank gives a block
+        of an earlier epoch; a put that had begun before becomes one of its own epoch, which nobody finds. The
+        old blocks' memory is taken back by the puts and `progress()` calls of their ranks, protected blocks' too. Views
+        that are held stay valid. 1 fetch-and-add and 2 accumulates for each rank, whatever is stored.
+        """
+        self._check_open()
+        epoch = self._registry.bump(self._namespace if namespace is None else namespace)
+        self._let_epochs_pass()
+        return epoch
+
+    def set_quota(self, nbytes: int | str | None, namespace: AnyNamespace | None = None) -> None:
+        """Collective. Let the blocks of a namespace (of its present epoch) take at most so many bytes over all ranks.
+
+        None lifts the quota. A put beyond it evicts blocks of the namespace in its rank's own arena, or is refused
+        (with `when_full="refuse"`, or when there are none). What was stored before counts, and stays. Under a quota
+        every put costs 1 Get + 1 CAS more at one rank; what a delete or an eviction frees counts when the rank that
+        held it next puts, deletes, or calls `progress()`. With a new epoch the count begins anew.
+
+        Raises
+        ------
+        ConfigError
+            The ranks were given different quotas or namespaces (on all ranks), or no such size.
+        """
+        self._check_open()
+        wanted = self._namespace if namespace is None else namespace
+        problem, quota, space = "", None, None
+        try:
+            quota = None if nbytes is None else parse_size(nbytes)
+            if quota is not None and quota > MAX_QUOTA:
+                raise ConfigError(f"quota {quota} is above the largest possible, {MAX_QUOTA} bytes")
+            space = self._registry.current(wanted, register=True)
+        except (ConfigError, TypeError) as error:
+            problem = str(error)
+        given = self._comm.allgather((problem, quota, None if space is None else space.id))
+        for rank, other in enumerate(given):
+            if other[0]:
+                raise ConfigError(f"rank {rank}: {other[0]}")
+            if other != given[0]:
+                raise ConfigError(f"rank {rank} was given quota {other[1]}, rank 0 {given[0][1]}, or another namespace")
+        space = self._registry.current(wanted)
+        with self._dram.lock:
+            self._dram.sweep()
+            cells = self._dram.cells_of(space.id, space.epoch)
+            live = int(self._dram.records["length"][cells].sum())
+            self._registry.set_quota(space, quota, live)
+            self._dram.freed = self._registry.release if self._registry.quotas else None
+
+    def namespaces(self) -> list[NamespaceInfo]:
+        """Collective. The namespaces in use: what each holds over all ranks, its epoch and its quota. Never a salt."""
+        self._check_open()
+        self._dram.sweep()
+        return self._registry.list(self._dram)
 
     # --------------------------------------------------------------------------------------------- futures
 
@@ -507,41 +483,26 @@ class Store:
     def progress(self) -> None:
         """Local. Enter MPI once, so that peers' compare-and-swaps on this rank's words proceed. 1 Iprobe.
 
-        With `checksum="later"` also computes the checksum of one block.
+        With `checksum="later"` also computes the checksum of one block; gives back what left a quota, and takes out
+        some blocks of epochs that have passed.
         """
         self._check_open()
+        self._let_epochs_pass()
         self._dram.compute_checksums(1)
+        self._registry.settle()
         self._fabric.poll(self._ctx, self._scratch.address)
 
     def _poll(self) -> None:
+        if self._registry.quotas:
+            self._registry.settle()
         if self._comm.size > 1:
             self._fabric.poll(self._ctx, self._scratch.address)
 
     def stats(self) -> dict[str, Any]:
         """Local. What this rank has done since the store was opened: counters, and the fill of its arena (bytes)."""
         self._check_open()
-        count, dram, writer, a = self._fabric.counters(), self._dram, self._writer, self._dram.allocator
-        paths = {
-            path: {"gets": count[f"hits_{path}"], "bytes": count[f"bytes_{path}"]}
-            for path in ("self", "node", "remote")
-        }
-        hits = sum(each["gets"] for each in paths.values())
-        page = self._fabric.page_bytes
         return {
-            "gets": hits + count["misses"], "hits": hits, "misses": count["misses"],
-            "bytes_got": sum(each["bytes"] for each in paths.values()), "tiers": paths,
-            "puts": writer.puts, "bytes_put": writer.bytes_put, "kept": writer.kept, "refused": writer.refused,
-            "deletes": writer.deletes, "evicted": dram.evicted, "evicted_bytes": dram.evicted_bytes,
-            "recheck_retries": count["recheck_retries"], "retries_exhausted": count["retries_exhausted"],
-            "fingerprint_collisions": count["fingerprint_collisions"], "bad_words": count["bad_words"],
-            "corrupt": count["corrupt"], "lost_cas": writer.lost_cas, "bucket_overflows": writer.overflows,
-            "swept": dram.swept, "cell_allocations": a.allocations, "cell_reuses": a.reuses,
-            "pins": len(self._pins.held()), "pending": len(self._pending),
-            "arena": {
-                "bytes": a.pages * page, "live_bytes": dram.live_bytes, "live": a.live_pages * page,
-                "limbo": a.limbo_pages * page, "free": a.free_pages * page,
-            },
-            "blocks": int(np.count_nonzero(dram.words)),
+            **statistics.stats(self._fabric, self._dram, self._writer, self._pins), "pending": len(self._deferred)
         }  # fmt: skip
 
     def stats_all(self) -> list[dict[str, Any]]:
@@ -551,49 +512,23 @@ class Store:
     def report(self) -> dict[str, Any]:
         """Local. What was chosen at open, and why; the index's load is this rank's shard at the time of the call."""
         self._check_open()
-        fabric, comm = self._fabric, self._comm
-        used = int(np.count_nonzero(fabric.index_words))
-        return {
-            "mpi": MPI.Get_library_version().splitlines()[0].strip("\0 "),
-            "ranks": comm.size, "nodes": fabric.nodes, "ranks_on_node": fabric.node_ranks,
-            "thread_level": fabric.level_name,
-            "windows": {
-                "layout": fabric.layout, "reason": fabric.layout_reason,
-                "hints": {window.name: window.hints for window in (fabric.index, fabric.data, fabric.pins)},
-            },
-            "mpi_calls": {"by": fabric.mpi_calls, "reason": fabric.calls_reason},
-            "self_test": self._self_test,
-            "progress": {"thread": self._progress is not None, "reason": self._progress_reason},
-            "async": "one thread" if fabric.thread_level == MPI.THREAD_MULTIPLE else
-                     f"inline: MPI's thread level is {fabric.level_name!r}",
-            "copy_threads": {"threads": self._copier.threads, "reason": self._copier.reason},
-            "checksum": self.config.checksum, "verify_reads": self.config.verify_reads,
-            "when_full": self.config.when_full, "publish": self.config.publish,
-            "arena": {
-                "bytes": fabric.pages * fabric.page_bytes, "pages": fabric.pages, "page_bytes": fabric.page_bytes,
-            },
-            "index": {
-                "buckets": fabric.buckets, "words": fabric.index_words.size, "used": used,
-                "load": used / fabric.index_words.size, "overflows": self._writer.overflows,
-            },
-            "kernel_cache": all(kernel.cached for kernel in KERNELS),
-        }  # fmt: skip
+        found = statistics.report(
+            self.config, self._fabric, self._copier, self._writer, self._registry, self._self_test
+        )
+        return {**found, "progress": {"thread": self._progress is not None, "reason": self._progress_reason}}
 
     def check(self) -> dict[str, int]:
         """Collective. Verify every invariant while no rank writes; ProtocolError on all ranks if one is broken."""
         self._check_open()
-        drafts = {unpack_word(draft.word).page for draft in self._pending.values()}
-        return invariants.check(self._fabric, self._dram, self._pins, drafts)
+        return invariants.check(self._fabric, self._dram, self._pins, self._deferred.first_pages())
 
     def clear(self) -> None:
         """Collective. Remove every block of every rank, protected ones too."""
         self._check_open()
         self._comm.Barrier()  # what was put before is removed
-        with self._pending_lock:
-            for draft in self._pending.values():
-                self._dram.give_up(unpack_word(draft.word).page)
-            self._pending.clear()
+        self._deferred.clear()
         self._dram.clear()
+        self._registry.settle()
         self._comm.Barrier()  # and what is put afterwards is not
 
     # ------------------------------------------------------------------------------------------- life cycle
@@ -608,6 +543,8 @@ class Store:
             self._progress.stop()
         self._comm.Barrier()  # nobody reads from this rank any more
         self._refuse_calls("was closed")
+        self._mixed = (1,)
+        self._registry.close()
         self._fabric.free()
         self._comm.Free()
         self._copier.close()
@@ -641,13 +578,20 @@ class Store:
 
     # --------------------------------------------------------------------------------------------- details
 
-    def _words(self, key: Key, namespace: str | None) -> tuple[int, int]:
+    def _space(self, namespace: AnyNamespace | None, *, register: bool = False) -> Space:
         self._check_open()
-        return key_words(key, self._namespace if namespace is None else namespace)
+        return self._registry.current(self._namespace if namespace is None else namespace, register=register)
 
-    def _array(self, keys: Iterable[Key] | npt.NDArray[Any], namespace: str | None) -> npt.NDArray[np.uint64]:
-        self._check_open()
-        return key_array(keys, self._namespace if namespace is None else namespace)
+    def _words(self, key: Key, namespace: AnyNamespace | None) -> tuple[int, int]:
+        return key_words(key, self._space(namespace).digest)
+
+    def _let_epochs_pass(self) -> None:
+        """Take out a few blocks of epochs that have passed: nobody finds them, they are only in the way."""
+        passed = self._registry.passed()
+        if passed:
+            self._dram.let_pass(passed)
+        if self._dram.any_passed:
+            self._dram.drop_passed(_PASSED_AT_ONCE)
 
     def _start_progress(self) -> tuple[ProgressThread | None, str]:
         fabric, wanted = self._fabric, self.config.progress
@@ -665,59 +609,6 @@ class Store:
         # A public call enters MPI itself where no thread does and a CAS may wait for it.
         fabric.context[c.POLL] = int(not start and bool(waits))
         return (ProgressThread(fabric, self.config.progress_period_us / 1e6) if start else None), reason
-
-
-def _agree(comm: MPI.Intracomm, config: ConfigLike, overrides: Mapping[str, Any]) -> Config:
-    """Collective. The settings of all ranks; ConfigError on all of them if one's are wrong or differ."""
-    mine: Config | ConfigError
-    try:
-        log.setup(MPI.COMM_WORLD.rank)
-        mine = Config.make(config, **overrides)
-        if comm.size > MAX_RANKS:
-            raise ConfigError(f"{comm.size} ranks: an index word names at most {MAX_RANKS}; use fewer ranks")
-    except ConfigError as error:
-        mine = error
-    everyone = comm.allgather(mine)
-    for rank, other in enumerate(everyone):
-        if isinstance(other, ConfigError):
-            raise mine if isinstance(mine, ConfigError) else ConfigError(f"rank {rank}: {other}")
-        if other != everyone[0]:
-            raise ConfigError(f"rank {rank} was given {other}, rank 0 {everyone[0]}")
-    return Config.make(everyone[0])
-
-
-def _empty_as(descriptor: npt.NDArray[np.uint8], nbytes: int) -> npt.NDArray[Any] | None:
-    """An array for a block of this description; None if that cannot be: it was torn by a write, look again."""
-    try:
-        dtype, shape, _ = decode(descriptor)
-        if math.prod(shape) * result_dtype(dtype).itemsize == nbytes:
-            return empty(dtype, shape)
-    except ValueError:
-        pass
-    return None
-
-
-def _affinities(node: MPI.Intracomm) -> list[list[int]]:
-    return node.allgather(sorted(os.sched_getaffinity(0)))
-
-
-def _check_memory(comm: MPI.Intracomm, config: Config, pages: int, page_bytes: int, buckets: int) -> None:
-    """Collective. MemoryLimitError on all ranks if the windows do not fit a node; nothing is allocated before."""
-    fixed = buckets * BUCKET_BYTES + comm.size * SLOTS_PER_PEER * 8 + 3 * 8192
-    needed = data_layout(pages, page_bytes)[-1] + fixed
-    problem: CascadeError | None = None
-    hosts = comm.allgather(MPI.Get_processor_name())
-    on_host = hosts.count(MPI.Get_processor_name())  # two "nodes" on one host share its memory
-    try:
-        memory.check(
-            needed * on_host, on_host, memory.limits(), dram_bytes=config.dram_bytes, fixed_bytes=fixed * on_host
-        )
-    except CascadeError as error:
-        problem = error
-    problems = [each for each in comm.allgather(problem) if each is not None]
-    if problems:
-        raise problems[0]
-    _log.debug("rank %d: windows of %s", comm.rank, format_size(needed))
 
 
 def _after_fork_in_child() -> None:

@@ -30,6 +30,7 @@ from cascade_mpi.layout import (
     TIER_DRAM,
     TIER_NAMES,
 )
+from cascade_mpi.registry import Registry, Space
 from cascade_mpi.values import Source, encode_dims
 
 Exists = Literal["replace", "keep", "error"]
@@ -66,8 +67,10 @@ class Draft(NamedTuple):
 class Writer:
     """The write path of one rank."""
 
-    def __init__(self, fabric: Fabric, dram: DramTier, copier: Copier, *, checksum: str, attempt: float) -> None:
-        self._fabric, self._dram, self._copier = fabric, dram, copier
+    def __init__(
+        self, fabric: Fabric, dram: DramTier, copier: Copier, registry: Registry, *, checksum: str, attempt: float
+    ) -> None:
+        self._fabric, self._dram, self._copier, self._registry = fabric, dram, copier, registry
         self._checksum = checksum
         self._attempt = attempt  # seconds from look-up to CAS after which the look-up is made again (rule R4)
         self._sequence = 0
@@ -76,7 +79,7 @@ class Writer:
 
     # ---------------------------------------------------------------------------------------------- put
 
-    def put(self, hi: int, lo: int, namespace: int, source: Source, *, prefix: bool, exists: Exists) -> PutResult:
+    def put(self, hi: int, lo: int, space: Space, source: Source, *, prefix: bool, exists: Exists) -> PutResult:
         """Local. Store a block under a key and publish it. See `Store.put`."""
         looked = 0.0
         if exists != "replace":
@@ -84,9 +87,9 @@ class Writer:
             found = self.find(hi, lo)
             if found:
                 return self._exists(hi, lo, source.nbytes, exists)
-        draft = self.draft(hi, lo, namespace, source, prefix=prefix)
-        if draft is None:
-            return self.refuse(self._dram.why_full(source.nbytes), source.nbytes)
+        draft = self.draft(hi, lo, space, source, prefix=prefix)
+        if isinstance(draft, str):
+            return self.refuse(draft, source.nbytes)
         return self.publish(draft, exists, looked)
 
     def refuse(self, reason: str, nbytes: int) -> PutResult:
@@ -94,12 +97,19 @@ class Writer:
         self.refused += 1
         return PutResult(refused=True, bytes=nbytes, reason=reason)
 
-    def draft(self, hi: int, lo: int, namespace: int, source: Source, *, prefix: bool) -> Draft | None:
-        """Local. Write payload and descriptor into a new cell; None if there is no room. No MPI call."""
+    def draft(self, hi: int, lo: int, space: Space, source: Source, *, prefix: bool) -> Draft | str:
+        """Local. Write payload and descriptor into a new cell; a text that says why if there is no room.
+
+        No MPI call unless something has to go first or the namespace has a quota.
+        """
         dim0, dims = (source.shape[0], ()) if len(source.shape) == 1 else encode_dims(source.shape)
+        if self._registry.quotas and (over := self._over_quota(space, source.nbytes)):
+            return over
         reserved = self._dram.reserve(source.nbytes)
         if reserved is None:
-            return None
+            if self._registry.quotas:
+                self._registry.release(space.id, space.epoch, source.nbytes)
+            return self._dram.why_full(source.nbytes)
         first, generation = reserved
         fabric, s = self._fabric, self._fabric.scratch
         # An empty value has no address; 0 would say that its payload and checksum are there already.
@@ -117,10 +127,23 @@ class Writer:
         self._sequence = max(self._sequence + 1, time.time_ns())
         flags = (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if prefix else 0)
         word = write_cell(
-            fabric.ctx, first, hi, lo, generation, flags, source.nbytes, namespace, source.dtype, ndim,
+            fabric.ctx, first, hi, lo, generation, flags, source.nbytes, space.id, space.epoch, source.dtype, ndim,
             self._sequence, dim0, s.dims_address if ndim > 1 else 0, payload, total,
         )  # fmt: skip
         return Draft(hi, lo, word, source.nbytes)
+
+    def _over_quota(self, space: Space, nbytes: int) -> str:
+        """Count the bytes against the quota, making room in it where this rank can: "", or why they do not fit."""
+        registry, dram = self._registry, self._dram
+        while over := registry.reserve(space, nbytes):
+            quota = registry.quotas[space.slot]
+            if nbytes > quota or not dram.make_room_in(space.id, space.epoch, over):
+                held = registry.used(space)
+                return (
+                    f"namespace {space.namespace} holds {held} bytes of its quota of {quota}, a block of {nbytes} "
+                    f"bytes would exceed it by {over}: raise the quota or delete blocks"
+                )
+        return ""
 
     def publish(self, draft: Draft, exists: Exists, looked: float = 0.0) -> PutResult:
         """Local. Make a draft the block of its key. 1 Get and 1 CAS + 1 Get at the home.

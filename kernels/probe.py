@@ -42,10 +42,13 @@ _MAGIC = _U(layout.MAGIC)
 _FLAG_CHECKSUM, _FLAG_PREFIX = _U(layout.FLAG_CHECKSUM), _U(layout.FLAG_PREFIX)
 _PREFIX_SHIFT, _HARD_SHIFT = _U(layout.FLAG_PREFIX.bit_length() - 1), _U(layout.HARD_SHIFT)
 
-O_GENERATION, O_FLAGS, O_LENGTH, O_HI, O_LO, O_CHECKSUM, O_NAMESPACE, O_SEQUENCE, O_MANAGER, O_DTYPE, O_NDIM = (
+(
+    O_GENERATION, O_FLAGS, O_LENGTH, O_HI, O_LO, O_CHECKSUM, O_NAMESPACE, O_EPOCH, O_SEQUENCE, O_MANAGER, O_DTYPE,
+    O_NDIM,
+) = (
     layout.DESCRIPTOR.fields[name][1]  # type: ignore[index]
     for name in (
-        "generation", "flags", "length", "key_hi", "key_lo", "checksum", "namespace", "sequence", "manager",
+        "generation", "flags", "length", "key_hi", "key_lo", "checksum", "namespace", "epoch", "sequence", "manager",
         "dtype", "ndim",
     )
 )  # fmt: skip
@@ -239,9 +242,11 @@ def write_cell_payload(target, source, nbytes):  # type: ignore[no-untyped-def]
     write_payload_then_fence(target, source, nbytes)
 
 
-@kernel("uint64(int64,int64,uint64,uint64,uint64,int64,int64,uint64,int64,int64,uint64,int64,int64,int64,uint64)")
+@kernel(
+    "uint64(int64,int64,uint64,uint64,uint64,int64,int64,uint64,uint64,int64,int64,uint64,int64,int64,int64,uint64)"
+)
 def write_cell(  # type: ignore[no-untyped-def]
-    ctx, page, hi, lo, generation, flags, length, namespace, dtype, ndim, sequence, dim0, dims, source, total,
+    ctx, page, hi, lo, generation, flags, length, namespace, epoch, dtype, ndim, sequence, dim0, dims, source, total,
 ):  # fmt: skip
     """Write descriptor and payload of an own cell that no word names yet, then the fence: the word for it.
 
@@ -267,7 +272,7 @@ def write_cell(  # type: ignore[no-untyped-def]
     store64(descriptor + 40, 0)
     store64(descriptor + O_CHECKSUM, total)
     store64(descriptor + O_NAMESPACE, namespace)
-    store64(descriptor + 64, 0)
+    store64(descriptor + O_EPOCH, epoch)  # and no expiry, in the upper half
     store64(descriptor + O_SEQUENCE, sequence)
     store16(descriptor + O_MANAGER, rank)
     store8(descriptor + O_DTYPE, dtype)

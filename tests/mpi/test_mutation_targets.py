@@ -81,7 +81,7 @@ def make_double(store: Store, low: int, high: int) -> None:
     value = np.ascontiguousarray(block(low))
     from cascade_mpi.values import source
 
-    draft = writer.draft(0, KEY, 0, source(value), prefix=False)
+    draft = writer.draft(0, KEY, store._space(None), source(value), prefix=False)
     assert draft is not None
     s = fabric.scratch
     writer.find(0, KEY)

@@ -12,9 +12,10 @@ import pytest
 from mpi4py import MPI
 from patterns import block, keys_at
 
+from cascade_mpi.batch import _empty_as
 from cascade_mpi.errors import BufferSizeError, ConfigError, KeyExistsError, NotConfiguredError, StoreClosedError
 from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES
-from cascade_mpi.store import Store, _empty_as
+from cascade_mpi.store import Store
 from cascade_mpi.values import source
 
 SIZES = (1, 63, 64, 65, 4095, 4096, 4097, 100_003, 1 << 20)

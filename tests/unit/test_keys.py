@@ -13,23 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade_mpi import keys
-from cascade_mpi.keys import CACHED_LENGTH, key_array, key_words, namespace_id, namespace_words
+from cascade_mpi.keys import CACHED_LENGTH, key_array, key_words
+from cascade_mpi.namespaces import DEFAULT_DIGEST
 
-MODEL = "llama-3-70b/bf16"
+NONE, MODEL = DEFAULT_DIGEST, bytes.fromhex("498EA940430A03C5E0CD5A79C394C8B6")  # digests of namespaces
 LONG = "x" * 10_000
 
 # Blocks on disk are found by these: a change here makes every stored block unreachable.
 VECTORS = [
-    ("sys_prompt", "", 0x20E07E424D4395EA_CD8FC0C916170CF8),
+    ("sys_prompt", NONE, 0x20E07E424D4395EA_CD8FC0C916170CF8),
     ("sys_prompt", MODEL, 0x64D6FFF21062B2BA_3A7EC4F03FF92C81),
-    ("", "", 0x6173D602ABD40D95_86923828F693638E),
-    ("你好", "", 0x82406E8988F82608_8C5523F521138C70),
+    ("", NONE, 0x6173D602ABD40D95_86923828F693638E),
+    ("你好", NONE, 0x82406E8988F82608_8C5523F521138C70),
     ("你好", MODEL, 0xFA3D1803C7DA4283_ACCE349EFA7AB29C),
-    (b"sys_prompt", "", 0x9CEF3FA46D487CE5_6A3D54B02B7DBAA9),
+    (b"sys_prompt", NONE, 0x9CEF3FA46D487CE5_6A3D54B02B7DBAA9),
     (b"sys_prompt", MODEL, 0x92267C5896BDA9DD_F5050BB7B4BC3106),
-    (b"", "", 0x272CCABECFC9F990_170BCB2ABA60B4D4),
-    (5, "", 5),
-    (1 << 100 | 7, "", 1 << 100 | 7),
+    (b"", NONE, 0x272CCABECFC9F990_170BCB2ABA60B4D4),
+    (5, NONE, 5),
+    (1 << 100 | 7, NONE, 1 << 100 | 7),
     (5, MODEL, 0x498EA940430A03C5_E0CD5A79C394C8B6 ^ 5),
 ]
 
@@ -43,25 +44,23 @@ def joined(words: tuple[int, int]) -> int:
     return words[0] << 64 | words[1]
 
 
-@pytest.mark.parametrize(("key", "namespace", "digest"), VECTORS)
-def test_vectors(key: keys.Key, namespace: str, digest: int) -> None:
-    assert joined(key_words(key, namespace)) == digest
-    assert joined(key_words(key, namespace)) == digest  # the second one from the cache
+@pytest.mark.parametrize(("key", "space", "digest"), VECTORS, ids=range(len(VECTORS)))
+def test_vectors(key: keys.Key, space: bytes, digest: int) -> None:
+    assert joined(key_words(key, space)) == digest
+    assert joined(key_words(key, space)) == digest  # the second one from the cache
 
 
 def test_the_digest_is_keyed_blake2b() -> None:
-    space = hashlib.blake2b(MODEL.encode(), digest_size=16, person=b"cascade space 1").digest()
-    digest = hashlib.blake2b(LONG.encode(), digest_size=16, key=space, person=b"cascade str 1").digest()
+    digest = hashlib.blake2b(LONG.encode(), digest_size=16, key=MODEL, person=b"cascade str 1").digest()
     assert joined(key_words(LONG, MODEL)) == int.from_bytes(digest, "big")
-    assert joined(namespace_words(MODEL)) == int.from_bytes(space, "big")
 
 
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_digests_are_those_of_any_process(seed: str) -> None:
     script = (
         "from cascade_mpi.keys import key_words as k\n"
-        f"for key, namespace in {[vector[:2] for vector in VECTORS]!a}:\n"
-        "    print('%d %d' % k(key, namespace))\n"
+        f"for key, space in {[vector[:2] for vector in VECTORS]!a}:\n"
+        "    print('%d %d' % k(key, space))\n"
     )
     command = [sys.executable, "-c", script]
     result = subprocess.run(
@@ -73,15 +72,15 @@ def test_digests_are_those_of_any_process(seed: str) -> None:
 
 def test_names_that_must_differ() -> None:
     names = ["a", b"a", "A", "", b"", "a\0", "caf\u00e9", "cafe\u0301", LONG, LONG.encode(), "\ud800", "?", 97]
-    spaces = ["", "a", "b", "a\0"]
+    spaces = [NONE, MODEL, bytes(15) + b"a", b"a" * 16]
     digests = {key_words(name, space) for name in names for space in spaces}
     assert len(digests) == len(names) * len(spaces)
 
 
 @quiet
-@given(st.text(max_size=2 * CACHED_LENGTH), st.text(st.characters(codec="utf-8"), max_size=20))
-def test_the_cache_changes_nothing(key: str, namespace: str) -> None:
-    assert key_words(key, namespace) == keys._text_words(key, namespace)
+@given(st.text(max_size=2 * CACHED_LENGTH), st.binary(min_size=16, max_size=16))
+def test_the_cache_changes_nothing(key: str, space: bytes) -> None:
+    assert key_words(key, space) == keys._text_words(key, space)
 
 
 def test_the_cache_is_bounded_and_holds_no_long_keys() -> None:
@@ -97,9 +96,9 @@ def test_the_cache_is_bounded_and_holds_no_long_keys() -> None:
 
 
 @quiet
-@given(keys128, st.sampled_from(["", MODEL]))
-def test_integers_keep_their_differences(number: int, namespace: str) -> None:
-    assert joined(key_words(number, namespace)) == number ^ joined(namespace_words(namespace))
+@given(keys128, st.sampled_from([NONE, MODEL]))
+def test_integers_keep_their_differences(number: int, space: bytes) -> None:
+    assert joined(key_words(number, space)) == number ^ int.from_bytes(space, "big")
 
 
 @pytest.mark.parametrize("key", [np.int8(7), np.uint64(7), np.int64(7)])
@@ -113,21 +112,11 @@ def test_numpy_text_is_text() -> None:
     assert key_words(np.bytes_(b"abc")) == key_words(b"abc")
 
 
-def test_the_default_namespace_is_zero() -> None:
-    assert namespace_words("") == (0, 0)
-    assert namespace_id("") == 0
-
-
-def test_a_namespace_has_an_id() -> None:
-    assert namespace_id(MODEL) == 0x498EA940430A03C5
-    assert namespace_id("other") not in (0, namespace_id(MODEL))
-
-
 @pytest.mark.parametrize("key", [True, np.True_, 1.0, None, ("a", 1), ["a"], bytearray(b"a"), object])
-@pytest.mark.parametrize("namespace", ["", MODEL])
-def test_other_types_are_refused(key: object, namespace: str) -> None:
+@pytest.mark.parametrize("space", [NONE, MODEL], ids=["default", "model"])
+def test_other_types_are_refused(key: object, space: bytes) -> None:
     with pytest.raises(TypeError) as caught:
-        key_words(key, namespace)  # type: ignore[arg-type]
+        key_words(key, space)  # type: ignore[arg-type]
     assert str(caught.value).startswith("a key is a str, bytes, or an integer in 0..2**128-1, not ")
     assert type(key).__name__ in str(caught.value)
 
@@ -138,21 +127,14 @@ def test_integers_out_of_range_are_refused(key: int) -> None:
         key_words(key)
 
 
-@pytest.mark.parametrize("namespace", [None, b"a", 3])
-@pytest.mark.parametrize("key", ["a", b"a", 3])
-def test_a_namespace_is_text(key: keys.Key, namespace: object) -> None:
-    with pytest.raises(TypeError, match=f"a namespace is a str, not {type(namespace).__name__}"):
-        key_words(key, namespace)  # type: ignore[arg-type]
-
-
 @quiet
-@given(st.lists(any_key, max_size=20), st.sampled_from(["", MODEL]))
-def test_arrays_hold_the_words_of_each_key(many: list[keys.Key], namespace: str) -> None:
-    found = key_array(many, namespace)
+@given(st.lists(any_key, max_size=20), st.sampled_from([NONE, MODEL]))
+def test_arrays_hold_the_words_of_each_key(many: list[keys.Key], space: bytes) -> None:
+    found = key_array(many, space)
     assert found.dtype == np.uint64
     assert found.shape == (len(many), 2)
     assert found.flags.c_contiguous
-    assert found.tolist() == [list(key_words(key, namespace)) for key in many]
+    assert found.tolist() == [list(key_words(key, space)) for key in many]
 
 
 def test_any_iterable_of_keys_will_do() -> None:
@@ -168,16 +150,16 @@ def test_an_array_of_keys_is_not_copied() -> None:
     assert key_array(array) is array
 
 
-@pytest.mark.parametrize("namespace", ["", MODEL])
-def test_arrays_of_any_layout(namespace: str) -> None:
+@pytest.mark.parametrize("space", [NONE, MODEL], ids=["default", "model"])
+def test_arrays_of_any_layout(space: bytes) -> None:
     numbers = [5, 1 << 127 | 3, (1 << 128) - 1]
     array = np.array([(number >> 64, number & (1 << 64) - 1) for number in numbers], np.uint64)
     wide = np.zeros((6, 4), np.uint64)
     wide[::2, 1:3] = array
-    expected = key_array(numbers, namespace).tolist()
+    expected = key_array(numbers, space).tolist()
     for given_array in (array, np.asfortranarray(array), wide[::2, 1:3], array.astype(">u8")):
         before = given_array.tolist()
-        found = key_array(given_array, namespace)
+        found = key_array(given_array, space)
         assert found.tolist() == expected
         assert found.flags.c_contiguous
         assert found.dtype == np.dtype("=u8")
@@ -185,10 +167,10 @@ def test_arrays_of_any_layout(namespace: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u2", "i8", "u8", ">i4"])
-@pytest.mark.parametrize("namespace", ["", MODEL])
-def test_small_integers_as_an_array(dtype: str, namespace: str) -> None:
+@pytest.mark.parametrize("space", [NONE, MODEL], ids=["default", "model"])
+def test_small_integers_as_an_array(dtype: str, space: bytes) -> None:
     array = np.array([0, 3, 127], dtype)
-    assert key_array(array, namespace).tolist() == key_array([0, 3, 127], namespace).tolist()
+    assert key_array(array, space).tolist() == key_array([0, 3, 127], space).tolist()
 
 
 def test_negative_integers_in_an_array_are_refused() -> None:

@@ -622,7 +622,7 @@ def test_write_cell_makes_descriptor_payload_and_word(flags, nbytes):
     payload, dims = np.frombuffer(pattern(1, nbytes), np.uint8), np.arange(7, dtype=np.uint32)
     store.windows[DATA].memory[2][store.descriptor_at :] = 0x5A
     before = store.windows[DATA].memory[2].copy()
-    values = (3, flags, nbytes, 11, 12, 2, 13, 14, dims.ctypes.data, payload.ctypes.data, 0)
+    values = (3, flags, nbytes, 11, 15, 12, 2, 13, 14, dims.ctypes.data, payload.ctypes.data, 0)
     word = probe.write_cell(store.ctx, page, *key, *values)
     assert word == layout.pack_word(
         store.place(key).fp, 3, layout.TIER_DRAM, 2, page, hard=bool(flags & layout.FLAG_PREFIX)
@@ -631,7 +631,7 @@ def test_write_cell_makes_descriptor_payload_and_word(flags, nbytes):
     wanted = {
         "magic": layout.MAGIC, "generation": 3, "flags": flags, "length": nbytes, "key_hi": 5, "key_lo": 6,
         "content_hi": 0, "content_lo": 0, "checksum": checksum_twin(payload) if flags & layout.FLAG_CHECKSUM else 0,
-        "namespace": 11, "epoch": 0, "expiry": 0, "sequence": 13, "manager": 2, "dtype": 12, "ndim": 2, "dim0": 14,
+        "namespace": 11, "epoch": 15, "expiry": 0, "sequence": 13, "manager": 2, "dtype": 12, "ndim": 2, "dim0": 14,
     }  # fmt: skip
     assert {name: int(record[name]) for name in wanted} == wanted
     assert record["dims"].tolist() == dims.tolist()

@@ -1,0 +1,128 @@
+"""Reading many blocks at once: their contents, their descriptions, whether they are there.
+
+Covers one compiled call for a batch and what is settled one by one afterwards. Does not cover the steps
+(`onesided`) nor single blocks (`reader`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade_mpi.errors import BufferSizeError
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.kernels import context as c
+from cascade_mpi.layout import DESCRIPTOR_BYTES
+from cascade_mpi.reader import Reader, decode, wrong_size
+from cascade_mpi.values import empty, result_dtype, target
+
+Keys = npt.NDArray[np.uint64]
+
+
+class BatchReader:
+    """The batched read path of one rank."""
+
+    def __init__(self, fabric: Fabric, reader: Reader) -> None:
+        self._fabric, self._reader = fabric, reader
+
+    def get(self, keys: Keys, outs: Sequence[Any] | None) -> list[Any]:
+        """Local. Each block's new array, or the bytes read into its buffer; None for a miss. See `Store.get_many`."""
+        n = len(keys)
+        s, fabric = self._fabric.scratch, self._fabric
+        results = np.empty(n, np.int64)
+        made: list[npt.NDArray[Any] | None] = []
+        if outs is None:
+            lengths, described = self._describe(keys, want=True)
+            made = [
+                None if length < 0 else _empty_as(described[i], length) for i, length in enumerate(lengths.tolist())
+            ]
+            targets = np.array([0 if each is None else each.ctypes.data for each in made], np.int64)
+            rooms = np.array([0 if each is None else each.nbytes for each in made], np.int64)
+        else:
+            pairs = np.array([target(out) for out in outs], np.int64).reshape(n, 2)
+            targets, rooms = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+        outcome = fabric.get_many(
+            fabric.ctx, s.address, keys.ctypes.data, n, targets.ctypes.data, rooms.ctypes.data,
+            results.ctypes.data, s.work_address, s.flags_address,
+        )  # fmt: skip
+        if outcome == c.MPI_FAILED:
+            fabric.raise_mpi_error(s)
+        if outs is None and n:
+            # A block that was replaced meanwhile by one of the same size may have another type or shape.
+            lengths, again = self._describe(keys, want=True)
+            results[(lengths < 0) | (again != described).any(axis=1)] = c.CHANGED
+        if results.size and results.min() >= 0:
+            return results.tolist() if outs is not None else made
+        return self._settle(keys, results, targets, rooms, None if outs is not None else made)
+
+    def _settle(
+        self, keys: Keys, results: npt.NDArray[np.int64], targets: npt.NDArray[np.int64],
+        rooms: npt.NDArray[np.int64], made: list[npt.NDArray[Any] | None] | None,
+    ) -> list[Any]:  # fmt: skip
+        """What the outcomes of a batch mean, one by one; a wrong buffer is said when all others have been read."""
+        got: list[Any] = []
+        wrong: BufferSizeError | None = None
+        for i, result in enumerate(results.tolist()):
+            if result >= 0:
+                got.append(result if made is None else made[i])
+                continue
+            hi, lo = int(keys[i, 0]), int(keys[i, 1])
+            if made is not None:  # a miss when sized or read, or changed in between: once more, alone
+                got.append(self._reader.new(hi, lo))
+                continue
+            if result <= -10:
+                wrong = wrong or wrong_size(int(rooms[i]), -10 - result)
+                wrong.add_note(f"key number {i}")
+                got.append(None)
+            else:
+                got.append(self._reader.settle(result, hi, lo, int(targets[i]), int(rooms[i])))
+        if wrong is not None:
+            raise wrong
+        return got
+
+    def contains(self, keys: Keys, exact: bool) -> npt.NDArray[np.bool_]:
+        """Local. Which keys are there, bool[n]; without `exact` by fingerprint."""
+        if exact:
+            lengths, _ = self._describe(keys, want=False)
+            return lengths >= 0
+        s, n = self._fabric.scratch, len(keys)
+        results = np.empty(n, np.bool_)
+        outcome = self._fabric.probe_many(
+            self._fabric.ctx, s.address, keys.ctypes.data, n, results.ctypes.data, s.work_address, s.flags_address
+        )
+        if outcome == c.MPI_FAILED:
+            self._fabric.raise_mpi_error(s)
+        return results
+
+    def _describe(self, keys: Keys, *, want: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        """The length of each block (negative: a miss), and with `want` its descriptor."""
+        s, n = self._fabric.scratch, len(keys)
+        lengths = np.empty(n, np.int64)
+        descriptors = np.empty((n if want else 0, DESCRIPTOR_BYTES), np.uint8)
+        outcome = self._fabric.describe_many(
+            self._fabric.ctx, s.address, keys.ctypes.data, n, descriptors.ctypes.data if want else 0,
+            lengths.ctypes.data, s.work_address, s.flags_address,
+        )  # fmt: skip
+        if outcome == c.MPI_FAILED:
+            self._fabric.raise_mpi_error(s)
+        for i in np.flatnonzero(lengths == c.CHANGED).tolist():
+            found = self._reader.find(int(keys[i, 0]), int(keys[i, 1]))
+            lengths[i] = c.MISS if found is None else found.nbytes
+            if want and found is not None:
+                descriptors[i] = s.descriptor
+        return lengths, descriptors
+
+
+def _empty_as(descriptor: npt.NDArray[np.uint8], nbytes: int) -> npt.NDArray[Any] | None:
+    """An array for a block of this description; None if that cannot be: it was torn by a write, look again."""
+    try:
+        dtype, shape, _ = decode(descriptor)
+        if math.prod(shape) * result_dtype(dtype).itemsize == nbytes:
+            return empty(dtype, shape)
+    except ValueError:
+        pass
+    return None

@@ -1,0 +1,105 @@
+"""Namespaces: what else than its own key must be equal for two blocks to be the same.
+
+Covers the parts of a namespace and the digests that make it part of every key. Does not cover which
+epoch a namespace is at, nor its quota (see `registry`). Knows no MPI.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+
+DEFAULT_DIGEST = bytes(16)
+MAX_SALT_BYTES = 64  # a key of blake2b
+MAX_EPOCH = (1 << 32) - 1  # its field in a descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """The world that a key belongs to; blocks of different namespaces never meet.
+
+    name, model, dtype, layout
+        Free text: what the blocks are of, such as ``Namespace(model="llama-3-70b", dtype="bf16", layout="tp4")``.
+        A plain str stands for a namespace of that name; "" is the default one.
+    salt
+        A secret of the tenant, at most 64 bytes (a str is taken as UTF-8): without it neither a key of the tenant
+        nor whether one is stored can be found. Give 16 random bytes or more. It is never shown.
+    """
+
+    name: str = ""
+    model: str = ""
+    dtype: str = ""
+    layout: str = ""
+    salt: bytes = field(default=b"", repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the parts; TypeError and ValueError name the one that is wrong."""
+        for each in ("name", "model", "dtype", "layout"):
+            value = getattr(self, each)
+            if not isinstance(value, str):
+                raise TypeError(f"{each} of a namespace is a str, not {type(value).__name__}")
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{each} of a namespace is {value!r}: it must be text that UTF-8 can encode") from None
+        salt = self.salt.encode() if isinstance(self.salt, str) else self.salt
+        if not isinstance(salt, bytes):
+            raise TypeError(f"salt of a namespace is bytes or a str, not {type(salt).__name__}")
+        if len(salt) > MAX_SALT_BYTES:
+            raise ValueError(f"salt of a namespace has {len(salt)} bytes: at most {MAX_SALT_BYTES}")
+        object.__setattr__(self, "salt", salt)
+
+    def __str__(self) -> str:
+        """For people: the parts that are set, never the salt."""
+        parts = [str(getattr(self, each.name)) for each in fields(self) if each.name != "salt"]
+        text = "/".join(part for part in parts if part) or "default"
+        return f"{text} (salted)" if self.salt else text
+
+    @property
+    def is_default(self) -> bool:
+        """Whether all parts are empty."""
+        return not (self.name or self.model or self.dtype or self.layout or self.salt)
+
+    @property
+    def id(self) -> int:
+        """The 64 bits that stand for it in a descriptor; 0 for the default one. Says nothing about its keys."""
+        if self.is_default:
+            return 0
+        digest = hashlib.blake2b(self._parts(), digest_size=8, key=self.salt, person=b"cascade nsid 2").digest()
+        return int.from_bytes(digest, "big") or 1
+
+    def digest(self, epoch: int = 0) -> bytes:
+        """Local. The 16 bytes that make the namespace part of its keys at an epoch.
+
+        All zero for the default namespace at epoch 0. Keyed blake2b of the parts, each with its length before
+        it, and of the epoch; the same in every process, on every machine.
+        """
+        if self.is_default and not epoch:
+            return DEFAULT_DIGEST
+        text = self._parts() + struct.pack(">Q", epoch)
+        return hashlib.blake2b(text, digest_size=16, key=self.salt, person=b"cascade space 2").digest()
+
+    def _parts(self) -> bytes:
+        encoded = [part.encode() for part in (self.name, self.model, self.dtype, self.layout)]
+        return b"".join(struct.pack(">I", len(each)) + each for each in encoded)
+
+
+AnyNamespace = str | Namespace
+DEFAULT = Namespace()
+
+
+@lru_cache(maxsize=1024)
+def named(name: str) -> Namespace:
+    """Local. The namespace that a plain str stands for."""
+    return Namespace(name)
+
+
+def as_namespace(value: str | Namespace) -> Namespace:
+    """Local. A namespace from what callers write; TypeError for anything else."""
+    if isinstance(value, Namespace):
+        return value
+    if isinstance(value, str):
+        return named(value)
+    raise TypeError(f"a namespace is a str or a Namespace, not {type(value).__name__}")

@@ -1,0 +1,90 @@
+"""What is settled before a store allocates anything: its settings on all ranks, its sizes, room on the node.
+
+Covers the agreement of the ranks, the geometry of arena and index, and the check of memory. Does not
+allocate (see `fabric`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mpi4py import MPI
+
+from cascade_mpi import log, memory
+from cascade_mpi.config import Config, ConfigLike, format_size
+from cascade_mpi.errors import CascadeError, ConfigError
+from cascade_mpi.fabric import LEVELS, data_layout
+from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, MAX_RANKS, page_bytes_for
+from cascade_mpi.onesided import SLOTS_PER_PEER
+from cascade_mpi.registry import table_bytes
+
+_log = logging.getLogger("cascade")
+_WORDS_PER_BLOCK = 4
+_WINDOWS = 4
+_ROUNDING = 8192  # of each window: to whole pages, and to begin at one
+
+
+class Geometry(NamedTuple):
+    """Sizes on each rank, the same on all of them."""
+
+    pages: int
+    page_bytes: int
+    buckets: int
+    space_bytes: int
+
+
+def agree(comm: MPI.Intracomm, config: ConfigLike, overrides: Mapping[str, Any]) -> Config:
+    """Collective. The settings of all ranks; ConfigError on all of them if one's are wrong or differ."""
+    mine: Config | ConfigError
+    try:
+        log.setup(MPI.COMM_WORLD.rank)
+        mine = Config.make(config, **overrides)
+        if comm.size > MAX_RANKS:
+            raise ConfigError(f"{comm.size} ranks: an index word names at most {MAX_RANKS}; use fewer ranks")
+        if mine.progress == "thread" and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise ConfigError(
+                f'progress="thread" needs MPI_THREAD_MULTIPLE, MPI has {LEVELS[MPI.Query_thread()]!r}: set '
+                'mpi4py.rc.thread_level = "multiple" before mpi4py.MPI is imported, or use "auto"'
+            )
+    except ConfigError as error:
+        mine = error
+    everyone = comm.allgather(mine)
+    for rank, other in enumerate(everyone):
+        if isinstance(other, ConfigError):
+            raise mine if isinstance(mine, ConfigError) else ConfigError(f"rank {rank}: {other}")
+        if other != everyone[0]:
+            raise ConfigError(f"rank {rank} was given {other}, rank 0 {everyone[0]}")
+    agreed: Config = everyone[0]
+    return agreed
+
+
+def geometry(config: Config, ranks: int) -> Geometry:
+    """Local. The sizes that follow from the settings."""
+    page_bytes = page_bytes_for(config.dram_bytes)
+    pages = config.dram_bytes // page_bytes
+    blocks = config.index_blocks or pages * ranks
+    buckets = 1
+    while buckets * BUCKET_WORDS * ranks < blocks * _WORDS_PER_BLOCK:
+        buckets *= 2
+    return Geometry(pages, page_bytes, buckets, table_bytes(config.namespace_slots))
+
+
+def check_memory(comm: MPI.Intracomm, config: Config, sizes: Geometry) -> None:
+    """Collective. MemoryLimitError on all ranks if the windows do not fit a node; nothing is allocated before."""
+    fixed = sizes.buckets * BUCKET_BYTES + comm.size * SLOTS_PER_PEER * 8 + sizes.space_bytes + _WINDOWS * _ROUNDING
+    needed = data_layout(sizes.pages, sizes.page_bytes)[-1] + fixed
+    problem: CascadeError | None = None
+    hosts = comm.allgather(MPI.Get_processor_name())
+    on_host = hosts.count(MPI.Get_processor_name())  # two "nodes" on one host share its memory
+    try:
+        memory.check(
+            needed * on_host, on_host, memory.limits(), dram_bytes=config.dram_bytes, fixed_bytes=fixed * on_host
+        )
+    except CascadeError as error:
+        problem = error
+    problems = [each for each in comm.allgather(problem) if each is not None]
+    if problems:
+        raise problems[0]
+    _log.debug("rank %d: windows of %s", comm.rank, format_size(needed))

@@ -1,0 +1,319 @@
+"""The namespaces in use in a store, the same on all ranks: their slots, weight epochs and byte quotas.
+
+Covers the table of namespaces, the replicated epochs, and how much of a quota is used. Does not cover
+what a namespace is (`namespaces`) nor what happens to the blocks of a passed epoch (`dram`).
+
+Each rank has one array of words. Rank 0's ids say which slot a namespace has; a slot is never given
+back. Epochs are on every rank: a reader compares one word of its own memory, without MPI. The number of
+the next epoch and the used part of a quota stand at rank ``slot % ranks``. Words are changed by MPI
+atomics alone, each kind by one operation, and read by plain loads where they are this rank's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from mpi4py import MPI
+
+from cascade_mpi.dram import DramTier
+from cascade_mpi.errors import ConfigError
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.namespaces import DEFAULT, MAX_EPOCH, AnyNamespace, Namespace, as_namespace
+
+_CHANGES = 0  # counts the bumps that have reached this rank
+_HEADER = 8  # words, a cache line
+_BYTES_BITS = 52  # of a used word: bytes; above them the low bits of their epoch
+_TAG_MASK = (1 << 64 - _BYTES_BITS) - 1
+_BYTES_MASK = (1 << _BYTES_BITS) - 1
+MAX_QUOTA = _BYTES_MASK
+
+Words = npt.NDArray[np.uint64]
+
+
+def table_bytes(slots: int) -> int:
+    """Local. Bytes of the array on each rank."""
+    return 8 * (_HEADER + 4 * slots)
+
+
+class NamespaceInfo(NamedTuple):
+    """A namespace as `Store.namespaces()` lists it; bytes and blocks over all ranks."""
+
+    text: str  # for people
+    name: str
+    model: str
+    dtype: str
+    layout: str
+    salted: bool
+    epoch: int
+    quota: int | None
+    blocks: int
+    bytes: int
+    passed_bytes: int  # of earlier epochs, not yet taken out of memory
+
+    def plus(self, other: NamespaceInfo) -> NamespaceInfo:
+        """Local. The same namespace with what another rank holds of it."""
+        return self._replace(
+            epoch=max(self.epoch, other.epoch), blocks=self.blocks + other.blocks, bytes=self.bytes + other.bytes,
+            passed_bytes=self.passed_bytes + other.passed_bytes,
+        )  # fmt: skip
+
+
+class Space:
+    """A namespace at the epoch that this rank saw last."""
+
+    __slots__ = ("digest", "epoch", "id", "namespace", "slot")
+
+    def __init__(self, namespace: Namespace, slot: int, epoch: int) -> None:
+        self.namespace, self.slot, self.epoch = namespace, slot, epoch
+        self.id = namespace.id
+        self.digest = namespace.digest(epoch)
+
+
+class Registry:
+    """The namespaces as one rank sees and changes them."""
+
+    def __init__(self, fabric: Fabric, slots: int) -> None:
+        self._fabric, self._slots = fabric, slots
+        self._ids_at, self._next_at, self._epochs_at, self._used_at = (_HEADER + k * slots for k in range(4))
+        words = fabric.spaces.memory[: table_bytes(slots)].view(np.uint64)
+        # Indexing a memoryview costs a third of indexing an array; the last one is of namespaces without a slot.
+        self.epochs = memoryview(words[self._epochs_at : self._epochs_at + slots].data)
+        self._changes = memoryview(words[_CHANGES : _CHANGES + 1].data)
+        self._seen_changes = 0
+        default = Space(DEFAULT, 0, 0)
+        self._spaces: dict[AnyNamespace, Space] = {"": default, DEFAULT: default}
+        self._by_id: dict[int, Space] = {0: default}
+        self.quotas: dict[int, int] = {}  # by slot
+        self._released: dict[tuple[int, int], int] = {}  # by slot and epoch: bytes to be taken off
+        self._lock = threading.Lock()
+        self._get, self._cas, self._add, self._spread = (
+            fabric.guarded(call) for call in (self._mpi_get, self._mpi_cas, self._mpi_add, self._mpi_spread)
+        )
+
+    # ------------------------------------------------------------------------------------------- look-up
+
+    def current(self, namespace: AnyNamespace, *, register: bool = False) -> Space:
+        """Local. The namespace at its present epoch. No MPI call but for the first use of a namespace on this rank.
+
+        With `register` it gets a slot if it has none yet. Without, one that no rank has put into stays
+        unregistered, with slot -1: it has no blocks.
+
+        Raises
+        ------
+        ConfigError
+            All slots are taken.
+        """
+        try:
+            space = self._spaces.get(namespace)
+        except TypeError:  # not hashable, so neither a str nor a Namespace
+            space = None
+        if space is None:
+            space = self._find(as_namespace(namespace), register)
+            if space.slot < 0:
+                return space
+            with self._lock:
+                self._spaces[namespace] = self._by_id[space.id] = space
+        if self.epochs[space.slot] != space.epoch:
+            space = self._renew(space)
+        return space
+
+    def is_current(self, space: Space) -> bool:
+        """Local. Whether the namespace is still at this epoch; what was read of an older one is not to be returned."""
+        if space.slot < 0:
+            return False  # somebody has registered it since, or there would be nothing to be found
+        return self.epochs[space.slot] == space.epoch
+
+    def _find(self, namespace: Namespace, register: bool) -> Space:
+        wanted = namespace.id
+        while True:
+            ids = self._get(0, self._ids_at, self._slots)
+            found = np.flatnonzero(ids == np.uint64(wanted))
+            if found.size:
+                slot = int(found[0])
+                return Space(namespace, slot, self.epochs[slot])
+            if not register:
+                return Space(namespace, -1, 0)
+            # The first free one from a place that the id gives: slots are never given back, so all ranks that
+            # register one namespace try the same slot and one of them gets it. Slot 0 is the default one's.
+            order = (wanted % (self._slots - 1) + np.arange(self._slots - 1)) % (self._slots - 1) + 1
+            free = order[ids[order] == 0]
+            if not free.size:
+                raise ConfigError(
+                    f"namespace {namespace} cannot be added: all {self._slots} are in use; raise namespace_slots"
+                )
+            self._cas(0, self._ids_at + int(free[0]), 0, wanted)
+
+    def _renew(self, space: Space) -> Space:
+        with self._lock:
+            new = Space(space.namespace, space.slot, self.epochs[space.slot])
+            self._by_id[new.id] = new
+            for name, old in list(self._spaces.items()):
+                if old.slot == new.slot:
+                    self._spaces[name] = new
+        return new
+
+    # -------------------------------------------------------------------------------------------- epochs
+
+    def bump(self, namespace: AnyNamespace) -> int:
+        """Local. Let a new epoch begin on all ranks: its number. 1 fetch-and-add, 2 accumulates for each rank.
+
+        When it has returned, no call that starts on any rank finds a block of an earlier epoch.
+        """
+        space = self.current(namespace, register=True)
+        epoch = int(self._add(space.slot % self._fabric.comm.size, self._next_at + space.slot)) + 1
+        if epoch > MAX_EPOCH:
+            raise ConfigError(f"namespace {space.namespace} is at epoch {MAX_EPOCH}, the last one: use another name")
+        # The highest number stays, whoever comes later: two ranks may do this at once.
+        self._spread(self._epochs_at + space.slot, epoch, MPI.MAX)
+        self._spread(_CHANGES, 1, MPI.SUM)  # after all have the epoch
+        return self.current(namespace).epoch
+
+    def passed(self) -> dict[int, int] | None:
+        """Local. By namespace id every epoch above 0; None if nothing has changed since the last call."""
+        changes = self._changes[0]
+        if changes == self._seen_changes:
+            return None
+        self._seen_changes = changes
+        with self._lock:
+            return {space.id: self.epochs[space.slot] for space in self._by_id.values() if self.epochs[space.slot]}
+
+    # -------------------------------------------------------------------------------------------- quotas
+
+    def reserve(self, space: Space, nbytes: int) -> int:
+        """Local. Count `nbytes` more against the quota: 0, or by how many bytes they would exceed it (not counted).
+
+        Without a quota nothing is counted and no MPI call made; else 1 Get + 1 CAS.
+        """
+        quota = self.quotas.get(space.slot)
+        if quota is None:
+            return 0
+        self.settle()
+        over = 0
+
+        def more(used: int) -> int:
+            nonlocal over
+            over = max(used + nbytes - quota, 0)
+            return used if over else used + nbytes
+
+        self._change(space.slot, space.epoch, more)
+        return over
+
+    def used(self, space: Space) -> int:
+        """Local. Bytes that count against the quota now, over all ranks. 1 Get."""
+        word = int(self._get(space.slot % self._fabric.comm.size, self._used_at + space.slot, 1)[0])
+        return word & _BYTES_MASK if word >> _BYTES_BITS == space.epoch & _TAG_MASK else 0
+
+    def release(self, namespace_id: int, epoch: int, nbytes: int) -> None:
+        """Local. A block of this rank has left: its bytes are given back with the next `settle`. No MPI call."""
+        space = self._by_id.get(namespace_id)
+        if space is not None and space.slot in self.quotas:
+            with self._lock:
+                at = space.slot, epoch
+                self._released[at] = self._released.get(at, 0) + nbytes
+
+    def settle(self) -> None:
+        """Local. Give back what was released. 1 Get + 1 CAS for each namespace of which something was."""
+        while self._released:
+            with self._lock:
+                if not self._released:
+                    return
+                (slot, epoch), nbytes = self._released.popitem()
+            self._change(slot, epoch, lambda used, nbytes=nbytes: max(used - nbytes, 0))  # type: ignore[misc]
+
+    def set_quota(self, space: Space, quota: int | None, live_bytes: int) -> None:
+        """Collective. Set or lift the quota; `live_bytes` of this epoch are in this rank's arena."""
+        comm = self._fabric.comm
+        total = int(comm.allreduce(live_bytes))
+        if quota is None:
+            self.quotas.pop(space.slot, None)
+        else:
+            if comm.rank == 0:
+                self._change(space.slot, space.epoch, lambda used: total)
+            self.quotas[space.slot] = quota
+        comm.Barrier()
+
+    def _change(self, slot: int, epoch: int, change: Callable[[int], int]) -> None:
+        """Change the used bytes of an epoch; those of an earlier one count nothing any more."""
+        home, at, tag = slot % self._fabric.comm.size, self._used_at + slot, epoch & _TAG_MASK
+        old = int(self._get(home, at, 1)[0])
+        while True:
+            found, used = old >> _BYTES_BITS, old & _BYTES_MASK
+            if found != tag:
+                if (tag - found) & _TAG_MASK > _TAG_MASK // 2:
+                    return  # a later epoch has begun
+                used = 0
+            new = tag << _BYTES_BITS | change(used)
+            if new == old:
+                return
+            seen = int(self._cas(home, at, old, new))
+            if seen == old:
+                return
+            old = seen
+
+    # --------------------------------------------------------------------------------------------- lists
+
+    def list(self, dram: DramTier) -> list[NamespaceInfo]:
+        """Collective. What the blocks of all ranks belong to, by slot."""
+        with self._lock:
+            spaces = [*self._by_id.values()]
+        mine = []
+        for each in spaces:
+            space = self.current(each.namespace)
+            blocks, nbytes, passed = dram.held(space.id, space.epoch)
+            n = space.namespace
+            info = NamespaceInfo(
+                str(n), n.name, n.model, n.dtype, n.layout, bool(n.salt), space.epoch,
+                self.quotas.get(space.slot), blocks, nbytes, passed,
+            )  # fmt: skip
+            mine.append((space.slot, info))
+        merged: dict[int, NamespaceInfo] = {}
+        for slot, info in (each for rank in self._fabric.comm.allgather(mine) for each in rank):
+            before = merged.get(slot)
+            merged[slot] = info if before is None else before.plus(info)
+        return [merged[slot] for slot in sorted(merged)]
+
+    def slots_used(self) -> int:
+        """Local. How many namespaces all ranks have, the default one counted. 1 Get."""
+        return 1 + int(np.count_nonzero(self._get(0, self._ids_at, self._slots)))
+
+    # ----------------------------------------------------------------------------------------- MPI calls
+
+    def _at(self, rank: int, word: int) -> int:
+        return int(self._fabric.spaces.table[rank, 1]) + 8 * word
+
+    def _mpi_get(self, rank: int, word: int, count: int) -> Words:
+        window, found = self._fabric.spaces.world, np.empty(count, np.uint64)
+        window.Get([found, MPI.UINT64_T], rank, [self._at(rank, word), count, MPI.UINT64_T])
+        window.Flush(rank)
+        return found
+
+    def _mpi_cas(self, rank: int, word: int, old: int, new: int) -> int:
+        window = self._fabric.spaces.world
+        values, seen = np.array([new, old], np.uint64), np.empty(1, np.uint64)
+        window.Compare_and_swap(
+            [values[:1], MPI.UINT64_T], [values[1:], MPI.UINT64_T], [seen, MPI.UINT64_T], rank, self._at(rank, word)
+        )
+        window.Flush(rank)
+        return int(seen[0])
+
+    def _mpi_add(self, rank: int, word: int) -> int:
+        window, one, before = self._fabric.spaces.world, np.ones(1, np.uint64), np.empty(1, np.uint64)
+        window.Fetch_and_op([one, MPI.UINT64_T], [before, MPI.UINT64_T], rank, self._at(rank, word), MPI.SUM)
+        window.Flush(rank)
+        return int(before[0])
+
+    def _mpi_spread(self, word: int, value: int, operation: MPI.Op) -> None:
+        window, buffer = self._fabric.spaces.world, np.array([value], np.uint64)
+        for rank in range(self._fabric.comm.size):
+            target = [self._at(rank, word), 1, MPI.UINT64_T]
+            window.Accumulate([buffer, MPI.UINT64_T], rank, target, operation)
+        window.Flush_all()
+
+    def close(self) -> None:
+        """Local. Let go of the window's memory."""
+        self.epochs.release()
+        self._changes.release()

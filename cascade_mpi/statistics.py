@@ -1,0 +1,81 @@
+"""What a store says of itself: its counters, and what it chose at open.
+
+Covers `Store.stats()` and `Store.report()`. Does not count anything itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from cascade_mpi.config import Config
+from cascade_mpi.copier import Copier
+from cascade_mpi.dram import DramTier
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.kernels.jit import KERNELS
+from cascade_mpi.pins import PinTable
+from cascade_mpi.registry import Registry
+from cascade_mpi.writer import Writer
+
+
+def stats(fabric: Fabric, dram: DramTier, writer: Writer, pins: PinTable) -> dict[str, Any]:
+    """Local. What this rank has done since the store was opened: counters, and the fill of its arena (bytes)."""
+    count, a = fabric.counters(), dram.allocator
+    paths = {
+        path: {"gets": count[f"hits_{path}"], "bytes": count[f"bytes_{path}"]} for path in ("self", "node", "remote")
+    }
+    hits = sum(each["gets"] for each in paths.values())
+    page = fabric.page_bytes
+    return {
+        "gets": hits + count["misses"], "hits": hits, "misses": count["misses"],
+        "bytes_got": sum(each["bytes"] for each in paths.values()), "tiers": paths,
+        "puts": writer.puts, "bytes_put": writer.bytes_put, "kept": writer.kept, "refused": writer.refused,
+        "deletes": writer.deletes, "evicted": dram.evicted, "evicted_bytes": dram.evicted_bytes,
+        "passed": dram.passed,
+        "recheck_retries": count["recheck_retries"], "retries_exhausted": count["retries_exhausted"],
+        "fingerprint_collisions": count["fingerprint_collisions"], "bad_words": count["bad_words"],
+        "corrupt": count["corrupt"], "lost_cas": writer.lost_cas, "bucket_overflows": writer.overflows,
+        "swept": dram.swept, "cell_allocations": a.allocations, "cell_reuses": a.reuses,
+        "pins": len(pins.held()),
+        "arena": {
+            "bytes": a.pages * page, "live_bytes": dram.live_bytes, "live": a.live_pages * page,
+            "limbo": a.limbo_pages * page, "free": a.free_pages * page,
+        },
+        "blocks": int(np.count_nonzero(dram.words)),
+    }  # fmt: skip
+
+
+def report(
+    config: Config, fabric: Fabric, copier: Copier, writer: Writer, registry: Registry, self_test: dict[str, Any]
+) -> dict[str, Any]:
+    """Local. What was chosen at open, and why; the index's load is this rank's shard at the time of the call."""
+    used = int(np.count_nonzero(fabric.index_words))
+    multiple = fabric.thread_level == MPI.THREAD_MULTIPLE
+    return {
+        "mpi": MPI.Get_library_version().splitlines()[0].strip("\0 "),
+        "ranks": fabric.comm.size, "nodes": fabric.nodes, "ranks_on_node": fabric.node_ranks,
+        "thread_level": fabric.level_name,
+        "windows": {
+            "layout": fabric.layout, "reason": fabric.layout_reason,
+            "hints": {each.name: each.hints for each in (fabric.index, fabric.data, fabric.pins, fabric.spaces)},
+        },
+        "mpi_calls": {"by": fabric.mpi_calls, "reason": fabric.calls_reason},
+        "self_test": self_test,
+        "async": "one thread" if multiple else f"inline: MPI's thread level is {fabric.level_name!r}",
+        "copy_threads": {"threads": copier.threads, "reason": copier.reason},
+        "checksum": config.checksum, "verify_reads": config.verify_reads,
+        "when_full": config.when_full, "publish": config.publish,
+        "arena": {
+            "bytes": fabric.pages * fabric.page_bytes, "pages": fabric.pages, "page_bytes": fabric.page_bytes,
+        },
+        "index": {
+            "buckets": fabric.buckets, "words": fabric.index_words.size, "used": used,
+            "load": used / fabric.index_words.size, "overflows": writer.overflows,
+        },
+        "namespaces": {
+            "default": str(config.namespace), "slots": config.namespace_slots, "used": registry.slots_used(),
+        },
+        "kernel_cache": all(kernel.cached for kernel in KERNELS),
+    }  # fmt: skip
