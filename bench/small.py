@@ -21,6 +21,7 @@ from bench.stock import Indexes, Stock, keys_at, place_many
 from bench.timing import Operation, alone, interleave
 from cascade_mpi.keys import _cached_words as key_digests
 from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS
+from cascade_mpi.namespaces import DEFAULT_DIGEST
 from cascade_mpi.store import Store
 
 BATCH = 64
@@ -92,7 +93,7 @@ def _named(job: Job, store: Store, stock: Stock, out: Bytes) -> None:
         def known() -> tuple[Indexes, list[str]]:
             taken = [next(order) for _ in range(inner)]
             for each in taken:
-                key_digests(texts[each], "")
+                key_digests(texts[each], DEFAULT_DIGEST)
             return np.array(taken), [texts[each] for each in taken]
 
         def unknown() -> tuple[Indexes, list[str]]:

@@ -13,7 +13,7 @@ import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -111,7 +111,8 @@ class Config:
     rest_ms
         How long a freed cell rests before it is reused, milliseconds.
     namespace
-        The namespace of calls that name none: a `Namespace`, or its name; "" is the default one.
+        The namespace of calls that name none: a `Namespace`, a mapping of its parts (in a TOML file: a table), or its
+        name; "" is the default one.
     namespace_slots
         Namespaces that the store can have at most, 4 words of memory each.
     """
@@ -147,7 +148,7 @@ class Config:
             raise ConfigError('verify_reads is True, checksum is "off": reads can be verified with "later" or "inline"')
         self._set("rest_ms", _milliseconds("rest_ms", self.rest_ms))
         self._set("namespace_slots", _integer("namespace_slots", self.namespace_slots, 2, 1 << 20))
-        _check_namespace(self.namespace)
+        self._set("namespace", _namespace(self.namespace))
 
     @classmethod
     def make(cls, config: ConfigLike = None, **overrides: Any) -> Config:
@@ -210,13 +211,27 @@ def _choose(name: str, value: object, modes: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} is {value!r}: it must be one of {allowed}")
 
 
-def _check_namespace(value: object) -> None:
+def _namespace(value: object) -> AnyNamespace:
+    if isinstance(value, Mapping):  # a table of a TOML file; its salt is not to be shown
+        value = _namespace_of(value)
     if not isinstance(value, (str, Namespace)):
         raise ConfigError(f'namespace is {value!r}: it must be text or a Namespace ("" for the default namespace)')
     try:
         as_namespace(value)
     except ValueError as error:
         raise ConfigError(f"namespace is {value!r}: {error}") from None
+    return value
+
+
+def _namespace_of(parts: Mapping[str, Any]) -> Namespace:
+    known = [each.name for each in fields(Namespace)]
+    for part in parts:
+        if part not in known:
+            raise ConfigError(f"namespace has an unknown part {part!r}: {nearest(str(part), known)}")
+    try:
+        return Namespace(**parts)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"namespace: {error}") from None
 
 
 def nearest(name: str, names: Sequence[str], *, skip: int = 0) -> str:

@@ -20,6 +20,7 @@ from typing import Any, get_args, get_type_hints
 from cascade_mpi import log
 from cascade_mpi.config import Config, nearest
 from cascade_mpi.errors import ConfigError
+from cascade_mpi.namespaces import Namespace
 
 PREFIX = "CASCADE_"
 CONFIG_VARIABLE = "CASCADE_CONFIG"
@@ -173,6 +174,8 @@ def shown(name: str, value: object) -> str:
     """Local. A value for people: sizes with their unit, secrets hidden."""
     if name in SECRETS and value != getattr(Config(), name):
         return HIDDEN
+    if isinstance(value, Namespace):
+        return str(value)  # without the salt
     if name in SIZES and isinstance(value, int):
         return exact_size(value)
     return value if isinstance(value, str) else str(value)
@@ -210,7 +213,7 @@ def as_toml(effective: Effective) -> str:
         lines += ["", f"# {texts[name]}"] if texts[name] else [""]
         if origin != DEFAULT:
             lines.append(f"# from {origin}")
-        if shown(name, value) == HIDDEN:
+        if shown(name, value) == HIDDEN or (isinstance(value, Namespace) and value.salt):
             lines.append(f"# {name} = {HIDDEN}")
         else:
             lines.append(f"{name} = {_toml(name, value)}")
@@ -227,6 +230,9 @@ def _toml(name: str, value: object) -> str:
         return str(value).lower()
     if isinstance(value, (int, float)) and name not in SIZES:
         return str(value)
+    if isinstance(value, Namespace):
+        parts = ((part, getattr(value, part)) for part in ("name", "model", "dtype", "layout"))
+        return "{ " + ", ".join(f"{part} = {_toml(part, text)}" for part, text in parts if text) + " }"
     text = "none" if value is None else shown(name, value)
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON leaves DEL as it is, TOML forbids it
 
@@ -244,7 +250,8 @@ def _checked(given: dict[str, Given]) -> dict[str, Given]:
             Config(**{name: each.value})
         except ConfigError as error:
             problem = str(error).removeprefix(f"{name} is {each.value!r}: ")  # how every such text begins
-            written = HIDDEN if name in SECRETS else repr(each.written)
+            hidden = name in SECRETS or (name == "namespace" and isinstance(each.written, Mapping))  # a salt
+            written = HIDDEN if hidden else repr(each.written)
             raise ConfigError(f"{each.origin} is {written}: {problem}") from None
     return given
 

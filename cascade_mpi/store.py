@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -321,7 +321,7 @@ class Store:
         BufferSizeError
             A buffer has the wrong size (all others have been read); the text says which.
         """
-        keys = keys if isinstance(keys, np.ndarray) else list(keys)  # twice, should an epoch pass meanwhile
+        keys = list(keys) if isinstance(keys, Iterator) else keys  # looked at twice, should an epoch pass meanwhile
         while True:
             space = self._space(namespace)
             array = key_array(keys, space.digest)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cascade_mpi.config import MAX_SIZE, Config, format_size, parse_size
 from cascade_mpi.errors import ConfigError
+from cascade_mpi.namespaces import Namespace
 
 MIB = 1 << 20
 
@@ -73,6 +74,7 @@ def test_defaults() -> None:
         "dram_bytes": 256 * MIB, "index_blocks": None, "windows": "auto", "progress": "auto",
         "progress_period_us": 200, "publish": "now", "copy_threads": "auto", "checksum": "inline",
         "verify_reads": False, "when_full": "evict", "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "",
+        "namespace_slots": 1024,
     }  # fmt: skip
 
 
@@ -106,7 +108,8 @@ def test_fields_take_their_normal_form() -> None:
         ("rest_ms", 0, "0.1 or more"), ("rest_ms", -0.5, "0.1 or more"), ("rest_ms", float("nan"), "finite"),
         ("rest_ms", float("inf"), "finite"),
         ("rest_ms", "1", "milliseconds"), ("rest_ms", True, "milliseconds"),
-        ("namespace", None, "must be text"), ("namespace", b"a", "must be text"), ("namespace", "\ud800", "UTF-8"),
+        ("namespace_slots", 1, "2..1048576"), ("namespace", None, "must be text"),
+        ("namespace", b"a", "must be text"), ("namespace", "\ud800", "UTF-8"),
     ],
 )  # fmt: skip
 def test_an_error_names_field_value_and_what_is_allowed(field: str, value: object, allowed: str) -> None:
@@ -158,3 +161,13 @@ def test_an_unknown_name_like_no_other_gets_all() -> None:
 def test_make_refuses_other_types() -> None:
     with pytest.raises(ConfigError, match="config is a int: it must be a Config, a mapping, a path or None"):
         Config.make(3)  # type: ignore[arg-type]
+
+
+def test_a_namespace_may_be_a_mapping_of_its_parts() -> None:
+    parts = {"name": "chat", "model": "llama", "salt": "pepper"}
+    assert Config.make(namespace=parts).namespace == Namespace("chat", "llama", salt=b"pepper")
+    with pytest.raises(ConfigError, match="namespace has an unknown part 'modell': did you mean 'model'"):
+        Config.make(namespace={"modell": "llama"})
+    with pytest.raises(ConfigError, match="model of a namespace is a str, not int") as caught:
+        Config.make(namespace={"model": 3, "salt": "pepper"})
+    assert "pepper" not in str(caught.value)

@@ -14,6 +14,7 @@ from cascade_mpi import settings
 from cascade_mpi.cli import main
 from cascade_mpi.config import Config, parse_size
 from cascade_mpi.errors import ConfigError
+from cascade_mpi.namespaces import Namespace
 
 MIB = 1 << 20
 # One value of each setting that is not its default, as a variable or option would have it, and what it means.
@@ -30,6 +31,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "when_full": ("refuse", "refuse"),
     "mpi_calls": ("python", "python"),
     "rest_ms": ("2.5", 2.5),
+    "namespace_slots": ("7", 7),
     "namespace": ('a "b" \\ \u00fc\x7f\n# c', 'a "b" \\ \u00fc\x7f\n# c'),
 }
 
@@ -304,3 +306,21 @@ def test_only_the_launchers_first_rank_prints(
     no_variables.setenv("PMI_SIZE", "2")
     assert main(["config"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_namespace_is_a_table_and_its_salt_is_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('[store]\nnamespace = { name = "chat", model = "llama", salt = "xyzzy" }\n')
+    effective = resolve(file, environ={})
+    assert effective.config.namespace == Namespace("chat", "llama", salt=b"xyzzy")
+    records = settings.as_record(effective), settings.as_record(effective, for_people=True)
+    shown = f"{settings.as_toml(effective)} {records} {effective.config}"
+    assert "xyzzy" not in shown
+    assert "chat/llama (salted)" in shown
+    plain = resolve({"namespace": Namespace("chat", layout='tp "4"')}, environ={})
+    file.write_text(settings.as_toml(plain))
+    assert resolve(file, environ={}).config == plain.config
+    file.write_text('[store]\nnamespace = { salt = "xyzzy", modell = "llama" }\n')
+    with pytest.raises(ConfigError, match="unknown part 'modell': did you mean 'model'") as caught:
+        resolve(file, environ={})
+    assert "xyzzy" not in str(caught.value)
