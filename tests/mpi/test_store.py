@@ -401,14 +401,24 @@ def test_the_report_names_every_choice(any_store: Store, comm: MPI.Intracomm) ->
     assert report["mpi_calls"]["by"] == any_store.config.mpi_calls
     for choice in ("windows", "mpi_calls", "progress", "copy_threads"):
         assert report[choice]["reason"], choice
-    assert set(report["windows"]["hints"]) == {"index", "data", "pins"}
+    assert set(report["windows"]["hints"]) == {"index", "data", "pins", "spaces"}
     paths = {"node"} if len(report["ranks_on_node"]) > 1 else set()
     assert set(report["self_test"]) >= paths
     assert all({"get_one_sided", "cas_one_sided"} <= set(each) for each in report["self_test"].values())
     assert report["thread_level"] in ("single", "funneled", "serialized", "multiple")
     assert report["arena"]["pages"] * report["arena"]["page_bytes"] == report["arena"]["bytes"]
     assert report["index"]["words"] == 16 * report["index"]["buckets"]
-    for choice in ("checksum", "verify_reads", "when_full", "publish", "async", "mpi", "nodes", "kernel_cache"):
+    for choice in (
+        "checksum",
+        "verify_reads",
+        "when_full",
+        "publish",
+        "async",
+        "mpi",
+        "nodes",
+        "kernel_cache",
+        "namespaces",
+    ):
         assert choice in report
 
 
