@@ -173,20 +173,16 @@ class Store:
         """
         if offset < 0 or nbytes < 0:
             raise ValueError(f"offset {offset} and nbytes {nbytes} must not be negative")
+        if offset + nbytes > self._fabric.pages * self._fabric.page_bytes:  # no block is that long, nor may a buffer be
+            found = self.locate(key, namespace=namespace)
+            if found is None:
+                return None
+            raise range_error(offset, nbytes, found.nbytes)
         made = np.empty(nbytes, np.uint8) if out is None else out
         address, room = target(made)
-
-        def part(hi: int, lo: int) -> int | None:
-            if offset + nbytes > self._fabric.pages * self._fabric.page_bytes:  # no block is that long
-                found = self._reader.find(hi, lo)
-                if found is None:
-                    return None
-                raise range_error(offset, nbytes, found.nbytes)
-            if room != nbytes:
-                raise wrong_size(room, nbytes)
-            return self._reader.part(hi, lo, address, nbytes, offset)
-
-        got: int | None = self._read(key, namespace, part)
+        if room != nbytes:
+            raise wrong_size(room, nbytes)
+        got: int | None = self._read(key, namespace, lambda hi, lo: self._reader.part(hi, lo, address, nbytes, offset))
         return made if out is None and got is not None else got
 
     def contains(self, key: Key, exact: bool = True, *, namespace: AnyNamespace | None = None) -> bool:
