@@ -12,6 +12,7 @@ whatever thread it interrupts; a thread that reads the pipe needs the main threa
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -28,7 +29,7 @@ CLOSE_S = 15.0  # from there to the end: closing frees memory of many GiB, and t
 AGAIN_S = 0.3  # two signals closer than that are one: some launchers, and `timeout`, send every signal twice
 OTHERS_S = 1.0  # ranks other than 0 wait so much longer: one line, rank 0's, is enough
 
-STARTING, REPLAYING, ENDING = "starting", "replaying", "ending"
+STARTING, REPLAYING, ENDING, CLOSED = "starting", "replaying", "ending", "closed"
 
 
 class Interruption:
@@ -79,11 +80,15 @@ class Interruption:
         """Local. All ranks are at the end of the replay: a signal that has come gets time to close the store."""
         self._stage, self._deadline = ENDING, monotonic() + CLOSE_S
 
+    def closed(self) -> None:
+        """Local. The store is closed, no rank waits for another: only a second signal ends the process now."""
+        self._stage, self._deadline = CLOSED, math.inf
+
     # ---------------------------------------------------------------------------------------- the thread's side
 
     def _watch(self) -> None:
         while True:
-            left = None if not self.signal else max(self._deadline - monotonic(), 0.0)
+            left = max(self._deadline - monotonic(), 0.0) if self.signal and self._deadline < math.inf else None
             if not select.select([self._read], [], [], left)[0]:
                 if monotonic() >= self._deadline:  # it may have been moved meanwhile
                     return self._force(self._stuck())
@@ -101,11 +106,8 @@ class Interruption:
         if self.signal:
             return now - self._asked >= AGAIN_S
         self.signal, self._asked = number, now
-        if self._stage == STARTING:
-            self._deadline = now + (0.0 if self._speaks else OTHERS_S)
-        else:
-            wait = AGREE_S if self._stage == REPLAYING else CLOSE_S
-            self._deadline = now + wait + (0.0 if self._speaks else OTHERS_S)
+        wait = {STARTING: 0.0, REPLAYING: AGREE_S, ENDING: CLOSE_S, CLOSED: math.inf}[self._stage]
+        self._deadline = now + wait + (0.0 if self._speaks else OTHERS_S)
         return False
 
     def _stuck(self) -> str:

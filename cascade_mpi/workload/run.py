@@ -61,6 +61,8 @@ def run_workload(
             textfile = stack.enter_context(_textfile(comm, options, nodes))
             sampler = Sampler(comm, setting, store, replay.server, observers, textfile)
             result = replay.run(sampler, recorder.begin if recorder else None)
+        if interruption is not None:
+            interruption.closed()
         if recorder is not None and options.record is not None:
             header = Header(options.block_bytes, mine.block_tokens, comm.size, setting.trace)
             if failed := recorder.collect(comm, options.record, header):

@@ -157,12 +157,12 @@ def test_the_start_line_is_said_once(comm: MPI.Intracomm, assert_all: Callable[.
         assert "expect evictions" in said[1]
 
 
-def test_the_command_ends_with_1_when_a_block_was_corrupt(
+def test_the_exit_status_tells_corrupt_blocks_missing_files_and_signals(
     comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any, folder: Path
 ) -> None:
     good = run_workload(comm, SMALL)
-    for corrupt, status in ((0, 0), (1, 1)):
-        made = replace(good, corrupt=corrupt)
+    for corrupt, signal, unwritten, status in ((0, 0, (), 0), (1, 0, (), 1), (0, 0, ("a",), 1), (1, 15, (), 143)):
+        made = replace(good, corrupt=corrupt, signal=signal, unwritten=unwritten)
         monkeypatch.setattr(workload, "run_workload", lambda comm, options, made=made, **more: made)
         out = folder / f"{comm.rank}.json"
         assert_all(comm, workload_command.run(replace(SMALL, json=out)) == status, "exit status")

@@ -21,6 +21,7 @@ from cascade_mpi.traces.recording import Header, read_recording
 from cascade_mpi.workload import Result, WorkloadOptions, run_workload
 from cascade_mpi.workload import recording as recording_module
 from cascade_mpi.workload.interrupt import Interruption
+from cascade_mpi.workload.metrics import JsonLines, PrometheusFile
 from cascade_mpi.workload.recording import Recorder
 from cascade_mpi.workload.replay import Replay
 from cascade_mpi.workload.sampling import Meeting, Verdict
@@ -179,6 +180,25 @@ def test_metrics_are_those_of_the_result(
 
 def _metric(file: Path, name: str) -> float:
     return float(next(line for line in file.read_text().splitlines() if line.startswith(name)).split()[-1])
+
+
+def test_metrics_that_cannot_be_written_any_more_do_not_end_the_replay(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(*call: Any) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(JsonLines, "see", full)
+    monkeypatch.setattr(PrometheusFile, "write", full)
+    options = replace(SMALL, metrics=folder / "metrics.jsonl", prom_file=str(folder / "{rank}"))
+    result = run_workload(comm, options)
+    assert_all(comm, is_exact(result) and result.replayed == 100, str(result))
+    lines = [f"--metrics {folder / 'metrics.jsonl'}: No space left on device: nothing more is written there"]
+    lines.append("--prom-file somewhere: No space left on device")
+    assert_all(comm, sorted(result.unwritten) == sorted(lines), str(result.unwritten))
+    said = capsys.readouterr().err.splitlines()
+    mine = lines if comm.rank == 0 else lines[1:]  # each rank writes a textfile of its own
+    assert_all(comm, sorted(said) == sorted(f"cascade: {line}" for line in mine), str(said))
 
 
 @pytest.mark.parametrize("option", ["json", "metrics", "record", "prom_file"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -86,6 +87,18 @@ def test_other_ranks_end_in_silence(process: Process, capfd: pytest.CaptureFixtu
         assert process.ended.wait(LONG_S)
     assert process.status == 143
     assert capfd.readouterr().err == ""
+
+
+def test_each_stage_has_its_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "monotonic", lambda: 100.0)
+    deadlines = []
+    for stage in ("starting", "replaying", "ending", "closed"):
+        interruption = Interruption(speaks=True)
+        if stage != "starting":
+            getattr(interruption, stage)()
+        interruption._received(signal.SIGINT)
+        deadlines.append(interruption._deadline)
+    assert deadlines == [100.0, 100.0 + interrupt.AGREE_S, 100.0 + interrupt.CLOSE_S, math.inf]
 
 
 def test_a_second_signal_ends_at_once(process: Process, capfd: pytest.CaptureFixture[str]) -> None:
