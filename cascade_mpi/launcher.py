@@ -86,6 +86,17 @@ def check_world(world_size: int, library: str = "", environ: Mapping[str, str] =
         raise SeparateWorldsError(text)
 
 
+def of_another_mpi(environ: Mapping[str, str], library: str) -> str | None:
+    """Local. What to do when the launcher belongs to another family of MPIs than the library, else None.
+
+    An MPI may end the process at its start then, before it can say how large its world is.
+    """
+    found, name = launch(environ), library_name(library)
+    if found is None or found.launcher == "srun" or not name:
+        return None
+    return _remedy(found.launcher, name) if (found.launcher == "mpirun") is not name.startswith("Open MPI") else None
+
+
 def library_name(library: str) -> str:
     """Local. The short name of an MPI library from the text of `MPI.Get_library_version()`, "" if there is none."""
     first = library.strip("\0 \n").splitlines()[0] if library.strip("\0 \n") else ""

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from cascade_mpi.doctor import cpus, disk, gpu, limits, slurm, software
 from cascade_mpi.doctor.finding import Finding, Report, problem, warning
 from cascade_mpi.doctor.host import Host
-from cascade_mpi.launcher import launch, launcher_rank, local_rank
+from cascade_mpi.doctor.probe import INITIALISING
+from cascade_mpi.launcher import launch, launcher_rank, library_name, local_rank, of_another_mpi
 
 Check = Callable[[Host], Iterable[Finding]]
 
@@ -117,14 +118,17 @@ def ask_mpi(host: Host, report: Report, seconds: float) -> tuple[list[Report], i
     if not happened:
         happened = f"MPI ended the process with {_ending(process.returncode)}"
     report.findings += [Finding(**line["finding"]) for line in lines if "finding" in line]
-    report.findings.append(failed(host, happened, _last_stage(lines), said))
+    report.findings.append(failed(host, happened, _last(lines, "stage", "starting"), said, _last(lines, "library", "")))
     return [report], 0
 
 
-def failed(host: Host, happened: str, stage: str, said: Sequence[str]) -> Finding:
+def failed(host: Host, happened: str, stage: str, said: Sequence[str], library: str = "") -> Finding:
     """Local. The finding for an MPI that crashed or hangs while `stage`, having printed the lines `said`."""
     line = f"{happened} while {stage}" + (f"; it said: {' / '.join(said[-3:])[:500]}" if said else "")
-    if launch(host.environ) is None and "SLURM_JOB_ID" not in host.environ and host.which("srun"):
+    if remedy := of_another_mpi(host.environ, library):
+        return problem("MPI", f"{line}; the launcher is not that of {library_name(library)}", remedy)
+    outside = launch(host.environ) is None and "SLURM_JOB_ID" not in host.environ and host.which("srun")
+    if outside and stage == INITIALISING:
         # Many MPIs refuse to start on a login node: nothing is wrong with that.
         return warning(
             "MPI", line, "inside a job: srun -n 2 python -m cascade_mpi doctor; without MPI: doctor --no-mpi"
@@ -182,8 +186,8 @@ def _ending(status: int) -> str:
         return f"signal {-status}"
 
 
-def _last_stage(lines: Sequence[dict[str, Any]]) -> str:
-    return next((str(line["stage"]) for line in reversed(lines) if "stage" in line), "starting")
+def _last(lines: Sequence[dict[str, Any]], name: str, otherwise: str) -> str:
+    return next((str(line[name]) for line in reversed(lines) if name in line), otherwise)
 
 
 def _lines(path: Path) -> list[str]:

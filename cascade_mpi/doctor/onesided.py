@@ -53,16 +53,18 @@ def one_sided(comm: MPI.Intracomm) -> Iterator[Finding]:
 def explain(report: Mapping[str, Any]) -> Iterator[Finding]:
     """Local. What `Store.report()` means."""
     windows, progress, calls = report["windows"], report["progress"], report["mpi_calls"]
-    yield ok("window layout", f"{windows['layout']}: {windows['reason']}")
+    yield ok("window layout", f"{windows['layout']} ({windows['reason']})")
     yield from thread_level(report["thread_level"])
     tests: Mapping[str, Mapping[str, Any]] = report["self_test"]
     waiting = [path for path in tests if not tests[path]["get_one_sided"]]
     times = ", ".join(f"{_PATHS[path]} {tests[path]['get_s'] * 1e6:.0f} us" for path in tests)
-    if waiting:
-        yield problem(
+    if "remote" in waiting:
+        yield warning(
             "one-sided Get", f"it waits for the target's CPU {_named(waiting)} ({times})",
             "use a netmod with RDMA (ucx, or ofi with the network's provider); TCP has none",
         )  # fmt: skip
+    elif waiting:
+        yield ok("one-sided Get", f"waits for its target on the node ({times}): there, blocks are read by plain loads")
     else:
         yield ok("one-sided Get", f"the target's CPU is not involved ({times}, target busy)")
     waiting = [path for path in tests if not tests[path]["cas_one_sided"]]

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cascade_mpi.doctor import library as mpi_library_checks
+from cascade_mpi.doctor import library as checks
 from cascade_mpi.doctor.finding import Finding, Report, ok, problem, warning
 from cascade_mpi.doctor.host import Host
 from cascade_mpi.doctor.limits import network_devices
@@ -27,6 +27,7 @@ from cascade_mpi.launcher import separate_worlds
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+INITIALISING = "initialising MPI"
 _CLOCKS_APART_S = 1.0
 
 
@@ -40,6 +41,10 @@ class Diary:
     def stage(self, text: str) -> None:
         """Local. Note what is about to be tried."""
         self._write({"stage": text})
+
+    def library(self, text: str) -> None:
+        """Local. Note which MPI library this is, in its own words."""
+        self._write({"library": text})
 
     def add(self, findings: Iterator[Finding]) -> None:
         """Local. Note findings while they are made."""
@@ -61,38 +66,51 @@ def main(report_file: str, diary_file: str) -> None:
     report = Report.of(json.loads(Path(report_file).read_text()))
     with Path(diary_file).open("w") as file:
         diary = Diary(file)
-        diary.stage("loading the MPI library and initialising it")
+        diary.stage("loading the MPI library")
         try:
+            import mpi4py
+
+            mpi4py.rc.initialize = False  # what the library says about itself is known before it may crash
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:  # what mpi4py raises
             diary.add(_not_loaded(error))
             report.findings += diary.findings
             diary.end([report], 0)
             return
-        world, host = MPI.COMM_WORLD, Host()
+        host = Host()
         try:
-            _ask(world, host, diary, report)
+            library = _library(host, diary)
+            diary.stage(INITIALISING)
+            MPI.Init_thread(getattr(MPI, f"THREAD_{str(mpi4py.rc.thread_level).upper()}"))
+            _ask(MPI.COMM_WORLD, host, library, diary, report)
         except Exception:
             traceback.print_exc()  # the parent shows the last lines
             sys.stderr.flush()
-            world.Abort(1)
+            if MPI.Is_initialized():
+                MPI.COMM_WORLD.Abort(1)
+            sys.exit(1)
+        MPI.Finalize()
 
 
-def _ask(world: MPI.Intracomm, host: Host, diary: Diary, report: Report) -> None:
+def _library(host: Host, diary: Diary) -> str:
+    """What the MPI library says about itself, before it is initialised."""
     from mpi4py import MPI
 
     diary.stage("asking the MPI library about itself")
     text, maps = MPI.Get_library_version(), host.text("proc/self/maps")
-    paths = mpi_library_checks.loaded_libraries(maps, r"^libmpi(ch|_cray|_gnu.*|_abi)?\.so|^libmpi_(cray|gnu|intel)")
+    diary.library(text)
+    paths = checks.loaded_libraries(maps, r"^libmpi(ch|_cray|_gnu.*|_abi)?\.so|^libmpi_(cray|gnu|intel)")
     abi = Path(MPI.__file__).name.split(".")[1]
-    diary.add(mpi_library_checks.mpi_library(
-        text, MPI.Get_version(), paths, abi, sys.prefix, host.environ, network_devices(host)
-    ))  # fmt: skip
-    library = mpi_library_checks.identify(text)
-    diary.add(mpi_library_checks.mpiexec(host, library))
-    loaded = mpi_library_checks.loaded_libraries(maps, r"\.so")
-    diary.add(mpi_library_checks.gpu_support(library, host.environ, loaded, _takes_gpu_memory(), bool(report.device)))
+    networks = network_devices(host)
+    diary.add(checks.mpi_library(text, MPI.Get_version(), paths, abi, sys.prefix, host.environ, networks))
+    diary.add(checks.mpiexec(host, checks.identify(text)))
+    return text
 
+
+def _ask(world: MPI.Intracomm, host: Host, text: str, diary: Diary, report: Report) -> None:
+    loaded = checks.loaded_libraries(host.text("proc/self/maps"), r"\.so")
+    takes = _takes_gpu_memory()  # only an initialised MPI answers
+    diary.add(checks.gpu_support(checks.identify(text), host.environ, loaded, takes, bool(report.device)))
     diary.stage("meeting the other ranks")
     diary.add(_world(world, host, text))
     if not separate_worlds(host.environ, world.size, text):
@@ -150,7 +168,7 @@ def _alone(world: MPI.Intracomm) -> Iterator[Finding]:
     except CascadeError as error:
         yield problem("window layout", str(error), "use MPICH 4.2 or newer")
         return
-    yield ok("window layout", f"{layout}: {reason}")
+    yield ok("window layout", f"{layout} ({reason})")
     yield ok("one-sided Get, CAS", "not tried: needs two ranks (mpiexec -n 2 python -m cascade_mpi doctor)")
 
 

@@ -126,12 +126,24 @@ def test_an_mpi_that_refuses_a_login_node(tmp_path: Path) -> None:
     srun = {"srun": Ran(0, "", "")}
 
     def status(**environ: str) -> str:
-        return examine.failed(fake_host.host(tmp_path, programs=srun, environ=environ), "crash", "x", []).status
+        host = fake_host.host(tmp_path, programs=srun, environ=environ)
+        assert examine.failed(host, "crash", "anything else", []).status == "problem"
+        return examine.failed(host, "crash", probe.INITIALISING, []).status
 
     assert status() == "warning"
     assert status(SLURM_JOB_ID="7") == "problem"
     assert status(**HYDRA) == "problem"
-    assert examine.failed(fake_host.host(tmp_path), "crash", "x", []).status == "problem"
+    assert examine.failed(fake_host.host(tmp_path), "crash", probe.INITIALISING, []).status == "problem"
+
+
+def test_an_mpi_that_ends_under_the_launcher_of_another(tmp_path: Path) -> None:
+    noted = json.dumps({"library": "MPICH Version:      5.0.2"})
+    script = f"echo '{noted}' > $4; echo '{STAGE}' >> $4; exit 16"
+    (report,), _ = asked(tmp_path, script, environ={"OMPI_COMM_WORLD_SIZE": "2"})
+    assert "the launcher is not that of MPICH 5.0.2" in report.findings[0].found
+    assert "mpiexec of the MPI that mpi4py has loaded" in report.findings[0].remedy
+    (report,), _ = asked(tmp_path, script, environ=HYDRA)
+    assert "the launcher is not" not in report.findings[0].found
 
 
 def test_a_library_that_cannot_be_loaded() -> None:

@@ -12,6 +12,7 @@ from cascade_mpi.launcher import (
     library_name,
     local_rank,
     local_size,
+    of_another_mpi,
     separate_worlds,
 )
 
@@ -114,6 +115,23 @@ def test_the_remedy_fits_launcher_and_library() -> None:
 def test_what_is_no_such_case(environ: dict[str, str], size: int) -> None:
     assert separate_worlds(environ, size, MPICH_TEXT) is None
     check_world(size, MPICH_TEXT, environ)
+
+
+@pytest.mark.parametrize(
+    ("environ", "library", "other"),
+    [
+        (OPEN_MPI, MPICH_TEXT, True),
+        (OPEN_MPI, OPEN_MPI_TEXT, False),
+        (HYDRA, OPEN_MPI_TEXT, True),
+        (HYDRA, MPICH_TEXT, False),
+        (HYDRA, INTEL_TEXT, False),
+        (STEP, OPEN_MPI_TEXT, False),
+        (HYDRA, "", False),
+        ({}, MPICH_TEXT, False),
+    ],
+)
+def test_a_launcher_of_another_mpi(environ: dict[str, str], library: str, other: bool) -> None:
+    assert bool(of_another_mpi(environ, library)) is other
 
 
 def test_library_names() -> None:
