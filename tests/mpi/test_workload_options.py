@@ -119,6 +119,34 @@ def test_a_signal_ends_all_ranks_in_one_round_with_an_exact_result(
         assert_all(comm, (result.accesses, result.unique) == (sum(map(len, ids)), unique), str(result))
 
 
+class Countdown(Interruption):
+    """A signal that comes when the replay has asked for it so many times."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__(speaks=False)
+        self.left = questions
+
+    def stopped(self) -> bool:
+        self.left -= 1
+        if self.left < 0:
+            self.signal = signal.SIGTERM
+        return super().stopped()
+
+
+@pytest.mark.parametrize("questions", [38, 41])
+def test_a_request_that_is_cut_short_is_counted_as_far_as_it_went(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch, questions: int
+) -> None:
+    monkeypatch.setattr("cascade_mpi.workload.server.BATCH_BLOCKS", 1)  # asked before every block
+    result = run_workload(MPI.COMM_SELF, SMALL, interruption=Countdown(questions))
+    ids = [block for request in SMALL.open_trace() for block in request.block_ids][: result.accesses]
+    requests = itertools.accumulate(len(request.block_ids) for request in SMALL.open_trace())
+    assert_all(comm, result.accesses not in requests, "it was not cut within a request")
+    # Alone, a rank computes no block twice.
+    assert_all(comm, (result.unique, result.double_computes) == (len(set(ids)), 0), str(result))
+    assert_all(comm, is_exact(result), str(result))
+
+
 def test_a_recording_replays_to_the_same_accesses(
     comm: MPI.Intracomm, assert_all: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
