@@ -127,7 +127,6 @@ class Lines:
 
     def __init__(self, file: BinaryIO, faults: Faults) -> None:
         self.number = 0
-        self.dropped = 0
         self.faults = faults
         self._file = file
 
@@ -150,8 +149,7 @@ class Lines:
     def text(self) -> Iterator[str]:
         """Local. Each line as text, with its end; NUL bytes, what is not UTF-8, and endless lines are faults.
 
-        Checked and decoded by the block, which is twice as fast; `number` stands still meanwhile, and
-        `dropped` counts the lines that were faults.
+        Checked and decoded by the block, which is twice as fast; `number` stands still meanwhile.
         """
         while block := self._file.read(BLOCK_BYTES):
             rest = self._file.readline(MAX_LINE_BYTES + 1)
@@ -171,7 +169,6 @@ class Lines:
                 if fault is None:
                     yield line.decode()
                 else:
-                    self.dropped += 1
                     self.faults.at(self.where, fault)
             self._skip_rest(block)
 

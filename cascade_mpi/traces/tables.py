@@ -102,7 +102,7 @@ class TableReader:
             rows, behind, columns, width = self._open(lines)
 
             def where() -> str:
-                return f"line {behind + rows.line_num + lines.dropped}"
+                return f"line {behind + rows.line_num}"  # only the first fault is shown, so none was dropped before
 
             (at, when), (input_at, inputs), (output_at, outputs) = (columns[field] for field in REQUIRED)
             ids_at, ids_name = columns.get("hash_ids", (-1, ""))
@@ -164,7 +164,7 @@ class TableReader:
             header = header_of(first)
             columns = self._columns(header)
         except (FieldError, csv.Error) as error:
-            lines.faults.fatal(f"line {behind + lines.dropped} (the header)", str(error))
+            lines.faults.fatal(f"line {behind} (the header)", str(error))
         places = {field: (header.index(name), name) for field, name in columns.items()}
         return csv.reader(text, delimiter=delimiter, strict=True), behind, places, len(header)
 

@@ -269,6 +269,7 @@ def test_what_the_csv_module_writes_is_read_back(
         (b"yesterday,1,2", "must be a date like"),
         (b"2023-02-30 00:00:00,1,2", "must be a date like"),
         (b"2023-11-16 18:17:05+00:00,1,2", "with or without a time zone"),
+        (b"2023-11-16 18:17:04,1,2", "the time runs backwards, from 0.052 s to 0.02004 s after the first request"),
         (b"2023-11-16 18:17:02,1,2", "the time runs backwards"),
     ],
 )
@@ -340,7 +341,15 @@ def test_a_line_without_end_is_not_read_whole(write: Any) -> None:
     bomb = gzip.compress(AZURE_2023 + b"0" * (12 << 20) + b"\n" + AZURE_2023.split(b"\n")[2])
     assert len(bomb) < 50_000
     assert "line 4: longer than 4194304 bytes" in refusal(write(bomb))
-    assert len(requests(write(bomb), strict=False)) == 3
+    trace = open_trace(write(bomb), strict=False)
+    assert len(list(trace)) == 3
+    assert trace.notes[-1].startswith("1 unusable lines were skipped")
+
+
+def test_a_wrong_line_far_behind_the_header_is_named(write: Any) -> None:
+    rows = b"1,2,3\n" * 200_000  # several blocks of the reader
+    assert "line 200002: holds a NUL byte, at byte 2" in refusal(write(b"ts,isl,osl\n" + rows + b"2,\0,3\n"))
+    assert "line 200002: field 'isl'" in refusal(write(b"ts,isl,osl\n" + rows + b"2,x,3\n"))
 
 
 @pytest.mark.parametrize(
