@@ -1,0 +1,146 @@
+"""A Slurm for tests: the one that runs here, if it may be used, or one of two nodes on this host for a session.
+
+Covers finding, starting and ending it, and one job at a time by srun or sbatch. Does not cover what a job tests.
+
+A site's Slurm is used only if `TEST_SLURM=site` asks for it: its jobs wait in queues and cost somebody's hours.
+Otherwise root starts one with the script that lies beside the checkout, which installs Slurm's packages where
+there are none, and whose "nodes" are both this host.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import launch
+import psutil
+import pytest
+
+SITE = "TEST_SLURM"
+NODES, CPUS = 2, 4
+MANAGER = launch.ROOT / ".." / "shared" / "tools" / "slurm_up.sh"
+OURS = "ci"  # the cluster name that script gives
+CONFIGURED = Path("/etc/slurm/slurm.conf")
+START_LIMIT_S, ASK_LIMIT_S = 180, 20
+# With UCX one start in ten or so would die: see jobs/common.sh, which sets this too.
+RELIABLE = {"MPIR_CVAR_CH4_NETMOD": "ofi"}
+DAEMONS = ("slurmctld", "slurmscriptd", "slurmd", "slurmstepd", "munged")
+
+
+class Cluster:
+    """A Slurm that answers."""
+
+    def __init__(self, started: bool) -> None:
+        self.started = started  # by this session, which then ends it
+        self.own = cluster_name() == OURS  # both nodes are this host, and nobody else's jobs run
+
+    def srun(
+        self,
+        program: list[str],
+        *options: str,
+        seconds: int,
+        nodes: int = NODES,
+        per_node: int = 2,
+        cliques: int = 1,
+        **variables: str,
+    ) -> launch.Ended:
+        """Run a Python command line on `nodes` x `per_node` ranks, for at most `seconds`."""
+        command = step(program, *options, nodes=nodes, per_node=per_node)
+        return launch.ended(command, seconds=seconds, cliques=cliques, **(RELIABLE | variables))
+
+    def sbatch(self, script: str, *options: str, output: Path, seconds: int, **variables: str) -> launch.Ended:
+        """Submit a script, wait for its end for at most `seconds`; status and output are the job's."""
+        command = ["sbatch", "--wait", "--parsable", f"--output={output}", *options, script]
+        submitted = launch.ended(command, seconds=seconds, **variables)
+        if submitted.status in (124, 137):  # the limit ended the waiting, not the job
+            ask("scancel", submitted.output.strip())
+        return submitted._replace(output=output.read_text() if output.exists() else "")
+
+    def jobs(self, name: str = "") -> list[str]:
+        """The ids of the jobs with this name, else of all, that wait, run or end."""
+        return ask("squeue", "--noheader", "--format=%i", *([f"--name={name}"] if name else [])).split()
+
+    def stop(self) -> list[str]:
+        """End the Slurm that this session started; what is still running afterwards."""
+        if not self.started:
+            return []
+        deadline = time.monotonic() + ASK_LIMIT_S
+        while (left := self.jobs()) and time.monotonic() < deadline:  # else their processes outlive the daemons
+            ask("scancel", *left)
+            time.sleep(0.2)
+        _manage("down", seconds=ASK_LIMIT_S)
+        return daemons()
+
+
+def step(program: list[str], *options: str, nodes: int = NODES, per_node: int = 2) -> list[str]:
+    """The command line of a job of Python ranks that ends when one of them dies."""
+    shape = [f"--nodes={nodes}", f"--ntasks-per-node={per_node}", "--mpi=pmi2", "--kill-on-bad-exit=1"]
+    return ["srun", *shape, *options, sys.executable, *program]
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """The Slurm to use; skips the test where there is none and none can be started."""
+    name = cluster_name()
+    if "SLURM_JOB_ID" in os.environ:
+        pytest.skip("this is a Slurm job already, and what the tests start would wait for its nodes")
+    if name is not None and name != OURS and os.environ.get(SITE) != "site":
+        pytest.skip(f"the Slurm here, {name}, is a site's: set {SITE}=site to run jobs on it")
+    found = Cluster(started=name is None and _start())
+    try:
+        yield found
+    finally:
+        left = found.stop()
+        assert not left, f"the Slurm of the tests did not end: {left}"
+
+
+def cluster_name() -> str | None:
+    """The name of the Slurm that answers, None if none does."""
+    if shutil.which("sinfo") is None or not ask("sinfo", "--noheader"):
+        return None
+    lines = (line.partition("=") for line in ask("scontrol", "show", "config").splitlines())
+    return next((value.strip() for key, _, value in lines if key.strip() == "ClusterName"), None)
+
+
+def ask(*command: str) -> str:
+    """What a command of Slurm prints, "" if it fails or does not answer."""
+    done = subprocess.run(
+        launch.limited(list(command), ASK_LIMIT_S),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=ASK_LIMIT_S + 15,
+        check=False,
+    )
+    return done.stdout if done.returncode == 0 else ""
+
+
+def daemons() -> list[str]:
+    """Slurm's processes on this host, without those that have ended and wait for their parent to notice."""
+    running = psutil.process_iter(["name", "status", "pid"])
+    found = [each.info for each in running if each.info["status"] != psutil.STATUS_ZOMBIE]
+    return [f"{each['name']} {each['pid']}" for each in found if each["name"] in DAEMONS]
+
+
+def _start() -> bool:
+    """Bring a Slurm up; True when it answers."""
+    if not MANAGER.is_file():
+        pytest.skip("no Slurm answers, and ../shared/tools/slurm_up.sh is not there to start one")
+    if os.geteuid() != 0:
+        pytest.skip("no Slurm answers, and only root can start one")
+    if CONFIGURED.exists() and f"ClusterName={OURS}\n" not in CONFIGURED.read_text():
+        pytest.skip(f"{CONFIGURED} configures another Slurm, which does not answer")
+    started = _manage(str(NODES), str(CPUS), seconds=START_LIMIT_S)
+    assert started.status == 0, started
+    return True
+
+
+def _manage(*arguments: str, seconds: int) -> launch.Ended:
+    """Run the script that starts and ends the Slurm on this host."""
+    return launch.ended(["bash", str(MANAGER), *arguments], seconds=seconds)
