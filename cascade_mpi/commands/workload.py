@@ -68,14 +68,14 @@ def workload(
     window: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Requests of a rank between two barriers. [default: 32 / ranks]", rich_help_panel=REPLAY
+            min=1, help="Requests of a rank between two barriers. Default: 32 over the ranks.", rich_help_panel=REPLAY
         ),
     ] = None,
     verify: Annotated[
         str, typer.Option(help="Check the contents that come back: full, sample or off.", rich_help_panel=REPLAY)
     ] = "full",
     block_bytes: Annotated[
-        str | None, typer.Option(help="Size of a block, such as 4KiB. [default: 64KiB]", rich_help_panel=BLOCKS)
+        str | None, typer.Option(help="Size of a block, such as 4KiB. Default: 64KiB.", rich_help_panel=BLOCKS)
     ] = None,
     model: Annotated[
         str | None, typer.Option(help=f"Block size of a model: {', '.join(models.MODELS)}.", rich_help_panel=BLOCKS)
@@ -113,7 +113,9 @@ def workload(
     live: Annotated[
         bool | None,
         typer.Option(
-            "--live/--no-live", help="Live view. [default: when rank 0 writes to a terminal]", rich_help_panel=OUTPUT
+            "--live/--no-live",
+            help="Live view. Default: when rank 0 writes to a terminal, which under mpiexec and srun it does not.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     json_file: Annotated[
