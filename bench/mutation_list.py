@@ -13,6 +13,7 @@ DRAM, WRITER, READER = "cascade_mpi/dram.py", "cascade_mpi/writer.py", "cascade_
 BATCH, ALLOCATOR = "cascade_mpi/batch.py", "cascade_mpi/allocator.py"
 CALLS, ASSEMBLY = "tests/unit/test_onesided.py::", "tests/unit/test_protocol_assembly.py::"
 TARGETS = "tests/mpi/test_mutation_targets.py::"
+REGISTRY, SPACES = "cascade_mpi/registry.py", "tests/mpi/test_namespaces.py::"
 
 
 _DELETE_ONCE = (
@@ -434,5 +435,48 @@ MUTATIONS = (
         '"""Clear a hazard slot, after everything that was read under it. 1 Put + 1 Flush."""\n    ',
         "fence_seq_cst",
         "test_unpin_after_everything_that_was_read",
+    ),
+    # -------------------------------------------------------------------------------------------- namespaces
+    Mutation(
+        "epoch-not-looked-at-again",
+        "what was read is returned only if its epoch has not passed meanwhile",
+        REGISTRY,
+        (("        return self.epochs[space.slot] == space.epoch\n", "        return True\n"),),
+        (f"{SPACES}test_a_get_that_began_before_a_bump_returns_nothing_old[allocate-compiled]",),
+    ),
+    Mutation(
+        "epoch-not-in-the-key",
+        "a weight epoch is part of every key",
+        REGISTRY,
+        (("self.digest = namespace.digest(epoch)", "self.digest = namespace.digest(0)"),),
+        (f"{SPACES}test_nothing_of_the_old_epoch_is_found_after_a_bump[allocate-compiled-name]",),
+    ),
+    Mutation(
+        "salt-not-in-the-key",
+        "a tenant's salt is part of every key",
+        "cascade_mpi/namespaces.py",
+        (("digest_size=16, key=self.salt,", "digest_size=16,"),),
+        (f"{SPACES}test_tenants_do_not_see_or_probe_each_other[allocate-compiled]",),
+    ),
+    Mutation(
+        "passed-blocks-stay",
+        "blocks of a passed epoch make room, protected ones too",
+        DRAM,
+        (("& (at < epoch)", "& (at > epoch)"),),
+        (f"{SPACES}test_blocks_of_a_passed_epoch_leave_memory",),
+    ),
+    Mutation(
+        "quota-counts-only-up",
+        "what leaves a namespace leaves its quota",
+        REGISTRY,
+        (("self._released[at] = self._released.get(at, 0) + nbytes", "self._released[at] = 0"),),
+        (f"{SPACES}test_one_rank_may_use_the_whole_quota_and_not_a_byte_more",),
+    ),
+    Mutation(
+        "quota-not-looked-at",
+        "a put beyond a quota is refused",
+        REGISTRY,
+        (("over = max(used + nbytes - quota, 0)", "over = 0"),),
+        (f"{SPACES}test_a_quota_holds_over_all_ranks[allocate-compiled]",),
     ),
 )  # fmt: skip

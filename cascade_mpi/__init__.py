@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from cascade_mpi.config import Config
 from cascade_mpi.errors import CascadeError
+from cascade_mpi.namespaces import Namespace
 
 if TYPE_CHECKING:
     from cascade_mpi.store import PutResult, Store
 
 logging.getLogger("cascade").addHandler(logging.NullHandler())  # silent unless the program listens
 __version__ = "0.1.0"
-__all__ = ["CascadeError", "Config", "PutResult", "Store", "__version__"]
+__all__ = ["CascadeError", "Config", "Namespace", "PutResult", "Store", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
