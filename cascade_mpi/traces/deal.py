@@ -111,7 +111,8 @@ def _with_route(requests: Iterable[Request], ranks: int, name: str) -> tuple[Ite
     stream = iter(requests)
     if isinstance(requests, Trace):
         has_blocks, has_sessions = requests.has_blocks, requests.has_sessions
-        tokens: int | None = requests.block_tokens
+        # A recording does not say how full the last block of a lookup is.
+        tokens = None if requests.format == "cascade" else requests.block_tokens
     else:
         first = next(stream, None)
         has_blocks, tokens = True, None
