@@ -14,13 +14,10 @@ import sys
 REST = "the job is over. It was killed from outside, ran out of memory, or crashed"
 
 
-def said(dead: list[int]) -> str:
-    """Local. The line about ranks that were found dead together; rank 0 dies with every job."""
-    others = [rank for rank in dead if rank != 0]
-    if len(others) == 1:
-        return f"rank {others[0]} has died: {REST}"
-    if dead == [0]:
-        return f"rank 0 has died: {REST}"
+def said(dead: set[int]) -> str:
+    """Local. The line about the ranks that were dead when it was noticed."""
+    if len(dead) == 1:
+        return f"rank {min(dead)} has died: {REST}"
     return f"a rank has died and the launcher has killed the others: {REST}"
 
 
@@ -32,6 +29,7 @@ def main() -> int:
     poll.register(0, select.POLLIN)
     watched: dict[int, int] = {}
     text = b""
+    ended = False
     while True:
         ready = [fd for fd, _ in poll.poll()]
         if 0 in ready:
@@ -49,13 +47,12 @@ def main() -> int:
                     continue
                 watched[fd] = rank
                 poll.register(fd, select.POLLIN)
-            if not heard:
-                break
-        if any(fd in watched for fd in ready):
+            ended = not heard
+        if ended or any(fd in watched for fd in ready):
             break
-    dead = sorted(
-        {watched[fd] for fd, _ in poll.poll(0) if fd in watched} | {watched[fd] for fd in ready if fd in watched}
-    )
+    dead = {watched[fd] for fd, _ in poll.poll(0) if fd in watched}
+    if ended:
+        dead.add(0)  # the other end of stdin is rank 0
     os.write(2, f"cascade: {said(dead)}\n".encode())
     return 0
 
