@@ -441,7 +441,7 @@ MUTATIONS = (
         "epoch-not-looked-at-again",
         "what was read is returned only if its epoch has not passed meanwhile",
         REGISTRY,
-        (("        return self.epochs[space.slot] == space.epoch\n", "        return True\n"),),
+        (("        return self.epochs[space.slot] != space.epoch\n", "        return False\n"),),
         (f"{SPACES}test_a_get_that_began_before_a_bump_returns_nothing_old[allocate-compiled]",),
     ),
     Mutation(

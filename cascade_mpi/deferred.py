@@ -17,22 +17,22 @@ from cascade_mpi.writer import Draft, Exists, PutResult, Writer
 
 
 class Deferred:
-    """The drafts of one rank, by key. True while there are any."""
+    """The drafts of one rank; `drafts` has them by key, in the order of their puts."""
 
     def __init__(self, writer: Writer, dram: DramTier) -> None:
         self._writer, self._dram = writer, dram
-        self._drafts: dict[tuple[int, int], Draft] = {}
+        self.drafts: dict[tuple[int, int], Draft] = {}
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
         """Local. How many puts wait."""
-        return len(self._drafts)
+        return len(self.drafts)
 
     def put(self, hi: int, lo: int, space: Space, data: Any, *, prefix: bool, exists: Exists) -> PutResult:
         """Local. Write a block that the next `publish` makes visible; one of the same key that waits is replaced."""
         writer = self._writer
         value = source(data)
-        if exists != "replace" and ((hi, lo) in self._drafts or writer.find(hi, lo)):
+        if exists != "replace" and ((hi, lo) in self.drafts or writer.find(hi, lo)):
             self.publish_one(hi, lo)
             return writer.put(hi, lo, space, value, prefix=prefix, exists=exists)
         draft = writer.draft(hi, lo, space, value, prefix=prefix)
@@ -40,30 +40,30 @@ class Deferred:
             return writer.refuse(draft, value.nbytes)
         with self._lock:
             self.give_up(hi, lo)
-            self._drafts[hi, lo] = draft
+            self.drafts[hi, lo] = draft
         return PutResult(stored=True, bytes=value.nbytes, tier="dram")
 
     def publish_one(self, hi: int, lo: int) -> None:
         """Local. A rank sees its own writes: what it asks for is published first."""
-        if self._drafts:
+        if self.drafts:
             with self._lock:
-                draft = self._drafts.get((hi, lo))
+                draft = self.drafts.get((hi, lo))
                 result = None if draft is None else self._writer.publish(draft, "replace")
-                self._drafts.pop((hi, lo), None)  # afterwards: until then another thread's get comes here too
+                self.drafts.pop((hi, lo), None)  # afterwards: until then another thread's get comes here too
             if result is not None and result.refused:
                 raise StoreFullError(f"a deferred block of {result.bytes} bytes was not published: {result.reason}")
 
     def publish(self) -> list[PutResult]:
         """Local. Publish all of them, in the order of their puts."""
         with self._lock:
-            results = [self._writer.publish(draft, "replace") for draft in self._drafts.values()]
-            self._drafts.clear()
+            results = [self._writer.publish(draft, "replace") for draft in self.drafts.values()]
+            self.drafts.clear()
         return results
 
     def give_up(self, hi: int, lo: int) -> bool:
         """Local. Forget the draft of a key; whether there was one."""
         with self._lock:
-            draft = self._drafts.pop((hi, lo), None)
+            draft = self.drafts.pop((hi, lo), None)
             if draft is not None:
                 self._dram.give_up(unpack_word(draft.word).page)
         return draft is not None
@@ -71,9 +71,9 @@ class Deferred:
     def clear(self) -> None:
         """Local. Forget all of them."""
         with self._lock:
-            for hi, lo in list(self._drafts):
+            for hi, lo in list(self.drafts):
                 self.give_up(hi, lo)
 
     def first_pages(self) -> set[int]:
         """Local. The first pages of their cells."""
-        return {unpack_word(draft.word).page for draft in self._drafts.values()}
+        return {unpack_word(draft.word).page for draft in self.drafts.values()}

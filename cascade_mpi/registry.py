@@ -121,11 +121,11 @@ class Registry:
             space = self._renew(space)
         return space
 
-    def is_current(self, space: Space) -> bool:
-        """Local. Whether the namespace is still at this epoch; what was read of an older one is not to be returned."""
+    def has_passed(self, space: Space) -> bool:
+        """Local. Whether the namespace is at a later epoch by now: what was read of this one is not to be returned."""
         if space.slot < 0:
-            return False  # somebody has registered it since, or there would be nothing to be found
-        return self.epochs[space.slot] == space.epoch
+            return True  # somebody has registered it since, or there would be nothing to be found
+        return self.epochs[space.slot] != space.epoch
 
     def _find(self, namespace: Namespace, register: bool) -> Space:
         wanted = namespace.id

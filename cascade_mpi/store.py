@@ -97,6 +97,7 @@ class Store:
             fabric, self._dram, self._copier, self._registry, checksum=self.config.checksum, attempt=fabric.attempt
         )
         self._deferred = Deferred(self._writer, self._dram)
+        self._drafts = self._deferred.drafts
         self._progress, self._progress_reason = self._start_progress()
         self._async: ThreadPoolExecutor | None = None
         self._async_lock = threading.Lock()
@@ -129,22 +130,27 @@ class Store:
         address, room = target(out)
         if room >= _SPLIT_BYTES and self._threaded:
             return self._read(key, namespace, lambda hi, lo: self._reader.into(hi, lo, address, room))
-        if type(key) is not int or namespace is not None or self._mixed[0] or self._deferred:
-            return self._read(key, namespace, lambda hi, lo: self._whole(hi, lo, address, room))
-        try:  # the shortest path
-            outcome: int = self._get(
-                self._ctx, self._scratch.address, key >> 64, key & _MASK64, address, room, 0, WHOLE
-            )
+        # The steps of `_read`, without its calls: half of the time of a small block would be theirs.
+        space = None
+        if namespace is not None or self._mixed[0]:
+            space = self._space(namespace)
+            hi, lo = key_words(key, space.digest)
+        elif type(key) is int:
+            hi, lo = key >> 64, key & _MASK64
+        else:
+            hi, lo = key_words(key)
+        if self._drafts:
+            self._deferred.publish_one(hi, lo)
+        try:
+            outcome: int | None = self._get(self._ctx, self._scratch.address, hi, lo, address, room, 0, WHOLE)
         except OverflowError:
             key_words(key)  # says what a key may be
             raise
-        if outcome >= 0 and not self._mixed[0]:
+        if outcome < 0:  # type: ignore[operator]  # the kernel's is a number
+            outcome = self._reader.settle(outcome, hi, lo, address, room)  # type: ignore[arg-type]
+        if outcome is None or not (self._mixed[0] if space is None else self._registry.has_passed(space)):
             return outcome
-        if outcome < 0:
-            settled = self._reader.settle(outcome, key >> 64, key & _MASK64, address, room)
-            if settled is None or not self._mixed[0]:
-                return settled
-        return self._read(key, None, lambda hi, lo: self._whole(hi, lo, address, room))  # an epoch has passed
+        return self._read(key, namespace, lambda hi, lo: self._whole(hi, lo, address, room))
 
     def _whole(self, hi: int, lo: int, address: int, room: int) -> int | None:
         outcome: int = self._get(self._ctx, self._scratch.address, hi, lo, address, room, 0, WHOLE)
@@ -155,10 +161,10 @@ class Store:
         while True:
             space = self._space(namespace)
             hi, lo = key_words(key, space.digest)
-            if self._deferred:
+            if self._drafts:
                 self._deferred.publish_one(hi, lo)
             found = read(hi, lo)
-            if found is None or self._registry.is_current(space):
+            if found is None or not self._registry.has_passed(space):
                 return found
 
     def get_range(
@@ -325,7 +331,7 @@ class Store:
                 raise ValueError(f"{len(array)} keys and {len(outs)} buffers: give one buffer for each key")
             self._publish_waiting(array)
             got = self._batch.get(array, outs)
-            if self._registry.is_current(space) or all(each is None for each in got):
+            if not self._registry.has_passed(space) or all(each is None for each in got):
                 return got
 
     def put_many(
@@ -366,7 +372,7 @@ class Store:
         return self._batch.contains(array, exact)
 
     def _publish_waiting(self, keys: npt.NDArray[np.uint64]) -> None:
-        if self._deferred:
+        if self._drafts:
             for hi, lo in keys.tolist():
                 self._deferred.publish_one(hi, lo)
 
