@@ -152,7 +152,7 @@ def route_named(
         return BySession(ranks, lambda request: request.session)
     if not has_blocks:
         needs = "sessions or which blocks inputs share" if name == "session" else "which blocks inputs share"
-        raise TraceError(f"the route {name} needs to know {needs}, and this trace tells neither: use round-robin")
+        raise TraceError(f"the route {name} needs to know {needs}, which this trace does not tell: use round-robin")
     if name == "session":
         return BySession(ranks, Continuations(block_tokens).session_of)
     return ByPrefix(ranks)

@@ -11,7 +11,9 @@ from itertools import islice
 
 from cascade_mpi.traces.request import Request
 
-NO_BLOCKS = "it has token counts only, no block identity: every block is taken as unique, so that no hit is possible"
+NO_BLOCKS = (
+    "the trace has token counts only, no block identity: every block is taken as unique, so that no hit is possible"
+)
 
 
 class Trace:
