@@ -51,14 +51,17 @@ class Cluster:
         **variables: str,
     ) -> launch.Ended:
         """Run a Python command line on `nodes` x `per_node` ranks, for at most `seconds`."""
-        command = step(program, *options, nodes=nodes, per_node=per_node)
-        return launch.ended(command, seconds=seconds, cliques=cliques, **(RELIABLE | variables))
+        name = f"cascade-test-{os.getpid()}-{time.monotonic_ns()}"
+        command = step(program, f"--job-name={name}", *options, nodes=nodes, per_node=per_node)
+        ended = launch.ended(command, seconds=seconds, cliques=cliques, **(RELIABLE | variables))
+        self.cancel(name)
+        return ended
 
     def sbatch(self, script: str, *options: str, output: Path, seconds: int, **variables: str) -> launch.Ended:
         """Submit a script, wait for its end for at most `seconds`; status and output are the job's."""
         command = ["sbatch", "--wait", "--parsable", f"--output={output}", *options, script]
         submitted = launch.ended(command, seconds=seconds, **variables)
-        if submitted.status in (124, 137):  # the limit ended the waiting, not the job
+        if submitted.status == 124:  # the limit ended the waiting, not the job
             ask("scancel", submitted.output.strip())
         return submitted._replace(output=output.read_text() if output.exists() else "")
 
@@ -66,14 +69,18 @@ class Cluster:
         """The ids of the jobs with this name, else of all, that wait, run or end."""
         return ask("squeue", "--noheader", "--format=%i", *([f"--name={name}"] if name else [])).split()
 
+    def cancel(self, name: str = "") -> None:
+        """End the jobs with this name, else all, and wait for that: an srun that was killed leaves its job behind."""
+        deadline = time.monotonic() + ASK_LIMIT_S
+        while (left := self.jobs(name)) and time.monotonic() < deadline:
+            ask("scancel", *left)
+            time.sleep(0.1)
+
     def stop(self) -> list[str]:
         """End the Slurm that this session started; what is still running afterwards."""
         if not self.started:
             return []
-        deadline = time.monotonic() + ASK_LIMIT_S
-        while (left := self.jobs()) and time.monotonic() < deadline:  # else their processes outlive the daemons
-            ask("scancel", *left)
-            time.sleep(0.2)
+        self.cancel()  # else their processes outlive the daemons
         _manage("down", seconds=ASK_LIMIT_S)
         return daemons()
 
@@ -137,6 +144,9 @@ def _start() -> bool:
     if CONFIGURED.exists() and f"ClusterName={OURS}\n" not in CONFIGURED.read_text():
         pytest.skip(f"{CONFIGURED} configures another Slurm, which does not answer")
     started = _manage(str(NODES), str(CPUS), seconds=START_LIMIT_S)
+    if started.status != 0 and cluster_name() == OURS:  # it waits for idle nodes: the last session may have died
+        Cluster(started=True).cancel()
+        return True
     assert started.status == 0, started
     return True
 

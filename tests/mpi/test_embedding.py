@@ -39,7 +39,6 @@ def test_two_stores_at_once_do_not_mix(open_store: Callable[..., Store], comm: M
     two.check()
 
 
-@pytest.mark.core
 def test_parts_of_the_ranks_have_stores_of_their_own(comm: MPI.Intracomm) -> None:
     part = comm.Split(comm.rank % 2, -comm.rank)  # other ranks, in the other order
     with Store(part, dram_bytes="1MiB" if comm.rank % 2 else "2MiB") as store:

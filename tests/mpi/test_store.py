@@ -221,7 +221,6 @@ def test_two_ranks_put_one_key_and_all_read_the_same(any_store: Store, comm: MPI
         assert any_store.get(f"contested {number}") is None  # no second word came to light
 
 
-@pytest.mark.core
 def test_keep_and_error(any_store: Store, comm: MPI.Intracomm) -> None:
     first = any_store.put(f"key {comm.rank}", b"first", exists="keep")
     assert (first.stored, first.kept, bool(first)) == (True, False, True)
@@ -393,7 +392,6 @@ def test_the_arena_adds_up(any_store: Store, comm: MPI.Intracomm) -> None:
     assert arena["live_bytes"] <= arena["live"]
 
 
-@pytest.mark.core
 def test_the_report_names_every_choice(any_store: Store, comm: MPI.Intracomm) -> None:
     report = any_store.report()
     assert report["ranks"] == comm.size
@@ -461,7 +459,6 @@ def test_a_closed_store_refuses_every_call(any_comm: MPI.Intracomm, open_store: 
             pytest.fail(f"call number {number} was not refused")
 
 
-@pytest.mark.core
 def test_the_store_is_a_context_manager(any_comm: MPI.Intracomm) -> None:
     with Store(any_comm, dram_bytes="1MiB") as opened:
         opened.put("k", b"v")

@@ -82,7 +82,6 @@ def test_hints_for_atomics_are_on_the_index_alone(store: Store) -> None:
         assert hints["index"]["accumulate_ops"] == "same_op_no_op"
 
 
-@pytest.mark.core
 def test_auto_takes_a_layout_that_maps_the_node(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
     store = open_store(comm, windows="auto")
     windows = store.report()["windows"]
