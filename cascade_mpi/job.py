@@ -6,9 +6,10 @@ only when an error has happened on several ranks.
 
 from __future__ import annotations
 
+import os
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
@@ -34,10 +35,11 @@ def fail_together(comm: MPI.Intracomm, error: CascadeError) -> int:
     return 2
 
 
-def abort(comm: MPI.Intracomm, status: int) -> None:
+def abort(comm: MPI.Intracomm, status: int) -> NoReturn:
     """Local. End the whole job with this exit status."""
     sys.stderr.flush()
     comm.Abort(status)
+    os._exit(status)  # MPI_Abort may come back (MPICH under Slurm's pmi2 does): nothing must run on in a broken job
 
 
 def print_error(text: str) -> None:

@@ -243,7 +243,8 @@ def run(options: WorkloadOptions) -> int:
             ends.over()
             return fail_together(comm, error)
         except Exception:
-            traceback.print_exc()
+            if not ends.interruption.stopped():  # else it is only that the other ranks ended first
+                traceback.print_exc()
             ends.over()
             abort(comm, 1)
         ends.over()
