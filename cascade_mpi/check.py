@@ -17,6 +17,7 @@ from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels.checksum import checksum_bytes
+from cascade_mpi.keys import shown
 from cascade_mpi.layout import (
     BUCKET_WORDS,
     DESCRIPTOR,
@@ -95,7 +96,7 @@ def _check_words(fabric: Fabric, problems: list[str]) -> Claims:
         if expected != (fabric.comm.rank, bucket, word.fp):
             problems.append(f"{where} names a key that belongs to {expected}")
         if key in seen.setdefault(bucket, set()):
-            problems.append(f"{where} is a double of key {key[0]:016x}{key[1]:016x}")
+            problems.append(f"{where} is a double of block {shown(*key)}")
         seen[bucket].add(key)
     return claims
 

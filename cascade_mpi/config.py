@@ -28,6 +28,7 @@ ChecksumMode = Literal["later", "inline", "off"]
 WhenFull = Literal["evict", "refuse"]
 MpiCalls = Literal["auto", "compiled", "python"]
 
+HIDDEN = "(hidden)"  # what is printed for a secret
 MIN_REST_MS = 0.1  # 32,767 generations of a cell must last longer than any honest attempt to read it
 MAX_SIZE = (1 << 63) - 1  # what an MPI_Aint can address
 
@@ -215,11 +216,14 @@ def _namespace(value: object) -> AnyNamespace:
     if isinstance(value, Mapping):  # a table of a TOML file; its salt is not to be shown
         value = _namespace_of(value)
     if not isinstance(value, (str, Namespace)):
-        raise ConfigError(f'namespace is {value!r}: it must be text or a Namespace ("" for the default namespace)')
+        shown = f"a {type(value).__name__}"  # not its contents: there may be a salt in it
+        raise ConfigError(f'namespace is {shown}: it must be text or a Namespace ("" for the default namespace)')
     try:
         as_namespace(value)
     except ValueError as error:
         raise ConfigError(f"namespace is {value!r}: {error}") from None
+    if isinstance(value, Namespace) and value == Namespace(value.name):
+        return value.name  # one form of the same thing: the ranks' settings are compared
     return value
 
 
@@ -229,6 +233,8 @@ def _namespace_of(parts: Mapping[str, Any]) -> Namespace:
         if part not in known:
             raise ConfigError(f"namespace has an unknown part {part!r}: {nearest(str(part), known)}")
     try:
+        if parts.get("salt") == HIDDEN:
+            raise ValueError(f"its salt is {HIDDEN!r}, as it is printed: write the salt itself")
         return Namespace(**parts)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"namespace: {error}") from None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,8 @@ class DramTier:
         self.evicted = self.evicted_bytes = self.swept = self.passed = 0
         self._unsummed: deque[int] = deque()
         self._passed: deque[int] = deque()  # words of blocks of epochs that have passed
-        self.freed: Callable[[int, int, int], None] | None = None  # told namespace id, epoch and bytes of what leaves
+        self.counted = np.zeros(fabric.pages, np.bool_)  # by first page: the block counts against a quota
+        self.freed: Callable[[int, int, int], None] | None = None  # told namespace id, epoch and bytes of what counted
         self._rest, self._evicts = rest, evict
         self._last_retired = -1.0
         self.pause: Callable[[str], None] | None = None  # test hook
@@ -109,6 +110,12 @@ class DramTier:
                     checksum_cell(descriptor, self.fabric.arena_address + first * self.fabric.page_bytes)
                     done += 1
         return done
+
+    def abandon(self, first: int) -> None:
+        """Local. A reserved cell that was not written whole goes to limbo; it counts against nothing."""
+        with self.lock:
+            self.counted[first] = False
+            self._leave(first)
 
     def give_up(self, first: int) -> None:
         """Local. A reserved cell whose word is nowhere and will never be published goes to limbo."""
@@ -237,13 +244,36 @@ class DramTier:
             lengths, at = self.records["length"][live], self.records["epoch"][live] == epoch
         return int(at.sum()), int(lengths[at].sum()), int(lengths[~at].sum())
 
+    def count(self, namespace_id: int, epoch: int, drafts: Iterable[int], *, on: bool) -> int:
+        """Local. Let the blocks of a namespace at an epoch count against a quota from now on, or not: their bytes.
+
+        `drafts` are first pages of cells that wait for their publication.
+        """
+        with self.lock:
+            cells = [*self.cells_of(namespace_id, epoch).tolist()]
+            records = self.records
+            cells += [
+                first for first in drafts
+                if int(records["namespace"][first]) == namespace_id and records["epoch"][first] == epoch
+            ]  # fmt: skip
+            self.counted[cells] = on
+            return int(records["length"][cells].sum())
+
+    def sweep_hinted(self) -> None:
+        """Local. Sweep if a stranger has said that a word of this rank's is gone."""
+        if self.fabric.gone.any():
+            self.sweep()
+
     def make_room_in(self, namespace_id: int, epoch: int, nbytes: int) -> bool:
-        """Local. Sweep, then evict blocks of this rank in a namespace, `nbytes` of them; False if there was nothing."""
+        """Local. Sweep, or evict `nbytes` of this rank's blocks in a namespace; False if it has not so many."""
         with self.lock:
             freed = self.sweep()
             if freed or not self._evicts:
                 return freed > 0
-            for first in self._victims(self.cells_of(namespace_id, epoch)):
+            victims = self._victims(self.cells_of(namespace_id, epoch))
+            if int(self.records["length"][victims].sum()) < nbytes:
+                return False  # none of them has to go
+            for first in victims:
                 if freed >= nbytes:
                     break
                 freed += self._evict_one(first)
@@ -254,10 +284,15 @@ class DramTier:
         with self.lock:
             live = np.flatnonzero(self.words)
             spaces, at = self.records["namespace"][live], self.records["epoch"][live]
-            old = np.zeros(live.size, np.bool_)
-            for namespace_id, epoch in epochs.items():
-                old |= (spaces == np.uint64(namespace_id)) & (at < epoch)
+            known = np.array(sorted(epochs), np.uint64)
+            place = np.minimum(np.searchsorted(known, spaces), known.size - 1)
+            begun = np.array([epochs[namespace_id] for namespace_id in known.tolist()], np.uint32)
+            old = (known[place] == spaces) & (at < begun[place])
             self._passed = deque(self.words[live[old]].tolist())
+
+    def let_one_pass(self, word: int) -> None:
+        """Local. The block of this word is to go: its epoch passed before it was published."""
+        self._passed.append(word)
 
     @property
     def any_passed(self) -> bool:
@@ -287,9 +322,10 @@ class DramTier:
 
     def _leave(self, first: int) -> None:
         """A cell goes to limbo, and its bytes out of its namespace."""
-        if self.freed is not None:
+        if self.counted[first] and self.freed is not None:
             record = self.records[first]
             self.freed(int(record["namespace"]), int(record["epoch"]), int(record["length"]))
+        self.counted[first] = False
         self._last_retired = time.monotonic()
         self.allocator.retire(first, self._last_retired)
 

@@ -53,6 +53,14 @@ def key_words(key: Key, space: bytes = DEFAULT_DIGEST) -> Words:
     return number >> 64 ^ high, number & _MASK64 ^ low
 
 
+def shown(hi: int, lo: int) -> str:
+    """Local. The words of a key for people: the same for the same key, but no way back to it.
+
+    The words themselves would tell the digest of a salted namespace to whoever asks for key 0 in it.
+    """
+    return hashlib.blake2b(struct.pack(">QQ", hi, lo), digest_size=6, person=b"cascade shown 1").hexdigest()
+
+
 def key_array(keys: Iterable[Key] | npt.NDArray[Any], space: bytes = DEFAULT_DIGEST) -> npt.NDArray[np.uint64]:
     """Local. Keys as uint64[n, 2], C-contiguous: column 0 the high, column 1 the low 64 bits.
 

@@ -44,7 +44,10 @@ class Namespace:
                 value.encode()
             except UnicodeEncodeError:
                 raise ValueError(f"{each} of a namespace is {value!r}: it must be text that UTF-8 can encode") from None
-        salt = self.salt.encode() if isinstance(self.salt, str) else self.salt
+        try:
+            salt = self.salt.encode() if isinstance(self.salt, str) else self.salt
+        except UnicodeEncodeError:
+            raise ValueError("salt of a namespace is text that UTF-8 cannot encode: give bytes") from None
         if not isinstance(salt, bytes):
             raise TypeError(f"salt of a namespace is bytes or a str, not {type(salt).__name__}")
         if len(salt) > MAX_SALT_BYTES:

@@ -55,7 +55,8 @@ def agree(comm: MPI.Intracomm, config: ConfigLike, overrides: Mapping[str, Any])
         if isinstance(other, ConfigError):
             raise mine if isinstance(mine, ConfigError) else ConfigError(f"rank {rank}: {other}")
         if other != everyone[0]:
-            raise ConfigError(f"rank {rank} was given {other}, rank 0 {everyone[0]}")
+            salts = "; the salts of their namespaces differ" if str(other) == str(everyone[0]) else ""
+            raise ConfigError(f"rank {rank} was given {other}, rank 0 {everyone[0]}{salts}")
     agreed: Config = everyone[0]
     return agreed
 

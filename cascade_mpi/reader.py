@@ -18,6 +18,7 @@ from cascade_mpi.errors import BufferSizeError, CascadeError, NoPinSlotError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_bytes
+from cascade_mpi.keys import shown
 from cascade_mpi.layout import DESCRIPTOR, FLAG_CHECKSUM, FLAG_PREFIX, TIER_NAMES, unpack_word
 from cascade_mpi.onesided import DESCRIBE, RANGE, WHOLE
 from cascade_mpi.pins import Pin, PinTable
@@ -133,7 +134,7 @@ class Reader:
             if outcome != c.CHANGED:
                 self._fail(outcome, hi, lo)
                 return None
-        raise CascadeError(f"block {hi:016x}{lo:016x} was replaced in every one of {_PIN_ATTEMPTS} looks at it")
+        raise CascadeError(f"block {shown(hi, lo)} was replaced in every one of {_PIN_ATTEMPTS} looks at it")
 
     def described(self, nbytes: int) -> Found:
         """Local. The descriptor and the word that the last call left in this thread's scratch."""
@@ -165,7 +166,7 @@ class Reader:
             pin = self._pins.pin(found.word, found.rank, found.home, found.bucket, found.slot)
             if pin is not None:
                 return found, pin
-        raise CascadeError(f"block {hi:016x}{lo:016x} was replaced {_PIN_ATTEMPTS} times while it was to be pinned")
+        raise CascadeError(f"block {shown(hi, lo)} was replaced {_PIN_ATTEMPTS} times while it was to be pinned")
 
     # -------------------------------------------------------------------------------------------- the rest
 
@@ -212,7 +213,7 @@ class Reader:
             if outcome != c.MISS:
                 self._fail(outcome, hi, lo)
                 return None
-        raise CascadeError(f"block {hi:016x}{lo:016x} could not be read: its word changed with every attempt")
+        raise CascadeError(f"block {shown(hi, lo)} could not be read: its word changed with every attempt")
 
     def _sum_holds(self, address: int, room: int) -> bool:
         """Does what was just read have the checksum of its descriptor, if that has one?"""
@@ -227,7 +228,7 @@ class Reader:
             self._fabric.raise_mpi_error(self._fabric.scratch)
         if outcome == c.CORRUPT:
             self._count(c.C_CORRUPT)
-            _log.error("block %016x%016x: its checksum does not hold; reported as a miss", hi, lo)
+            _log.error("block %s: its checksum does not hold; reported as a miss", shown(hi, lo))
 
 
 def wrong_size(room: int, nbytes: int) -> BufferSizeError:

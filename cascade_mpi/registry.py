@@ -12,6 +12,7 @@ atomics alone, each kind by one operation, and read by plain loads where they ar
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,12 +21,13 @@ import numpy.typing as npt
 from mpi4py import MPI
 
 from cascade_mpi.dram import DramTier
-from cascade_mpi.errors import ConfigError
+from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.namespaces import DEFAULT, MAX_EPOCH, AnyNamespace, Namespace, as_namespace
 
 _CHANGES = 0  # counts the bumps that have reached this rank
 _HEADER = 8  # words, a cache line
+_BEGIN_S = 60.0
 _BYTES_BITS = 52  # of a used word: bytes; above them the low bits of their epoch
 _TAG_MASK = (1 << 64 - _BYTES_BITS) - 1
 _BYTES_MASK = (1 << _BYTES_BITS) - 1
@@ -37,6 +39,10 @@ Words = npt.NDArray[np.uint64]
 def table_bytes(slots: int) -> int:
     """Local. Bytes of the array on each rank."""
     return 8 * (_HEADER + 4 * slots)
+
+
+def _same(used: int) -> int:
+    return used
 
 
 class NamespaceInfo(NamedTuple):
@@ -63,14 +69,18 @@ class NamespaceInfo(NamedTuple):
 
 
 class Space:
-    """A namespace at the epoch that this rank saw last."""
+    """A namespace as this rank saw it last.
 
-    __slots__ = ("digest", "epoch", "id", "namespace", "slot")
+    `word` is that of the table of epochs: twice the epoch, or one less while that epoch is about to begin.
+    """
 
-    def __init__(self, namespace: Namespace, slot: int, epoch: int) -> None:
-        self.namespace, self.slot, self.epoch = namespace, slot, epoch
+    __slots__ = ("digest", "epoch", "id", "namespace", "slot", "word")
+
+    def __init__(self, namespace: Namespace, slot: int, word: int) -> None:
+        self.namespace, self.slot, self.word = namespace, slot, word
+        self.epoch = (word + 1) // 2
         self.id = namespace.id
-        self.digest = namespace.digest(epoch)
+        self.digest = namespace.digest(self.epoch)
 
 
 class Registry:
@@ -117,15 +127,38 @@ class Registry:
                 return space
             with self._lock:
                 self._spaces[namespace] = self._by_id[space.id] = space
-        if self.epochs[space.slot] != space.epoch:
+        if self.epochs[space.slot] != space.word:
             space = self._renew(space)
+        return space
+
+    def writable(self, namespace: AnyNamespace) -> Space:
+        """Local. The same for a put or a delete, with a slot; waits while an epoch is about to begin.
+
+        A rank that has not heard of the new epoch yet reads in the old one: a put into the new one must not have
+        returned before all have heard, nor one into the old one be seen after a put into the new one.
+
+        Raises
+        ------
+        CascadeError
+            The epoch did not begin within a minute.
+        """
+        space = self.current(namespace, register=True)
+        if space.word & 1:
+            deadline = time.monotonic() + _BEGIN_S
+            while (space := self.current(namespace)).word & 1:
+                self._fabric.poll(self._fabric.ctx, self._fabric.scratch.address)
+                if time.monotonic() > deadline:
+                    raise CascadeError(
+                        f"epoch {space.epoch} of namespace {space.namespace} has not begun on all ranks for "
+                        f"{_BEGIN_S:.0f} s: is the rank that called bump_epoch() still there?"
+                    )
         return space
 
     def has_passed(self, space: Space) -> bool:
         """Local. Whether the namespace is at a later epoch by now: what was read of this one is not to be returned."""
         if space.slot < 0:
             return True  # somebody has registered it since, or there would be nothing to be found
-        return self.epochs[space.slot] != space.epoch
+        return (self.epochs[space.slot] + 1) // 2 != space.epoch
 
     def _find(self, namespace: Namespace, register: bool) -> Space:
         wanted = namespace.id
@@ -159,18 +192,21 @@ class Registry:
     # -------------------------------------------------------------------------------------------- epochs
 
     def bump(self, namespace: AnyNamespace) -> int:
-        """Local. Let a new epoch begin on all ranks: its number. 1 fetch-and-add, 2 accumulates for each rank.
+        """Local. Let a new epoch begin on all ranks: its number. 1 fetch-and-add, 3 accumulates for each rank.
 
-        When it has returned, no call that starts on any rank finds a block of an earlier epoch.
+        First all ranks leave the old epoch, then they may put into the new one. When it has returned, no call
+        that starts on any rank finds a block of an earlier epoch.
         """
         space = self.current(namespace, register=True)
         epoch = int(self._add(space.slot % self._fabric.comm.size, self._next_at + space.slot)) + 1
         if epoch > MAX_EPOCH:
             raise ConfigError(f"namespace {space.namespace} is at epoch {MAX_EPOCH}, the last one: use another name")
         # The highest number stays, whoever comes later: two ranks may do this at once.
-        self._spread(self._epochs_at + space.slot, epoch, MPI.MAX)
+        self._spread(self._epochs_at + space.slot, 2 * epoch - 1, MPI.MAX)
+        self._change(space.slot, epoch, _same)  # the count of a quota begins anew, while nobody puts
+        self._spread(self._epochs_at + space.slot, 2 * epoch, MPI.MAX)
         self._spread(_CHANGES, 1, MPI.SUM)  # after all have the epoch
-        return self.current(namespace).epoch
+        return epoch
 
     def passed(self) -> dict[int, int] | None:
         """Local. By namespace id every epoch above 0; None if nothing has changed since the last call."""
@@ -179,7 +215,8 @@ class Registry:
             return None
         self._seen_changes = changes
         with self._lock:
-            return {space.id: self.epochs[space.slot] for space in self._by_id.values() if self.epochs[space.slot]}
+            epochs = {space.id: (self.epochs[space.slot] + 1) // 2 for space in self._by_id.values()}
+        return {namespace_id: epoch for namespace_id, epoch in epochs.items() if epoch}
 
     # -------------------------------------------------------------------------------------------- quotas
 
@@ -227,6 +264,8 @@ class Registry:
     def set_quota(self, space: Space, quota: int | None, live_bytes: int) -> None:
         """Collective. Set or lift the quota; `live_bytes` of this epoch are in this rank's arena."""
         comm = self._fabric.comm
+        with self._lock:  # what left before is not in `live_bytes`
+            self._released = {at: nbytes for at, nbytes in self._released.items() if at[0] != space.slot}
         total = int(comm.allreduce(live_bytes))
         if quota is None:
             self.quotas.pop(space.slot, None)

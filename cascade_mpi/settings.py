@@ -18,7 +18,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from cascade_mpi import log
-from cascade_mpi.config import Config, nearest
+from cascade_mpi.config import HIDDEN, Config, nearest
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.namespaces import Namespace
 
@@ -28,7 +28,6 @@ OTHER_VARIABLES = (CONFIG_VARIABLE, *log.VARIABLES)  # those that are no setting
 TABLE = "store"  # the table of the TOML file; others may come for other things
 DEFAULT = "default"
 SECRETS: frozenset[str] = frozenset()  # settings whose value is printed nowhere
-HIDDEN = "(hidden)"
 SIZES = frozenset({"dram_bytes"})
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -128,6 +127,8 @@ def from_file(path: str, source: str) -> dict[str, Given]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{source} {path} is not TOML: {error}") from None
     for key, value in content.items():
+        if key in NAMES and isinstance(value, dict):
+            raise ConfigError(f"{path}: table [{key}] stands alone: write [{TABLE}.{key}]")
         if key in NAMES:
             raise ConfigError(f"{path}: {key} stands outside of a table: put it under [{TABLE}]")
         if key != TABLE:
@@ -213,7 +214,7 @@ def as_toml(effective: Effective) -> str:
         lines += ["", f"# {texts[name]}"] if texts[name] else [""]
         if origin != DEFAULT:
             lines.append(f"# from {origin}")
-        if shown(name, value) == HIDDEN or (isinstance(value, Namespace) and value.salt):
+        if shown(name, value) == HIDDEN:
             lines.append(f"# {name} = {HIDDEN}")
         else:
             lines.append(f"{name} = {_toml(name, value)}")
@@ -231,7 +232,8 @@ def _toml(name: str, value: object) -> str:
     if isinstance(value, (int, float)) and name not in SIZES:
         return str(value)
     if isinstance(value, Namespace):
-        parts = ((part, getattr(value, part)) for part in ("name", "model", "dtype", "layout"))
+        parts = [(part, getattr(value, part)) for part in ("name", "model", "dtype", "layout")]
+        parts.append(("salt", HIDDEN if value.salt else ""))  # it is refused when it is read
         return "{ " + ", ".join(f"{part} = {_toml(part, text)}" for part, text in parts if text) + " }"
     text = "none" if value is None else shown(name, value)
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON leaves DEL as it is, TOML forbids it

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,14 @@ from cascade_mpi.config import ConfigLike, parse_size
 from cascade_mpi.copier import Copier
 from cascade_mpi.deferred import Deferred
 from cascade_mpi.dram import DramTier
-from cascade_mpi.errors import ConfigError, NotConfiguredError, NotOnNodeError, StoreClosedError, StoreFullError
+from cascade_mpi.errors import (
+    BufferSizeError,
+    ConfigError,
+    NotConfiguredError,
+    NotOnNodeError,
+    StoreClosedError,
+    StoreFullError,
+)
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.keys import Key, key_array, key_words
@@ -47,6 +55,7 @@ __all__ = ["Location", "PutResult", "Store", "View"]
 
 _MASK64 = (1 << 64) - 1
 _SPLIT_BYTES = 4 << 20
+_SWEEP_S = 0.05
 _PASSED_AT_ONCE = 32  # blocks of passed epochs that a put or progress() takes out
 _OFF_TIERS = {
     "flush": "the disk tier is off: there is nothing below memory that flush() could write to",
@@ -101,6 +110,7 @@ class Store:
         self._progress, self._progress_reason = self._start_progress()
         self._async: ThreadPoolExecutor | None = None
         self._async_lock = threading.Lock()
+        self._swept_at = 0.0
         self._namespace = self.config.namespace
         # Keys of the default namespace at epoch 0 are as they come; anywhere else they are not.
         plain = as_namespace(self._namespace).is_default
@@ -142,13 +152,13 @@ class Store:
         if self._drafts:
             self._deferred.publish_one(hi, lo)
         try:
-            outcome: int | None = self._get(self._ctx, self._scratch.address, hi, lo, address, room, 0, WHOLE)
+            outcome: int = self._get(self._ctx, self._scratch.address, hi, lo, address, room, 0, WHOLE)
         except OverflowError:
             key_words(key)  # says what a key may be
             raise
-        if outcome < 0:  # type: ignore[operator]  # the kernel's is a number
-            outcome = self._reader.settle(outcome, hi, lo, address, room)  # type: ignore[arg-type]
-        if outcome is None or not (self._mixed[0] if space is None else self._registry.has_passed(space)):
+        if outcome == c.MISS:
+            return None
+        if outcome >= 0 and not (self._mixed[0] if space is None else self._registry.has_passed(space)):
             return outcome
         return self._read(key, namespace, lambda hi, lo: self._whole(hi, lo, address, room))
 
@@ -163,7 +173,12 @@ class Store:
             hi, lo = key_words(key, space.digest)
             if self._drafts:
                 self._deferred.publish_one(hi, lo)
-            found = read(hi, lo)
+            try:
+                found = read(hi, lo)
+            except BufferSizeError:
+                if self._registry.has_passed(space):
+                    continue  # it was the size of a block that is not to be seen any more
+                raise
             if found is None or not self._registry.has_passed(space):
                 return found
 
@@ -235,9 +250,7 @@ class Store:
 
         A pinned block can still be replaced, deleted or evicted; its bytes stay where they are.
         """
-        hi, lo = self._words(key, namespace)
-        self._deferred.publish_one(hi, lo)
-        held = self._reader.pin(hi, lo)
+        held = self._read(key, namespace, self._reader.pin)
         return None if held is None else held[1]
 
     def unpin(self, pin: Pin) -> None:
@@ -270,9 +283,9 @@ class Store:
         """
         if exists not in ("replace", "keep", "error"):
             raise ValueError(f'exists is {exists!r}: it must be "replace", "keep" or "error"')
-        space = self._space(namespace, register=True)
-        hi, lo = key_words(key, space.digest)
         self._let_epochs_pass()
+        space = self._writable(namespace)
+        hi, lo = key_words(key, space.digest)
         if self.config.publish == "deferred":
             return self._deferred.put(hi, lo, space, data, prefix=is_prefix, exists=exists)
         result = self._writer.put(hi, lo, space, source(data), prefix=is_prefix, exists=exists)
@@ -299,7 +312,7 @@ class Store:
 
     def delete(self, key: Key, *, namespace: AnyNamespace | None = None) -> bool:
         """Local. Delete a block; True if this call did. After it has returned no get finds the block on any rank."""
-        hi, lo = self._words(key, namespace)
+        hi, lo = key_words(key, self._writable(namespace).digest)
         waiting = self._deferred.give_up(hi, lo)
         deleted = self._writer.delete(hi, lo)
         self._poll()
@@ -330,7 +343,12 @@ class Store:
             if outs is not None and len(outs) != len(array):
                 raise ValueError(f"{len(array)} keys and {len(outs)} buffers: give one buffer for each key")
             self._publish_waiting(array)
-            got = self._batch.get(array, outs)
+            try:
+                got = self._batch.get(array, outs)
+            except BufferSizeError:
+                if self._registry.has_passed(space):
+                    continue
+                raise
             if not self._registry.has_passed(space) or all(each is None for each in got):
                 return got
 
@@ -344,11 +362,11 @@ class Store:
         exists: Exists = "replace",
     ) -> list[PutResult]:
         """Local. Store many blocks, in order, each as `put` does."""
-        space = self._space(namespace, register=True)
+        self._let_epochs_pass()
+        space = self._writable(namespace)
         array = key_array(keys, space.digest)
         if len(array) != len(data):
             raise ValueError(f"{len(array)} keys and {len(data)} blocks: give one block for each key")
-        self._let_epochs_pass()
         deferred, put = self.config.publish == "deferred", self._writer.put
         results = [
             self._deferred.put(hi, lo, space, each, prefix=is_prefix, exists=exists) if deferred
@@ -366,10 +384,14 @@ class Store:
         `exact=False` compares fingerprints only: of 1,000 absent keys about one is said to be there (4 of a
         bucket's words are used on average, each of 12 bits).
         """
-        space = self._space(namespace)
-        array = key_array(keys, space.digest)
-        self._publish_waiting(array)
-        return self._batch.contains(array, exact)
+        keys = list(keys) if isinstance(keys, Iterator) else keys
+        while True:
+            space = self._space(namespace)
+            array = key_array(keys, space.digest)
+            self._publish_waiting(array)
+            found = self._batch.contains(array, exact)
+            if not self._registry.has_passed(space) or not found.any():
+                return found
 
     def _publish_waiting(self, keys: npt.NDArray[np.uint64]) -> None:
         if self._drafts:
@@ -385,10 +407,12 @@ class Store:
     def bump_epoch(self, namespace: AnyNamespace | None = None) -> int:
         """Local. Begin a new weight epoch in a namespace, on all ranks: its number.
 
-        When the call has returned, no get that starts later, and none that returns later, on any rank gives a block
-        of an earlier epoch; a put that had begun before becomes one of its own epoch, which nobody finds. The
-        old blocks' memory is taken back by the puts and `progress()` calls of their ranks, protected blocks' too. Views
-        that are held stay valid. 1 fetch-and-add and 2 accumulates for each rank, whatever is stored.
+        When the call has returned, no get that starts later on any rank gives a block of an earlier epoch; one that was
+        under way looks at the epoch once more before it returns. A put that had begun before is one of its own epoch,
+        which nobody finds; while the call lasts, puts and deletes in the namespace wait for it. The old blocks' memory
+        is taken back by the puts and `progress()` calls of their ranks, protected blocks' too. Views that are held stay
+        valid. 1 fetch-and-add and 3 accumulates for each rank, whatever is stored; like a put's compare-and-swap they
+        wait on most networks until their target enters MPI (see `progress`).
         """
         self._check_open()
         epoch = self._registry.bump(self._namespace if namespace is None else namespace)
@@ -399,9 +423,10 @@ class Store:
         """Collective. Let the blocks of a namespace (of its present epoch) take at most so many bytes over all ranks.
 
         None lifts the quota. A put beyond it evicts blocks of the namespace in its rank's own arena, or is refused
-        (with `when_full="refuse"`, or when there are none). What was stored before counts, and stays. Under a quota
-        every put costs 1 Get + 1 CAS more at one rank; what a delete or an eviction frees counts when the rank that
-        held it next puts, deletes, or calls `progress()`. With a new epoch the count begins anew.
+        (with `when_full="refuse"`, or when there are not enough). What was stored before counts, and stays. Payloads
+        count, not pages; a block that is replaced counts beside the new one until it has left. Under a quota every put
+        costs 1 Get + 1 CAS more at one rank; what a delete or an eviction frees counts when the rank that held it next
+        puts, deletes (within 50 ms), or calls `progress()`. With a new epoch the count begins anew.
 
         Raises
         ------
@@ -410,27 +435,26 @@ class Store:
         """
         self._check_open()
         wanted = self._namespace if namespace is None else namespace
-        problem, quota, space = "", None, None
+        problem, quota, namespace_id = "", None, -1
         try:
             quota = None if nbytes is None else parse_size(nbytes)
             if quota is not None and quota > MAX_QUOTA:
                 raise ConfigError(f"quota {quota} is above the largest possible, {MAX_QUOTA} bytes")
-            space = self._registry.current(wanted, register=True)
-        except (ConfigError, TypeError) as error:
+            namespace_id = as_namespace(wanted).id
+        except (TypeError, ValueError) as error:  # whatever it is, the others are told
             problem = str(error)
-        given = self._comm.allgather((problem, quota, None if space is None else space.id))
+        given = self._comm.allgather((problem, quota, namespace_id))
         for rank, other in enumerate(given):
             if other[0]:
                 raise ConfigError(f"rank {rank}: {other[0]}")
             if other != given[0]:
                 raise ConfigError(f"rank {rank} was given quota {other[1]}, rank 0 {given[0][1]}, or another namespace")
-        space = self._registry.current(wanted)
+        space = self._registry.writable(wanted)  # takes a slot: after all have agreed
         with self._dram.lock:
             self._dram.sweep()
-            cells = self._dram.cells_of(space.id, space.epoch)
-            live = int(self._dram.records["length"][cells].sum())
+            live = self._dram.count(space.id, space.epoch, self._deferred.first_pages(), on=quota is not None)
+            self._dram.freed = self._registry.release
             self._registry.set_quota(space, quota, live)
-            self._dram.freed = self._registry.release if self._registry.quotas else None
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Collective. The namespaces in use: what each holds over all ranks, its epoch and its quota. Never a salt."""
@@ -491,11 +515,16 @@ class Store:
         self._check_open()
         self._let_epochs_pass()
         self._dram.compute_checksums(1)
-        self._registry.settle()
+        if self._registry.quotas:
+            self._dram.sweep_hinted()
+            self._registry.settle()
         self._fabric.poll(self._ctx, self._scratch.address)
 
     def _poll(self) -> None:
         if self._registry.quotas:
+            if time.monotonic() - self._swept_at > _SWEEP_S:  # a look at all hints: not with every put
+                self._swept_at = time.monotonic()
+                self._dram.sweep_hinted()
             self._registry.settle()
         if self._comm.size > 1:
             self._fabric.poll(self._ctx, self._scratch.address)
@@ -580,9 +609,13 @@ class Store:
 
     # --------------------------------------------------------------------------------------------- details
 
-    def _space(self, namespace: AnyNamespace | None, *, register: bool = False) -> Space:
+    def _space(self, namespace: AnyNamespace | None) -> Space:
         self._check_open()
-        return self._registry.current(self._namespace if namespace is None else namespace, register=register)
+        return self._registry.current(self._namespace if namespace is None else namespace)
+
+    def _writable(self, namespace: AnyNamespace | None) -> Space:
+        self._check_open()
+        return self._registry.writable(self._namespace if namespace is None else namespace)
 
     def _words(self, key: Key, namespace: AnyNamespace | None) -> tuple[int, int]:
         return key_words(key, self._space(namespace).digest)

@@ -19,6 +19,7 @@ from cascade_mpi.errors import KeyExistsError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import write_cell
+from cascade_mpi.keys import shown
 from cascade_mpi.layout import (
     BUCKET_WORDS,
     FLAG_CHECKSUM,
@@ -62,6 +63,7 @@ class Draft(NamedTuple):
     lo: int
     word: int
     nbytes: int
+    space: Space
 
 
 class Writer:
@@ -102,15 +104,32 @@ class Writer:
 
         No MPI call unless something has to go first or the namespace has a quota.
         """
-        dim0, dims = (source.shape[0], ()) if len(source.shape) == 1 else encode_dims(source.shape)
-        if self._registry.quotas and (over := self._over_quota(space, source.nbytes)):
+        counted = space.slot in self._registry.quotas
+        if counted and (over := self._over_quota(space, source.nbytes)):
             return over
-        reserved = self._dram.reserve(source.nbytes)
-        if reserved is None:
-            if self._registry.quotas:
+        first = -1
+        try:
+            reserved = self._dram.reserve(source.nbytes)
+            if reserved is not None:
+                first, generation = reserved
+                word = self._write(first, generation, hi, lo, space, source, prefix=prefix)
+                self._dram.counted[first] = counted
+                return Draft(hi, lo, word, source.nbytes, space)
+        except BaseException:  # Ctrl-C too: neither the cell nor the count may be lost
+            if first >= 0:
+                self._dram.abandon(first)
+            if counted:
                 self._registry.release(space.id, space.epoch, source.nbytes)
-            return self._dram.why_full(source.nbytes)
-        first, generation = reserved
+            raise
+        if counted:
+            self._registry.release(space.id, space.epoch, source.nbytes)
+        return self._dram.why_full(source.nbytes)
+
+    def _write(
+        self, first: int, generation: int, hi: int, lo: int, space: Space, source: Source, *, prefix: bool
+    ) -> int:
+        """Write payload and descriptor into a cell; the word for it."""
+        dim0, dims = (source.shape[0], ()) if len(source.shape) == 1 else encode_dims(source.shape)
         fabric, s = self._fabric, self._fabric.scratch
         # An empty value has no address; 0 would say that its payload and checksum are there already.
         payload, total, inline = source.address or s.address, 0, self._checksum == "inline"
@@ -126,11 +145,11 @@ class Writer:
             s.dims[:7] = dims
         self._sequence = max(self._sequence + 1, time.time_ns())
         flags = (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if prefix else 0)
-        word = write_cell(
+        word: int = write_cell(
             fabric.ctx, first, hi, lo, generation, flags, source.nbytes, space.id, space.epoch, source.dtype, ndim,
             self._sequence, dim0, s.dims_address if ndim > 1 else 0, payload, total,
         )  # fmt: skip
-        return Draft(hi, lo, word, source.nbytes)
+        return word
 
     def _over_quota(self, space: Space, nbytes: int) -> str:
         """Count the bytes against the quota, making room in it where this rank can: "", or why they do not fit."""
@@ -151,7 +170,7 @@ class Writer:
         `looked` is when the look-up whose results are still in the scratch was made (0: look now).
         """
         fabric, dram, s = self._fabric, self._dram, self._fabric.scratch
-        hi, lo, new, nbytes = draft
+        hi, lo, new, nbytes, space = draft
         while True:
             if not looked or time.monotonic() - looked > self._attempt:
                 looked = time.monotonic()
@@ -170,6 +189,8 @@ class Writer:
                 others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
                 if others >= 0:
                     dram.enter(new, nbytes, unsummed=self._checksum == "later")
+                    if self._registry.has_passed(space):  # after it was entered: a list of what passed may be older
+                        dram.let_one_pass(new)
                 if others > 0:
                     # Under the lock: were the new block evicted first, an older double would be seen again.
                     self._leave_one(hi, lo, new)
@@ -203,7 +224,7 @@ class Writer:
 
     def _exists(self, hi: int, lo: int, nbytes: int, exists: Exists) -> PutResult:
         if exists == "error":
-            raise KeyExistsError(f'key {hi:016x}{lo:016x} is stored already and exists="error": delete it first')
+            raise KeyExistsError(f'block {shown(hi, lo)} is stored already and exists="error": delete it first')
         self.kept += 1
         return PutResult(kept=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM])
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 from patterns import block
 
-from cascade_mpi.errors import ConfigError
+from cascade_mpi import registry as registry_module
+from cascade_mpi.errors import CascadeError, ConfigError, KeyExistsError
+from cascade_mpi.kernels import context as c
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.registry import NamespaceInfo
 from cascade_mpi.store import Store
@@ -32,8 +34,6 @@ def settle(store: Store) -> None:
     store._comm.Barrier()
     for _ in range(10):
         store.progress()
-    store._dram.sweep()
-    store.progress()
     store._comm.Barrier()
 
 
@@ -105,7 +105,8 @@ def test_the_list_of_namespaces(open_store: Open, comm: MPI.Intracomm) -> None:
     store.get("x", namespace="never put into")
     comm.Barrier()
     listed = {each.text: each for each in store.namespaces()}
-    assert list(listed) == sorted(listed, key=list(listed).index)
+    assert next(iter(listed)) == "default"
+    assert comm.allgather(list(listed)) == [list(listed)] * comm.size
     assert set(listed) == {"default", "a", "b/llama/bf16/tp4"}
     assert (listed["a"].blocks, listed["a"].bytes) == (comm.size, 1000 * comm.size)
     assert listed["b/llama/bf16/tp4"][1:9] == ("b", "llama", "bf16", "tp4", False, 0, None, 1)
@@ -215,35 +216,124 @@ def test_bumps_of_all_ranks_at_once(any_store: Store, comm: MPI.Intracomm) -> No
     comm.Barrier()
 
 
-def test_a_get_that_began_before_a_bump_returns_nothing_old(any_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+LATE_READS: dict[str, Callable[[Store, str, str], object]] = {
+    "get": lambda store, key, space: store.get(key, namespace=space),
+    "get-out": lambda store, key, space: store.get(key, np.empty(3000, np.uint8), namespace=space or None),
+    "get-wrong-size": lambda store, key, space: store.get(key, np.empty(7, np.uint8), namespace=space or None),
+    "get_range": lambda store, key, space: store.get_range(key, 5, 100, namespace=space),
+    "get_range-beyond": lambda store, key, space: store.get_range(key, 2999, 2, namespace=space),
+    "get_many": lambda store, key, space: store.get_many(iter([key]), namespace=space)[0],
+    "get_many-outs": lambda store, key, space: store.get_many([key], [np.empty(3000, np.uint8)], namespace=space)[0],
+    "get_many-wrong-size": lambda store, key, space: store.get_many([key], [np.empty(7, np.uint8)], namespace=space)[0],
+    "contains": lambda store, key, space: store.contains(key, namespace=space) or None,
+    "contains-by-fingerprint": lambda store, key, space: store.contains(key, exact=False, namespace=space) or None,
+    "locate": lambda store, key, space: store.locate(key, namespace=space),
+    "view": lambda store, key, space: store.view(key, namespace=space),
+    "pin": lambda store, key, space: store.pin(key, namespace=space),
+}
+
+
+@pytest.fixture(scope="module")
+def own_epochs() -> Iterator[Store]:
+    """A store whose default namespace may leave epoch 0: the tests that share theirs count on it."""
+    store = Store(MPI.COMM_WORLD, dram_bytes="4MiB", copy_threads=1)
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("space", ["late", ""], ids=["named", "default"])
+@pytest.mark.parametrize("read", LATE_READS)
+def test_what_began_before_a_bump_returns_nothing_old(
+    own_epochs: Store, comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch, read: str, space: str
+) -> None:
     """The epoch is looked at again when the bytes are there."""
-    any_store.put(f"k{any_store._comm.rank}", block(1, 3000), namespace="late")
-    read, name = any_store._reader.new, f"k{any_store._comm.rank}"
+    store, key = own_epochs, f"k{comm.rank}"
+    store.put(key, block(1, 3000), namespace=space)
+    bumped: list[int] = []
 
-    def bump_meanwhile(hi: int, lo: int) -> object:
-        found = read(hi, lo)
-        if found is not None:
-            any_store.bump_epoch("late")
-        return found
+    def then_bump(call: Callable[..., object]) -> Callable[..., object]:
+        def bump_after(*arguments: object) -> object:
+            found = call(*arguments)
+            if not bumped:
+                bumped.append(store.bump_epoch(space))
+            return found
 
-    monkeypatch.setattr(any_store._reader, "new", bump_meanwhile)
-    assert any_store.get(name, namespace="late") is None
-    many = any_store._batch.get
+        return bump_after
 
-    def bump_batch(keys: np.ndarray, outs: object) -> list[object]:
-        found = many(keys, outs)  # type: ignore[arg-type]
-        if any(each is not None for each in found):
-            any_store.bump_epoch("late")
-        return found
+    fabric = store._fabric
+    for name in ("get", "get_pinned", "get_many", "describe_many", "probe_many"):
+        monkeypatch.setattr(fabric, name, then_bump(getattr(fabric, name)))
+    monkeypatch.setattr(store, "_get", fabric.get)
+    assert LATE_READS[read](store, key, space) is None
+    assert bumped
+    monkeypatch.undo()
+    comm.Barrier()
+    store.progress()
+    comm.Barrier()
 
-    any_store.put(name, block(1, 3000), namespace="late")
-    monkeypatch.setattr(any_store._batch, "get", bump_batch)
-    assert any_store.get_many(iter([name]), namespace="late") == [None]
+
+def test_nothing_older_is_read_after_a_put_while_an_epoch_begins(
+    any_store: Store, comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ranks leave the old epoch before a put into the new one can return."""
+    registry = any_store._registry
+    if comm.rank == 0:
+        any_store.put("k", b"old", namespace="begins")
+    comm.Barrier()
+    steps, spread = [], registry._spread
+
+    def record(word: int, value: int, operation: MPI.Op) -> None:
+        spread(word, value, operation)
+        if operation == MPI.MAX:
+            space = registry.current("begins")
+            steps.append((value, space.word & 1, any_store.get("k", namespace="begins")))
+
+    monkeypatch.setattr(registry, "_spread", record)
+    if comm.rank == comm.size - 1:
+        began = any_store.epoch("begins")
+        assert any_store.bump_epoch("begins") == began + 1
+        assert steps == [(2 * began + 1, 1, None), (2 * began + 2, 0, None)]
+    comm.Barrier()
+
+
+def test_a_put_waits_for_an_epoch_that_is_about_to_begin(
+    open_store: Open, comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(comm)
+    registry, at = store._registry, store._registry._epochs_at
+    store.put(comm.rank, b"old", namespace="w")
+    comm.Barrier()
+    if comm.rank == 0:
+        registry._spread(at + registry.current("w").slot, 1, MPI.MAX)  # the first half of a bump
+    comm.Barrier()
+    assert registry.current("w").word == 1
+    assert store.get(comm.rank, namespace="w") is None
+    monkeypatch.setattr(registry_module, "_BEGIN_S", 0.05)
+    for write in (lambda: store.put(comm.rank, b"new", namespace="w"), lambda: store.delete(comm.rank, namespace="w")):
+        with pytest.raises(CascadeError, match="epoch 1 of namespace w has not begun on all ranks for 0 s"):
+            write()
+    monkeypatch.undo()
+    comm.Barrier()
+    polls = []
+
+    def poll(*arguments: int) -> None:
+        polls.append(arguments)
+        if len(polls) == 3 and comm.rank == 0:
+            registry._spread(at + registry.current("w").slot, 2, MPI.MAX)  # the second half
+
+    monkeypatch.setattr(store._fabric, "poll", poll)
+    assert store.put(comm.rank, b"new", namespace="w").stored
+    if comm.rank == 0:
+        assert len(polls) >= 3
+    monkeypatch.undo()
+    comm.Barrier()
+    assert bytes(store.get(0, namespace="w")) == b"new"
+    comm.Barrier()
 
 
 def test_readers_race_with_bumps(any_store: Store, comm: MPI.Intracomm) -> None:
     """Rank 0 announces each epoch when its bump has returned: nobody reads an older value afterwards."""
-    rounds, out, known, reads = 150, np.zeros(64, np.int64), any_store.epoch("race"), 0
+    rounds, out, known = 150, np.zeros(64, np.int64), any_store.epoch("race")
     began, problems = known, []
     comm.Barrier()
     if comm.rank == 0:
@@ -257,12 +347,16 @@ def test_readers_race_with_bumps(any_store: Store, comm: MPI.Intracomm) -> None:
         while known < began + rounds:
             while comm.Iprobe(source=0):
                 known = comm.recv(source=0)
-            if any_store.get("k", out, namespace="race") is not None:
-                reads += 1
-                if out.min() < known or out.min() != out.max():
-                    problems.append(f"read {out.min()}..{out.max()} after epoch {known} had begun")
+            there = any_store.get("k", out, namespace="race") is not None
+            if there and (out.min() < known or out.min() != out.max()):
+                problems.append(f"read {out.min()}..{out.max()} after epoch {known} had begun")
     assert comm.allgather(problems) == [[]] * comm.size
     assert any_store.epoch("race") == began + rounds
+    if comm.rank == 0:
+        any_store.put("k", np.full(64, known + rounds), namespace="race")
+    comm.Barrier()
+    assert any_store.get("k", out, namespace="race") == out.nbytes  # they were no misses of a key that is never there
+    comm.Barrier()
 
 
 def test_blocks_of_a_passed_epoch_leave_memory(open_store: Open, comm: MPI.Intracomm) -> None:
@@ -319,6 +413,28 @@ def test_deferred_puts_of_a_passed_epoch_are_not_found(open_store: Open, comm: M
     assert all(store.get(rank, namespace="w") is not None for rank in range(comm.size))
     comm.Barrier()
     settle(store)
+    assert info(store, "w").passed_bytes == 0
+    store.check()
+
+
+def test_a_put_whose_epoch_passes_meanwhile_leaves_memory(
+    open_store: Open, comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(comm)
+    publish, bumped = store._fabric.publish, []
+
+    def bump_meanwhile(*arguments: int) -> int:
+        if not bumped:
+            bumped.append(store.bump_epoch("w"))
+            store.progress()  # which sees the new epoch, and not yet the block
+        return publish(*arguments)
+
+    monkeypatch.setattr(store._fabric, "publish", bump_meanwhile)
+    store.put(comm.rank, block(1, 5000), namespace="w", is_prefix=True)
+    monkeypatch.undo()
+    assert store.get(comm.rank, namespace="w") is None
+    settle(store)
+    assert info(store, "w").passed_bytes == 0
     store.check()
 
 
@@ -436,4 +552,137 @@ def test_quotas_must_agree(any_store: Store, comm: MPI.Intracomm, raises_all: Ca
         text = raises_all(comm, ConfigError, lambda: any_store.set_quota(1000, f"q{comm.rank > 0}"))
         assert "another namespace" in text
     assert info(any_store, "q").quota is None
+    comm.Barrier()
+
+
+def test_a_wrong_namespace_is_said_on_all_ranks(
+    any_store: Store, comm: MPI.Intracomm, raises_all: Callable[..., str]
+) -> None:
+    before = any_store._registry.slots_used()
+    comm.Barrier()
+    wrong = "\ud800" if comm.rank == 0 else "right"
+    assert "rank 0: " in raises_all(comm, ConfigError, lambda: any_store.set_quota(1000, wrong))
+    assert any_store._registry.slots_used() == before
+
+
+def test_what_others_delete_or_replace_leaves_the_quota(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = open_store(comm, when_full="refuse")
+    store.set_quota(100_000, "q")
+    last = comm.size - 1
+    for number in range(3):
+        if comm.rank == last:
+            assert store.put("k", block(number, 60_000), namespace="q").stored
+        comm.Barrier()
+        if comm.rank == 0:
+            if number != 1:
+                assert store.put("k", block(9, 40_000), namespace="q").stored  # beside the one that it replaces
+            assert store.delete("k", namespace="q")
+        settle(store)
+        assert store._registry.used(store._registry.current("q")) == 0
+        comm.Barrier()
+
+
+def test_setting_a_quota_again_counts_what_is_there(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = open_store(comm, when_full="refuse")
+    share = 50_000
+    for quota in (share * comm.size, None, share * comm.size, share * comm.size):
+        store.put(f"gone {comm.rank}", block(1, 20_000), namespace="q")
+        store.put(f"kept {comm.rank}", block(1, 30_000), namespace="q", exists="keep")
+        comm.Barrier()
+        store.delete(f"gone {(comm.rank + 1) % comm.size}", namespace="q")  # noticed by the next set_quota, or before
+        comm.Barrier()
+        store.set_quota(quota, "q")
+        if quota is not None:
+            assert store._registry.used(store._registry.current("q")) == 30_000 * comm.size
+        comm.Barrier()
+    while store.put(f"more {comm.rank} {store.stats()['puts']}", block(1, 5_000), namespace="q"):
+        pass
+    comm.Barrier()
+    assert info(store, "q").bytes <= share * comm.size
+    comm.Barrier()
+
+
+def test_deferred_puts_count(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = open_store(comm, publish="deferred", when_full="refuse")
+    store.put(f"a {comm.rank}", block(1, 10_000), namespace="q")
+    comm.Barrier()
+    store.set_quota(20_000 * comm.size, "q")
+    assert store.put(f"b {comm.rank}", block(1, 10_000), namespace="q").stored
+    comm.Barrier()
+    assert not store.put(f"c {comm.rank}", block(1, 10_000), namespace="q")
+    comm.Barrier()
+    assert store.delete(f"b {comm.rank}", namespace="q")  # given up before anybody saw it
+    settle(store)
+    assert store._registry.used(store._registry.current("q")) == 10_000 * comm.size
+    store.publish()
+    assert info(store, "q").bytes == 10_000 * comm.size
+    comm.Barrier()
+
+
+def test_a_refused_put_evicts_nothing(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = open_store(comm, when_full="evict")
+    store.set_quota(100_000 * comm.size, "q")
+    store.put(f"mine {comm.rank}", block(1, 5_000), namespace="q")
+    if comm.rank == 0:
+        store.put("large", block(1, 95_000 * comm.size), namespace="q", is_prefix=True)
+    comm.Barrier()
+    assert not store.put(f"no room {comm.rank}", block(1, 20_000), namespace="q")
+    comm.Barrier()
+    for rank in range(comm.size):
+        np.testing.assert_array_equal(store.get(f"mine {rank}", namespace="q"), block(1, 5_000))
+    comm.Barrier()
+
+
+def test_a_put_that_fails_counts_nothing(
+    open_store: Open, comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(comm)
+    store.set_quota(1_000_000, "q")
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for owner, name in ((store._dram, "reserve"), (store._writer, "_write")):
+        monkeypatch.setattr(owner, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.put(comm.rank, block(1, 5_000), namespace="q")
+        monkeypatch.undo()
+    settle(store)
+    assert store._registry.used(store._registry.current("q")) == 0
+    assert info(store, "q").blocks == 0
+    store.check()
+
+
+def test_many_epochs_between_two_puts(open_store: Open, comm: MPI.Intracomm) -> None:
+    """The count knows the low bits of its epoch only."""
+    store = open_store(comm, when_full="refuse")
+    store.set_quota(10_000 * comm.size, "q")
+    for bumps in (2_100, 4_096) if comm.size == 1 else (3,):
+        assert store.put(f"{comm.rank}", block(1, 10_000), namespace="q").stored
+        comm.Barrier()
+        if comm.rank == 0:
+            for _ in range(bumps):
+                store.bump_epoch("q")
+        comm.Barrier()
+        assert store._registry.used(store._registry.current("q")) == 0
+        comm.Barrier()
+        assert store.put(f"{comm.rank}", block(1, 10_000), namespace="q").stored
+        assert not store.put(f"{comm.rank} more", block(1, 10_001), namespace="q")
+        comm.Barrier()
+        if comm.rank == 0:
+            store.bump_epoch("q")
+        comm.Barrier()
+
+
+def test_no_message_tells_the_words_of_a_key(
+    any_store: Store, comm: MPI.Intracomm, caplog: pytest.LogCaptureFixture
+) -> None:
+    any_store.put(0, b"v", namespace=ALICE)  # its words are the digest of the namespace
+    digest = any_store._registry.current(ALICE).digest.hex()
+    with pytest.raises(KeyExistsError) as caught:
+        any_store.put(0, b"v", namespace=ALICE, exists="error")
+    assert digest not in str(caught.value)
+    any_store._reader._fail(c.CORRUPT, int(digest[:16], 16), int(digest[16:], 16))
+    assert "checksum" in caplog.text
+    assert digest not in caplog.text
     comm.Barrier()
