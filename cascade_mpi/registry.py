@@ -41,10 +41,6 @@ def table_bytes(slots: int) -> int:
     return 8 * (_HEADER + 4 * slots)
 
 
-def _same(used: int) -> int:
-    return used
-
-
 class NamespaceInfo(NamedTuple):
     """A namespace as `Store.namespaces()` lists it; bytes and blocks over all ranks."""
 
@@ -203,7 +199,7 @@ class Registry:
             raise ConfigError(f"namespace {space.namespace} is at epoch {MAX_EPOCH}, the last one: use another name")
         # The highest number stays, whoever comes later: two ranks may do this at once.
         self._spread(self._epochs_at + space.slot, 2 * epoch - 1, MPI.MAX)
-        self._change(space.slot, epoch, _same)  # the count of a quota begins anew, while nobody puts
+        self._begin(space.slot, epoch)  # the count of a quota begins anew, while nobody puts
         self._spread(self._epochs_at + space.slot, 2 * epoch, MPI.MAX)
         self._spread(_CHANGES, 1, MPI.SUM)  # after all have the epoch
         return epoch
@@ -276,16 +272,31 @@ class Registry:
         comm.Barrier()
 
     def _change(self, slot: int, epoch: int, change: Callable[[int], int]) -> None:
-        """Change the used bytes of an epoch; those of an earlier one count nothing any more."""
-        home, at, tag = slot % self._fabric.comm.size, self._used_at + slot, epoch & _TAG_MASK
+        """Change the used bytes of an epoch, unless another one has begun: then its bytes count nothing."""
+        tag = epoch & _TAG_MASK
+
+        def changed(found: int, used: int) -> tuple[int, int]:
+            return (tag, change(used)) if found == tag else (found, used)
+
+        self._update(slot, changed)
+
+    def _begin(self, slot: int, epoch: int) -> None:
+        """Let the used bytes of an epoch be 0, unless a later one has begun."""
+        tag = epoch & _TAG_MASK
+
+        def begun(found: int, used: int) -> tuple[int, int]:
+            later = (found - tag) & _TAG_MASK <= _TAG_MASK // 2  # of two bumps at once; others are far apart in time
+            return (found, used) if later else (tag, 0)
+
+        self._update(slot, begun)
+
+    def _update(self, slot: int, update: Callable[[int, int], tuple[int, int]]) -> None:
+        """Change the word of a slot's quota: the low bits of its epoch, and the bytes used. 1 Get + 1 CAS."""
+        home, at = slot % self._fabric.comm.size, self._used_at + slot
         old = int(self._get(home, at, 1)[0])
         while True:
-            found, used = old >> _BYTES_BITS, old & _BYTES_MASK
-            if found != tag:
-                if (tag - found) & _TAG_MASK > _TAG_MASK // 2:
-                    return  # a later epoch has begun
-                used = 0
-            new = tag << _BYTES_BITS | change(used)
+            tag, used = update(old >> _BYTES_BITS, old & _BYTES_MASK)
+            new = tag << _BYTES_BITS | used
             if new == old:
                 return
             seen = int(self._cas(home, at, old, new))
