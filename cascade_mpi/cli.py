@@ -24,7 +24,7 @@ from cascade_mpi.commands.config import config
 from cascade_mpi.commands.doctor import doctor
 from cascade_mpi.commands.workload import workload
 from cascade_mpi.errors import ConfigError
-from cascade_mpi.job import print_error
+from cascade_mpi.job import let_rank_0_speak, print_error
 from cascade_mpi.launcher import launcher_rank
 
 Job = Callable[[], int]
@@ -45,12 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     job, status = parse(app, "cascade", arguments)
     if job is None:
+        if status:
+            let_rank_0_speak()
         return status
     try:
         log.read(os.environ)  # the same on all ranks; a store sets it up
     except ConfigError as error:
         if launcher_rank() == 0:
             print_error(str(error))
+        let_rank_0_speak()
         return 2
     return job()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 AGREE_SECONDS = 5.0
+SILENT_SECONDS = 1.0
 
 
 def fail_together(comm: MPI.Intracomm, error: CascadeError) -> int:
@@ -32,7 +33,18 @@ def fail_together(comm: MPI.Intracomm, error: CascadeError) -> int:
             abort(comm, 2)
     if comm.rank == 0 and launcher_rank() == 0:  # the launcher's rank: each process may be a world of its own
         print_error(str(error))
+    if comm.size == 1:
+        let_rank_0_speak()
     return 2
+
+
+def let_rank_0_speak() -> None:
+    """Local. Wait on the other ranks before an exit without a word, where MPI does not bring the ranks together.
+
+    With `srun --kill-on-bad-exit` the first bad exit kills all, and rank 0 would be cut short.
+    """
+    if launcher_rank() != 0:
+        sleep(SILENT_SECONDS)
 
 
 def abort(comm: MPI.Intracomm, status: int) -> NoReturn:
