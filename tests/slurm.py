@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import launch
 import psutil
@@ -58,12 +59,18 @@ class Cluster:
         return ended
 
     def sbatch(self, script: str, *options: str, output: Path, seconds: int, **variables: str) -> launch.Ended:
-        """Submit a script, wait for its end for at most `seconds`; status and output are the job's."""
-        command = ["sbatch", "--wait", "--parsable", f"--output={output}", *options, script]
-        submitted = launch.ended(command, seconds=seconds, **variables)
-        if submitted.status == 124:  # the limit ended the waiting, not the job
-            ask("scancel", submitted.output.strip())
-        return submitted._replace(output=output.read_text() if output.exists() else "")
+        """Submit a script and wait for its end, for at most `seconds` in the queue and running; its own output."""
+        command = ["sbatch", "--parsable", f"--output={output}", *options, script]
+        submitted = launch.ended(command, seconds=ASK_LIMIT_S, **variables)
+        if submitted.status != 0:
+            return submitted
+        job, deadline = submitted.output.strip(), time.monotonic() + seconds
+        while not (state := _state(job)).ended and time.monotonic() < deadline:  # sbatch --wait looks after 2, 10, 42 s
+            time.sleep(0.2)
+        status = state.status if state.ended else 124
+        if not state.ended:
+            ask("scancel", job)
+        return launch.Ended(status, output.read_text() if output.exists() else "", f"job {job}: {state.name}")
 
     def jobs(self, name: str = "") -> list[str]:
         """The ids of the jobs with this name, else of all, that wait, run or end."""
@@ -80,6 +87,7 @@ class Cluster:
         """End the Slurm that this session started; what is still running afterwards."""
         if not self.started:
             return []
+        self.started = False
         self.cancel()  # else their processes outlive the daemons
         _manage("down", seconds=ASK_LIMIT_S)
         return daemons()
@@ -109,7 +117,11 @@ def cluster() -> Iterator[Cluster]:
 
 def cluster_name() -> str | None:
     """The name of the Slurm that answers, None if none does."""
-    if shutil.which("sinfo") is None or not ask("sinfo", "--noheader"):
+    if shutil.which("sinfo") is None:
+        return None
+    if _configured_for_tests() and not any(name.startswith("slurmctld") for name in daemons()):
+        return None  # sinfo would wait 10 s for it
+    if not ask("sinfo", "--noheader"):
         return None
     lines = (line.partition("=") for line in ask("scontrol", "show", "config").splitlines())
     return next((value.strip() for key, _, value in lines if key.strip() == "ClusterName"), None)
@@ -141,7 +153,7 @@ def _start() -> bool:
         pytest.skip("no Slurm answers, and ../shared/tools/slurm_up.sh is not there to start one")
     if os.geteuid() != 0:
         pytest.skip("no Slurm answers, and only root can start one")
-    if CONFIGURED.exists() and f"ClusterName={OURS}\n" not in CONFIGURED.read_text():
+    if CONFIGURED.exists() and not _configured_for_tests():
         pytest.skip(f"{CONFIGURED} configures another Slurm, which does not answer")
     started = _manage(str(NODES), str(CPUS), seconds=START_LIMIT_S)
     if started.status != 0 and cluster_name() == OURS:  # it waits for idle nodes: the last session may have died
@@ -149,6 +161,29 @@ def _start() -> bool:
         return True
     assert started.status == 0, started
     return True
+
+
+def _configured_for_tests() -> bool:
+    return CONFIGURED.exists() and f"ClusterName={OURS}\n" in CONFIGURED.read_text()
+
+
+class _State(NamedTuple):
+    """Where a batch job is."""
+
+    name: str
+    ended: bool
+    status: int  # as a shell would say it
+
+
+def _state(job: str) -> _State:
+    shown = ask("scontrol", "--oneliner", "show", "job", job)
+    fields = dict(field.split("=", 1) for field in shown.split() if "=" in field)
+    status, _, killed_by = fields.get("ExitCode", "0:0").partition(":")
+    name = fields.get("JobState", "not known")
+    waits = name in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "not known")
+    return _State(
+        name, not waits, int(status) or (128 + int(killed_by) if int(killed_by) else int(name != "COMPLETED"))
+    )
 
 
 def _manage(*arguments: str, seconds: int) -> launch.Ended:
