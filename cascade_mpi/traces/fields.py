@@ -119,6 +119,12 @@ def columns_of(names: Iterable[str], given: Mapping[str, str]) -> dict[str, str]
     return found
 
 
+def optional_field(name: str) -> str | None:
+    """Local. The field that need not be there and that this column is usually the name of."""
+    name = normal(name)
+    return next((field for field in OPTIONAL if _is(field, name)), None)
+
+
 def _is(field: str, name: str) -> bool:
     return name in ALIASES[field] or (field == "timestamp" and _UNIT_SUFFIX.sub("", name) in ALIASES[field])
 

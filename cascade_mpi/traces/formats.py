@@ -148,9 +148,13 @@ def _of_object(line: bytes, only_any: bool) -> str:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return "json"  # over several lines, perhaps; else its reader says what is wrong
-    candidates = {"cascade": ("cascade_trace",), "mooncake": FIELDS}
-    fitting = [name for name, keys in candidates.items() if not only_any and all(key in record for key in keys)]
-    return fitting[0] if fitting else "jsonl"
+    if only_any:
+        return "jsonl"
+    if "cascade_trace" in record:
+        return "cascade"
+    # Its reader says that the ids are missing: taken for another format, later lines would lose theirs.
+    elsewhere = any(key not in FIELDS and names.optional_field(key) == "hash_ids" for key in record)
+    return "mooncake" if set(FIELDS) - {"hash_ids"} <= set(record) and not elsewhere else "jsonl"
 
 
 def _of_header(source: Source, line: bytes, only_any: bool) -> str:
@@ -158,7 +162,9 @@ def _of_header(source: Source, line: bytes, only_any: bool) -> str:
         header = header_of(line.decode(errors="replace"))
     except csv.Error:
         return "csv"  # its reader says what is wrong
-    fitting = [name for name, table in TABLES.items() if not only_any and set(table.header) <= set(header)]
+    if only_any or any(names.optional_field(name) == "hash_ids" for name in header):
+        return "csv"  # the named formats know no ids and would not read them
+    fitting = [name for name, table in TABLES.items() if set(table.header) <= set(header)]
     if len(fitting) > 1:
         raise TraceError(f"{source.name}: its header fits the formats {', '.join(fitting)}: {_HINT}")
     return fitting[0] if fitting else "csv"

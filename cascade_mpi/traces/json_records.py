@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from cascade_mpi.traces.fields import REQUIRED, Clock, block_ids, columns_of, refuse, session, tokens
+from cascade_mpi.traces.fields import (
+    REQUIRED,
+    Clock,
+    block_ids,
+    columns_of,
+    optional_field,
+    refuse,
+    session,
+    tokens,
+)
 from cascade_mpi.traces.json_values import Document, Record, of_lines
 from cascade_mpi.traces.request import Request
 from cascade_mpi.traces.source import Faults, FieldError, Source
@@ -39,6 +48,7 @@ class RecordReader:
         self._records = LAYOUTS[layout]
         self._block_tokens = block_tokens
         self._time_unit = time_unit
+        self._usual: frozenset[str] = frozenset()  # the names in the first object
         self._names = self._look(fields or {})
         self.has_blocks = "hash_ids" in self._names
         self.has_sessions = "session" in self._names
@@ -48,10 +58,18 @@ class RecordReader:
         with self._source.open() as file:
             for where, record in self._records(file, faults):
                 try:
+                    self._usual = frozenset(record)
                     return columns_of(record, fields)
                 except FieldError as error:
                     faults.fatal(where, str(error))
         faults.empty()
+
+    def _refuse_unknown(self, record: Record) -> None:
+        """FieldError for a field that the first object lacked: not to be read as if it were not there."""
+        for name in record:
+            field = None if name in self._usual else optional_field(name)
+            if field is not None and field not in self._names:
+                refuse(name, f"the first object has none that is known as {field}: all must have it, or none")
 
     def requests(self, faults: Faults) -> Iterator[Request]:
         """Local. One pass over the objects."""
@@ -66,6 +84,8 @@ class RecordReader:
                 try:
                     for name in (when, inputs, outputs):
                         _need(record, name)
+                    if not record.keys() <= self._usual:
+                        self._refuse_unknown(record)
                     if seconds is None:
                         clock = Clock(when, self._time_unit, record[when])
                         faults.remark(clock.note)

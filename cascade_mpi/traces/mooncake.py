@@ -121,7 +121,8 @@ def _thorough(raw: bytes, block_tokens: int) -> _Line:
     record = decode(raw)
     for field in FIELDS:
         if field not in record:
-            refuse(field, "is missing")
+            hint = " (a trace without block ids: --format jsonl)" if field == "hash_ids" else ""
+            refuse(field, f"is missing{hint}")
     input_tokens = tokens(record["input_length"], "input_length")
     return _Line(
         timestamp=time(record["timestamp"], "timestamp"),

@@ -88,7 +88,8 @@ def test_names_are_given(write: Any) -> None:
     [
         (MOONCAKE_LINE, "mooncake"),
         (MOONCAKE_LINE | {"more": 1}, "mooncake"),
-        ({k: v for k, v in MOONCAKE_LINE.items() if k != "hash_ids"}, "jsonl"),
+        ({k: v for k, v in MOONCAKE_LINE.items() if k != "timestamp"} | {"arrival_s": 1}, "jsonl"),
+        ({"block_hashes" if k == "hash_ids" else k: v for k, v in MOONCAKE_LINE.items()}, "jsonl"),
     ],
 )
 def test_the_first_line_tells_the_format(write: Any, first: Any, format: str) -> None:
@@ -96,6 +97,35 @@ def test_the_first_line_tells_the_format(write: Any, first: Any, format: str) ->
     assert trace.format == format
     assert len(list(trace)) == 1
     assert f"the format was found to be {format}" in trace.notes
+
+
+def test_a_mooncake_file_whose_first_line_lacks_the_ids_stays_one(write: Any) -> None:
+    path = write(lines({k: v for k, v in MOONCAKE_LINE.items() if k != "hash_ids"}, MOONCAKE_LINE))
+    text = refusal(path)
+    assert "line 1: field 'hash_ids': is missing" in text
+    assert "--format jsonl" in text, "the way out for those that have none"
+    assert [each.block_ids for each in open_trace(path, strict=False)] == [(0, 7, 9)]
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"hash_ids": [1]}, "hash_ids"),
+        ({"Block IDs": [1]}, "hash_ids"),
+        ({"conversation_id": 3}, "session"),
+    ],
+)
+def test_a_field_that_the_first_object_lacks_is_not_ignored_later(write: Any, more: Any, field: str) -> None:
+    first = {k: v for k, v in ONE.items() if k != "session"}
+    second = {k: v for k, v in TWO.items() if k != "session"} | more
+    for text in (lines(first, second, first), json.dumps([first, second])):
+        refused = refusal(write(text))
+        assert f"field '{next(iter(more))}': the first object has none that is known as {field}" in refused
+    assert [each.index for each in open_trace(write(lines(first, second, first)), strict=False)] == [0, 1]
+    # What is known as nothing, and what the user has named as something else, is no fault.
+    assert len(list(open_trace(write(lines(first, first | {"remark": 1}))))) == 2
+    named = {k if k != "arrival_s" else "session": v for k, v in first.items()}
+    assert len(list(open_trace(write(lines(named, named)), fields={"timestamp": "session"}))) == 2
 
 
 def test_a_recording_is_told_by_its_first_line(write: Any) -> None:

@@ -317,6 +317,16 @@ def test_a_header_of_two_formats_is_ambiguous(write: Any) -> None:
 
 
 @pytest.mark.parametrize("format", ALL)
+def test_a_named_format_with_a_column_of_ids_is_any_table(write: Any, format: str) -> None:
+    header, row, *_ = ALL[format].split(b"\n")
+    inputs = {"azure": 10, "burstgpt": 1, "splitwise": 10}[format]
+    ids = " ".join(map(str, range(50, 50 + inputs))).encode()
+    trace = open_trace(write(header + b",Hash-IDs\n" + row + b"," + ids))
+    assert (trace.format, trace.has_blocks) == ("csv", True)
+    assert [each.block_ids for each in trace] == [tuple(range(50, 50 + inputs))]
+
+
+@pytest.mark.parametrize("format", ALL)
 def test_a_missing_column_of_a_named_format_is_named(write: Any, format: str) -> None:
     header, *rows = ALL[format].split(b"\n")
     names = header.split(b",")
