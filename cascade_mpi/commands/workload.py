@@ -262,8 +262,11 @@ def _say(line: str) -> None:
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> bool:
+    from cascade_mpi.workload.outputs import replacing
+
     try:
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        with replacing(path) as out:
+            out.write((json.dumps(record, indent=2) + "\n").encode())
     except OSError as error:
         print_error(f"--json {path}: {error.strerror}")
         return False

@@ -10,8 +10,9 @@ server        one request                 pacing     waiting for arrivals
 tally         counts of a rank            result     their sums
 sampling      samples meanwhile           live       what rank 0 shows of them
 metrics       Prometheus and JSON lines   tables     what it shows at the end
-recording     accesses written down       interrupt  Ctrl-C and SIGTERM
-sentinel      the last words of a job     peers      ranks that are gone
+recording     accesses written down       outputs    the files of a run
+interrupt     Ctrl-C and SIGTERM          peers      ranks that are gone
+sentinel      the last words of a job     ends       all of these together
 ============  ====================================================================
 """
 

@@ -38,6 +38,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -204,9 +205,14 @@ class JsonLines:
         self._file, self._now = file, now
 
     def see(self, sample: Sample) -> None:
-        """Local. Write a line; it is in the file when this returns."""
-        self._file.write(json.dumps({"unix_time": self._now(), **record(sample)}) + "\n")
-        self._file.flush()
+        """Local. Write a line; it is in the file when this returns. After an OSError the file is closed."""
+        try:
+            self._file.write(json.dumps({"unix_time": self._now(), **record(sample)}) + "\n")
+            self._file.flush()
+        except OSError:
+            with suppress(OSError):  # closing writes what is left once more: let that fail here, not at the end
+                self._file.close()
+            raise
 
 
 def record(sample: Sample) -> dict[str, Any]:

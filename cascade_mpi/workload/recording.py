@@ -1,7 +1,7 @@
 """Recording a replay: every rank writes its calls of the store down, rank 0 puts them together as one trace file.
 
-Covers the wrapper of the store, the file of a rank, and the way of the ranks' files to rank 0, which needs no shared
-file system. Does not cover the format (see `traces.recording`).
+Covers the wrapper of the store, and the way of the ranks' files to rank 0, which needs no shared
+file system. Does not cover the format (see `traces.recording`) nor opening the files (see `outputs`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from cascade_mpi.traces.recording import Access, Header, access_line, header_line
+from cascade_mpi.workload.outputs import replacing
 from cascade_mpi.workload.server import BlockStore, Buffer, Ids
 
 if TYPE_CHECKING:
@@ -37,18 +38,13 @@ class Recorder:
     An error of the file ends the recording, never the replay: `failed` is its text then.
     """
 
-    def __init__(self, store: BlockStore, rank: int) -> None:
+    def __init__(self, store: BlockStore, rank: int, file: BinaryIO) -> None:
         self.failed = ""
-        self._store, self._rank, self._start = store, rank, 0.0
-        self._file: BinaryIO = tempfile.TemporaryFile(prefix="cascade-record-")  # noqa: SIM115  closed by `close`
+        self._store, self._rank, self._file, self._start = store, rank, file, 0.0
 
     def begin(self, start: float) -> None:
         """Local. The common start of all ranks, by `perf_counter`."""
         self._start = start
-
-    def close(self) -> None:
-        """Local. Remove the file of this rank."""
-        self._file.close()
 
     def contains_many(self, keys: Ids, exact: bool = True) -> npt.NDArray[np.bool_]:
         """Local. Which keys are there."""
@@ -94,13 +90,13 @@ class Recorder:
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
-        self.failed = f"rank {self._rank}: {error.strerror}"
+        self.failed = f"rank {self._rank}: {error.strerror} (its record is in {tempfile.gettempdir()}: set TMPDIR)"
 
     def collect(self, comm: MPI.Intracomm, path: Path, header: Header) -> str:
         """Collective. Write the recording of all ranks on rank 0; what went wrong on all ranks, "" for nothing.
 
         1 allgather, then 1 Send of at most 4 MiB after the other from each rank to rank 0. Where something went
-        wrong no file is written: one with holes would not tell.
+        wrong no file is written, and an older one stays: one with holes would not tell.
         """
         size = 0
         try:
@@ -132,20 +128,25 @@ class Recorder:
                 try:
                     self._file.write(piece.data)
                 except OSError as error:  # go on receiving: the others cannot know
-                    failed = failed or f"rank 0: {error.strerror}"
+                    self._fail(error)
+                    failed = self.failed
         return failed
 
     def _merge(self, path: Path, header: Header, sizes: Sequence[int]) -> str:
         ends = np.cumsum(sizes).tolist()
         try:
             self._file.flush()
+        except OSError as error:
+            self._fail(error)
+            return self.failed
+        try:
             streams = [_lines(self._file.fileno(), end - size, end) for size, end in zip(sizes, ends, strict=True)]
-            with path.open("wb") as out:
+            with replacing(path) as out:
                 out.write(header_line(header))
                 merged: Iterator[bytes] = heapq.merge(*streams, key=_time)
                 out.writelines(merged)
         except OSError as error:
-            return f"rank 0: {error.strerror}"
+            return str(error.strerror)
         return ""
 
 

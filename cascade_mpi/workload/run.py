@@ -6,12 +6,10 @@ line (see `commands.workload`).
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade_mpi.config import format_size
@@ -21,6 +19,7 @@ from cascade_mpi.workload.interrupt import Interruption
 from cascade_mpi.workload.live import LiveView, PlainLine
 from cascade_mpi.workload.metrics import JsonLines, PrometheusFile, open_textfile, textfile_path
 from cascade_mpi.workload.options import WorkloadOptions
+from cascade_mpi.workload.outputs import Opened, check
 from cascade_mpi.workload.plan import Nodes, Share, agree, needed_dram, settle, share, survey
 from cascade_mpi.workload.recording import Recorder
 from cascade_mpi.workload.replay import Replay
@@ -53,11 +52,11 @@ def run_workload(
         _introduce(say, setting, mine)
     from cascade_mpi.store import Store  # needs MPI: the options above do not
 
-    with ExitStack() as last:  # what ends after the store is closed
+    with closing(_open(comm, options)) as opened:  # until the store is closed
         with ExitStack() as stack, Store(comm, options.config, **options.store, dram_bytes=dram) as store:
-            recorder = last.enter_context(closing(Recorder(store, comm.rank))) if options.record else None
+            recorder = Recorder(store, comm.rank, opened.record) if opened.record is not None else None
             replay = Replay(comm, recorder or store, mine.dealt, setting, interruption)
-            observers = list(_observers(stack, comm, options, setting, say))
+            observers = list(_observers(stack, comm, options, opened, setting, say))
             textfile = stack.enter_context(_textfile(comm, options, nodes))
             sampler = Sampler(comm, setting, store, replay.server, observers, textfile)
             result = replay.run(sampler, recorder.begin if recorder else None)
@@ -67,27 +66,31 @@ def run_workload(
             header = Header(options.block_bytes, mine.block_tokens, comm.size, setting.trace)
             if failed := recorder.collect(comm, options.record, header):
                 sampler.failed(f"--record {options.record}: {failed}")
+        opened.close(sampler.failed)
         return replace(result, unwritten=comm.bcast(tuple(sampler.failures)))
 
 
 def _prepare(comm: MPI.Intracomm, options: WorkloadOptions, nodes: Nodes) -> Share:
     """This rank's share, after the files that it will write have been looked at."""
-    if comm.rank == 0:
-        for name in ("json", "metrics", "record"):
-            check_writable(name, getattr(options, name))
-    if options.prom_file is not None:
-        textfile_path(options, comm.rank, comm.size, nodes)
+    named = options.prom_file is not None
+    textfile = textfile_path(options, comm.rank, comm.size, nodes) if named else None
+    check(options, textfile, writes=comm.rank == 0)
     return share(comm, options, nodes)
 
 
-def check_writable(option: str, path: Path | None) -> None:
-    """Local. ConfigError when a file that is going to be written cannot be."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise ConfigError(f"--{option} {path}: there is no directory {path.parent}")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"--{option} {path}: {'it is a directory' if path.is_dir() else 'it may not be written'}")
+def _open(comm: MPI.Intracomm, options: WorkloadOptions) -> Opened:
+    """Before the store, so that a file that cannot be opened is an error on all ranks alike. 1 allgather."""
+    opened, error = None, None
+    try:
+        opened = Opened(options, comm.rank)
+    except ConfigError as raised:
+        error = raised
+    errors = [each for each in comm.allgather(error) if each is not None]
+    if opened is None or errors:
+        if opened is not None:
+            opened.close()
+        raise errors[0]
+    return opened
 
 
 def _introduce(say: Say, setting: Setting, mine: Share) -> None:
@@ -100,7 +103,12 @@ def _introduce(say: Say, setting: Setting, mine: Share) -> None:
 
 
 def _observers(
-    stack: ExitStack, comm: MPI.Intracomm, options: WorkloadOptions, setting: Setting, say: Say | None
+    stack: ExitStack,
+    comm: MPI.Intracomm,
+    options: WorkloadOptions,
+    opened: Opened,
+    setting: Setting,
+    say: Say | None,
 ) -> Iterator[Observer]:
     """Who watches: nobody on ranks other than 0."""
     if comm.rank != 0:
@@ -109,8 +117,8 @@ def _observers(
         yield stack.enter_context(LiveView(setting))
     elif say is not None:
         yield PlainLine(say)
-    if options.metrics is not None:
-        yield JsonLines(stack.enter_context(options.metrics.open("w", encoding="utf-8")))
+    if opened.metrics is not None:
+        yield JsonLines(opened.metrics)
 
 
 @contextmanager

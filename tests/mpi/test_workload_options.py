@@ -179,10 +179,40 @@ def test_a_recording_that_one_rank_cannot_write_is_not_written(
 
     monkeypatch.setattr(Recorder, "_write", full)
     result = run_workload(comm, replace(SMALL, record=folder / "recorded.jsonl"))
-    said = f"--record {folder / 'recorded.jsonl'}: rank {comm.size - 1}: No space left on device"
-    assert_all(comm, result.unwritten == (said,), str(result.unwritten))
+    said = f"--record {folder / 'recorded.jsonl'}: rank {comm.size - 1}: No space left on device (its record is in "
+    assert_all(comm, len(result.unwritten) == 1 and result.unwritten[0].startswith(said), str(result.unwritten))
     assert_all(comm, not (folder / "recorded.jsonl").exists(), "a file was written")
     assert_all(comm, (said in capsys.readouterr().err) is (comm.rank == 0), "who says it")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_costs_its_file_and_nothing_else(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a real file that fails at each write, and again when it is closed with what it could not write."""
+    full = Path("/dev/full")
+    monkeypatch.setattr("cascade_mpi.workload.outputs.tempfile.TemporaryFile", lambda **_: full.open("wb"))
+    result = run_workload(comm, replace(SMALL, record=folder / "recorded.jsonl", metrics=full))
+    assert_all(comm, result.replayed == 100 and is_exact(result), str(result))
+    assert_all(comm, ["No space left" in said for said in result.unwritten] == [True, True], str(result.unwritten))
+    assert_all(comm, [said.split()[0] for said in result.unwritten] == ["--metrics", "--record"], str(result.unwritten))
+
+
+def test_a_rank_without_a_temporary_folder_stops_all_before_the_replay(
+    comm: MPI.Intracomm,
+    assert_all: Callable[..., None],
+    raises_all: Callable[..., str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(**_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if comm.rank == comm.size - 1:
+        monkeypatch.setattr("cascade_mpi.workload.outputs.tempfile.TemporaryFile", refused)
+    text = raises_all(comm, ConfigError, lambda: run_workload(comm, replace(SMALL, record=folder / "recorded.jsonl")))
+    assert_all(comm, f"rank {comm.size - 1} can make no temporary file (No space left on device)" in text, text)
+    assert_all(comm, "set TMPDIR" in text, text)
 
 
 @pytest.mark.parametrize("per", ["rank", "node"])
