@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from cascade_mpi.errors import TraceError
 from cascade_mpi.traces.request import Request
 from cascade_mpi.traces.routes import Route, route_named
 from cascade_mpi.traces.trace import Trace
+
+_BEGINNING = -1  # what an id stands behind that begins a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,11 @@ def deal(requests: Iterable[Request], rank: int, ranks: int, route: str = "round
         A `Trace`, which says whether it knows blocks and sessions; of anything else it is taken that ids
         are those of prefixes, and that sessions are known if the first request has one.
 
-    TraceError when a block id stands at two positions: then it does not name a prefix; or when the route
+    TraceError when a block id stands behind two others: then it does not name a prefix; or when the route
     needs sessions or blocks and the trace knows none. ConfigError when there is no such route.
     """
     requests, chosen_by = _with_route(requests, ranks, route)
-    positions: dict[int, int] = {}
+    behind: dict[int, int] = {}  # the id before each one; as that one has a place of its own, so does the whole prefix
     fresh = 0  # ids that are in no other request, and so need not be remembered
     computes, assigned = [0] * ranks, [0] * ranks
     mine: list[npt.NDArray[np.uint64]] = []
@@ -74,15 +77,14 @@ def deal(requests: Iterable[Request], rank: int, ranks: int, route: str = "round
             new = len(ids)
             fresh += new
         else:
-            before = len(positions)
-            hits += next((k for k, block in enumerate(ids) if block not in positions), len(ids))
-            for position, block in enumerate(ids):
-                if positions.setdefault(block, position) != position:
-                    raise TraceError(
-                        f"request {request.index} has block id {block} at position {position}, an earlier one has it"
-                        f" at position {positions[block]}: an id must stand for one prefix"
-                    )
-            new = len(positions) - before
+            known = len(behind)
+            before = _BEGINNING
+            for block in ids:
+                if behind.setdefault(block, before) != before:
+                    _refuse(request.index, block, before, behind[block])
+                before = block
+            new = len(behind) - known
+            hits += len(ids) - new  # behind a new id stands no known one, so these are the first
         chosen = chosen_by.choose(request)
         computes[chosen] += new
         assigned[chosen] += 1
@@ -96,7 +98,7 @@ def deal(requests: Iterable[Request], rank: int, ranks: int, route: str = "round
     return Deal(
         requests=total,
         accesses=accesses,
-        unique=len(positions) + fresh,
+        unique=len(behind) + fresh,
         prefix_hits=hits,
         computes=tuple(computes),
         assigned=tuple(assigned),
@@ -105,6 +107,12 @@ def deal(requests: Iterable[Request], rank: int, ranks: int, route: str = "round
         indices=np.array(indices, dtype=np.int64),
         arrivals=np.array(arrivals, dtype=np.float64),
     )
+
+
+def _refuse(index: int, block: int, before: int, earlier: int) -> NoReturn:
+    now = f"begins with block id {block}" if before == _BEGINNING else f"has block id {block} behind id {before}"
+    then = "begins with it" if earlier == _BEGINNING else f"has it behind id {earlier}"
+    raise TraceError(f"request {index} {now}, an earlier one {then}: an id must stand for one prefix")
 
 
 def _with_route(requests: Iterable[Request], ranks: int, name: str) -> tuple[Iterator[Request], Route]:

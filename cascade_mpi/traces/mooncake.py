@@ -1,7 +1,7 @@
 """The trace format of the Mooncake project: JSON lines of token counts and prefix-block ids.
 
 Covers reading such a file as a stream, and saying exactly what is wrong with one. Does not cover
-what holds between requests, except that time does not run backwards (see `deal` for positions).
+what holds between requests, except that time does not run backwards (see `deal` for prefixes).
 
 A line: ``{"timestamp": 3000, "input_length": 1100, "output_length": 12, "hash_ids": [0, 7, 9]}``;
 the timestamp is in milliseconds, an id stands for 512 tokens, the last block may be partly filled.

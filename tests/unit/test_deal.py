@@ -57,14 +57,22 @@ def test_a_rank_knows_when_its_requests_come() -> None:
     assert deal([], 1, 2).arrivals.shape == (0,)
 
 
-def test_only_a_contiguous_prefix_counts_as_hits() -> None:
-    # The second request's last block is known, but it stands behind one that is not.
-    assert deal(requests((0, 1, 2), (0, 3, 2)), 0, 1).prefix_hits == 1
-
-
 def test_an_id_at_two_positions_is_refused() -> None:
-    with pytest.raises(TraceError, match="request 1 has block id 2 at position 0, an earlier one has it at position 1"):
+    with pytest.raises(TraceError, match="request 1 begins with block id 2, an earlier one has it behind id 1: an id"):
         deal(requests((1, 2), (2, 1)), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "said"),
+    [
+        (((1, 2), (3, 2)), "request 1 has block id 2 behind id 3, an earlier one has it behind id 1: an id must"),
+        (((), (1,), (3, 1)), "request 2 has block id 1 behind id 3, an earlier one begins with it: an id must stand"),
+        (((0, 1, 2, 3), (0, 1, 4, 3)), "request 1 has block id 3 behind id 4, an earlier one has it behind id 2"),
+    ],
+)
+def test_an_id_with_two_prefixes_is_refused(prefixes: Any, said: str) -> None:
+    with pytest.raises(TraceError, match=said):
+        deal(requests(*prefixes), 0, 1)
 
 
 def test_fresh_ids_are_counted_without_being_remembered() -> None:
