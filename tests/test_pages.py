@@ -199,14 +199,6 @@ def test_the_page_on_doctor_lists_its_lines() -> None:
     assert listed == names_of_findings()
 
 
-@pytest.mark.parametrize("block", of("output", "doctor"))
-def test_what_doctor_should_print_are_lines_of_doctor(block: pages.Block) -> None:
-    for line in block.text.splitlines():
-        found = re.fullmatch(r"(?:ok|warning|problem) +(\S.*?)  +\S.*| +-> .*", line)
-        assert found, line
-        assert found[1] is None or found[1] in names_of_findings(), line
-
-
 def test_the_page_on_metrics_lists_them_all() -> None:
     text = page("metrics")
     listed = set(re.findall(r"^\| `(cascade_\w+)`", text, re.MULTILINE))

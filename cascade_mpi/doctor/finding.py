@@ -65,6 +65,11 @@ def problem(name: str, found: str, remedy: str) -> Finding:
     return Finding(name, "problem", found, remedy)
 
 
+def count(number: int, noun: str) -> str:
+    """Local. "1 rank", "2 ranks"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def worst(findings: Iterable[Finding]) -> Status:
     """Local. The worst status among the findings, "ok" without any."""
     return max((finding.status for finding in findings), key=STATUSES.index, default="ok")

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from cascade_mpi.doctor.finding import Finding, ok, problem, warning
 from cascade_mpi.doctor.host import Host
+from cascade_mpi.launcher import launch
 
 Family = Literal["MPICH", "Open MPI", "unknown"]
 _NEEDED_MPICH = (4, 2)  # before, Shared_query answers only for Allocate_shared
@@ -76,6 +77,12 @@ def origin(path: str, prefix: str) -> str:
     return "site"
 
 
+def abi(extension: str) -> str:
+    """Local. The ABI in the name of mpi4py's extension, as in `MPI.mpich.abi3.so`; "" in one built from source."""
+    parts = Path(extension).name.split(".")
+    return parts[1] if len(parts) > 3 else ""
+
+
 def mpi_library(
     text: str, standard: tuple[int, int], paths: Sequence[str], abi: str, prefix: str,
     environ: Mapping[str, str], networks: Sequence[str],
@@ -83,7 +90,8 @@ def mpi_library(
     """Local. Product, version, ABI, netmod and origin; `paths` are the libmpi files that this process has loaded."""
     library = identify(text)
     where = ", ".join(f"{path} ({origin(path, prefix)})" for path in paths) or "an unknown file"
-    line = f"{library.product} {library.version}, MPI {standard[0]}.{standard[1]}, ABI {abi}, from {where}"
+    built = f"ABI {abi}" if abi else "mpi4py built for it"
+    line = f"{library.product} {library.version}, MPI {standard[0]}.{standard[1]}, {built}, from {where}"
     if len({Path(path).resolve() for path in paths}) > 1:
         yield problem(
             "MPI library", f"{line}: two MPI libraries in one process",
@@ -112,6 +120,18 @@ def mpi_library(
     else:
         devices = f"; RDMA devices: {', '.join(networks)}" if networks else "; no RDMA device on this node"
         yield ok("MPI network", (used or "unknown") + devices)
+    yield from _start(library, used, any(origin(path, prefix) == "PyPI wheel" for path in paths), environ)
+
+
+def _start(library: Library, used: str, wheel: bool, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """MPICH 5.0 of PyPI hands pmi2 what lies in memory behind its UCX address: often more than Slurm reads."""
+    started = launch(environ)
+    by_pmi2 = started is not None and started.launcher == "srun" and environ.get("SLURM_MPI_TYPE") == "pmi2"
+    if wheel and by_pmi2 and library.product == "MPICH" and used.startswith("netmod ucx"):
+        yield warning(
+            "MPI start", "PyPI's MPICH with netmod ucx under srun --mpi=pmi2: about one start in ten dies",
+            "export MPIR_CVAR_CH4_NETMOD=ofi, or use the site's MPI",
+        )  # fmt: skip
 
 
 def mpiexec(host: Host, library: Library) -> Iterator[Finding]:

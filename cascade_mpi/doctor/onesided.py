@@ -41,13 +41,17 @@ def one_sided(comm: MPI.Intracomm) -> Iterator[Finding]:
         yield problem("store", f"it cannot be opened: {error}", "see what the text says, and the lines above")
         return
     yield from explain(report)
-    if everywhere == comm.size:
-        yield ok("store", f"opened on {comm.size} ranks; each read a block of the next one, every byte right")
-    else:
-        yield problem(
-            "store", f"{comm.size - everywhere} of {comm.size} ranks could not read a block of the next rank",
-            'this MPI loses data: try windows="shared", mpi_calls="python", or another MPI',
-        )  # fmt: skip
+    yield read_back(everywhere, comm.size)
+
+
+def read_back(right: int, ranks: int) -> Finding:
+    """Local. So many of the ranks read what their neighbour had put, byte by byte."""
+    if right == ranks:
+        return ok("store", f"opened on {ranks} ranks; each read a block of the next one, every byte right")
+    return problem(
+        "store", f"{ranks - right} of {ranks} ranks could not read a block of the next rank",
+        'this MPI loses data: try windows="shared", mpi_calls="python", or another MPI',
+    )  # fmt: skip
 
 
 def explain(report: Mapping[str, Any]) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cascade_mpi.doctor import library as checks
-from cascade_mpi.doctor.finding import Finding, Report, ok, problem, warning
+from cascade_mpi.doctor.finding import Finding, Report, count, ok, problem, warning
 from cascade_mpi.doctor.host import Host
 from cascade_mpi.doctor.limits import network_devices
 from cascade_mpi.errors import CascadeError
@@ -100,7 +100,7 @@ def _library(host: Host, diary: Diary) -> str:
     text, maps = MPI.Get_library_version(), host.text("proc/self/maps")
     diary.library(text)
     paths = checks.loaded_libraries(maps, r"^libmpi(ch|_cray|_gnu.*|_abi)?\.so|^libmpi_(cray|gnu|intel)")
-    abi = Path(MPI.__file__).name.split(".")[1]
+    abi = checks.abi(MPI.__file__)
     networks = network_devices(host)
     diary.add(checks.mpi_library(text, MPI.Get_version(), paths, abi, sys.prefix, host.environ, networks))
     diary.add(checks.mpiexec(host, checks.identify(text)))
@@ -140,8 +140,12 @@ def _world(world: MPI.Intracomm, host: Host, text: str) -> Iterator[Finding]:
     node = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
     nodes = world.allreduce(int(node.rank == 0))
     node.Free()
-    ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
-    yield ok("world", f"{ranks} on {nodes} node{'' if nodes == 1 else 's'}")
+    yield met(world.size, nodes)
+
+
+def met(ranks: int, nodes: int) -> Finding:
+    """Local. All processes of the launcher are in one world."""
+    return ok("world", f"{count(ranks, 'rank')} on {count(nodes, 'node')}")
 
 
 def _clocks(world: MPI.Intracomm) -> Iterator[Finding]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import fake_host
 import pytest
 from fake_host import only, statuses
+from fake_library import CRAY, INTEL, MPICH, MVAPICH, OLD, OPEN_MPI, report
 
 from cascade_mpi.doctor import library, onesided
 from cascade_mpi.doctor.host import Ran
 
-MPICH = "MPICH Version:      5.0.2\nMPICH Device:       ch4:ucx ofi\nMPICH configure:    --with-device=ch4:ucx,ofi\n\0"
-OLD = "MPICH Version:\t3.4.3\nMPICH Device:\tch4:ofi\n"
-CRAY = "MPI VERSION    : CRAY MPICH version 8.1.28.29 (ANL base 3.4a2)\nMPI BUILD INFO : Wed Nov 15\n"
-INTEL = "Intel(R) MPI Library 2021.10 for Linux* OS\n"
-MVAPICH = "MVAPICH2 Version      :\t2.3.7\nMVAPICH2 Device : ch3:mrail\n"
-OPEN_MPI = "Open MPI v5.0.6, package: Open MPI me@here Distribution, ident: 5.0.6, repo rev: v5.0.6\0"
 LIBRARIES = {"MPICH": MPICH, "Cray MPICH": CRAY, "Intel MPI": INTEL, "MVAPICH": MVAPICH, "Open MPI": OPEN_MPI}
 VERSIONS = {
     "MPICH": "5.0.2",
@@ -99,6 +96,52 @@ def test_libraries_with_troubles() -> None:
     assert described(MPICH, "/apps/libmpi.so.12", networks=("cxi0",))["MPI network"].status == "warning"
     ofi = {"MPIR_CVAR_CH4_NETMOD": "ofi"}
     assert described(MPICH, "/apps/libmpi.so.12", networks=("cxi0",), **ofi)["MPI network"].status == "ok"
+
+
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_MPI_TYPE": "pmi2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "environ", "told"),
+    [
+        (MPICH, "/env/lib/libmpi.so.12", STEP, True),
+        (MPICH, "/env/lib/libmpi.so.12", STEP | {"PMI_SIZE": "4", "PMI_FD": "11"}, True),
+        (MPICH, "/env/lib/libmpi.so.12", STEP | {"MPIR_CVAR_CH4_NETMOD": "ofi"}, False),
+        (MPICH, "/env/lib/libmpi.so.12", STEP | {"SLURM_MPI_TYPE": "pmix"}, False),
+        (MPICH, "/env/lib/libmpi.so.12", {"PMI_SIZE": "4", "MPI_LOCALNRANKS": "4", "SLURM_MPI_TYPE": "pmi2"}, False),
+        (MPICH, "/env/lib/libmpi.so.12", {}, False),
+        (MPICH, "/apps/mpich/lib/libmpi.so.12", STEP, False),
+        (OLD, "/env/lib/libmpi.so.12", STEP, False),
+    ],
+)
+def test_the_wheel_with_ucx_under_pmi2(text: str, path: str, environ: dict[str, str], told: bool) -> None:
+    found = described(text, path, **environ)
+    assert ("MPI start" in found) is told
+    if told:
+        assert found["MPI start"].status == "warning"
+        assert "export MPIR_CVAR_CH4_NETMOD=ofi" in found["MPI start"].remedy
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, "ofi"), ({"MPIR_CVAR_CH4_NETMOD": "ucx"}, "ucx")])
+def test_the_image_takes_the_netmod_that_starts_always(given: dict[str, str], used: str) -> None:
+    definition = (Path(__file__).resolve().parents[2] / "jobs/cascade.def").read_text()
+    exports = definition.partition("%environment\n")[2].partition("%post")[0]
+    command = ["sh", "-c", f'{exports}\nprintf %s "$MPIR_CVAR_CH4_NETMOD"']
+    done = subprocess.run(command, env={"PATH": os.environ["PATH"]} | given, capture_output=True, text=True, check=True)
+    assert done.stdout == used
+    found = described(MPICH, "/env/lib/libmpi.so.12", MPIR_CVAR_CH4_NETMOD=done.stdout, **STEP)
+    assert ("MPI start" in found) is (used == "ucx")
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [("MPI.mpich.cpython-311-x86_64-linux-gnu.so", "mpich"), ("MPI.openmpi.abi3.so", "openmpi"),
+     ("MPI.cpython-311-x86_64-linux-gnu.so", ""), ("MPI.abi3.so", "")],
+)  # fmt: skip
+def test_abi(file: str, expected: str) -> None:
+    assert library.abi(f"/env/lib.python/mpi4py/{file}") == expected
+    (line, _) = library.mpi_library(MPICH, (4, 1), ["/env/libmpi.so"], expected, "/env", {}, [])
+    assert (f"ABI {expected}," if expected else "mpi4py built for it,") in line.found
 
 
 def test_loaded_libraries() -> None:
@@ -184,19 +227,6 @@ def test_gpu_support(
 
 
 # ------------------------------------------------------------------------------------------ a store's report
-
-
-def report(get: bool = True, cas: bool = True, thread: bool = False, **more: Any) -> dict[str, Any]:
-    one = {"get_one_sided": True, "cas_one_sided": True, "get_s": 3e-6, "cas_s": 3e-6}
-    tested = one | {"get_one_sided": get, "cas_one_sided": cas, "get_s": 12e-6}
-    return {
-        "windows": {"layout": "allocate", "reason": "maps all peers of the node"},
-        "thread_level": "multiple",
-        "self_test": {"node": one, "remote": tested},
-        "progress": {"thread": thread, "reason": "auto: refused"},
-        "mpi_calls": {"by": "compiled", "reason": ""},
-        "kernel_cache": True,
-    } | more
 
 
 def test_a_good_report() -> None:
