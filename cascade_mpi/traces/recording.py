@@ -12,7 +12,8 @@ time over all ranks::
     {"t": 0.0021, "rank": 3, "op": "put", "ids": [7, 9], "result": ["stored", "kept"]}
 
 A lookup's result is how many of its ids were found from the first on; a get's the bytes of each block,
-null for a miss; a put's what became of each block. As a trace, each lookup is a request.
+null for a miss; a put's what became of each block. As a trace, each lookup is a request. The header says
+``"blocks": false`` where the trace that was replayed knew no blocks: then the ids of the recording tell nothing.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Header(msgspec.Struct, frozen=True):
     ranks: int
     trace: str
     """Name of the trace that was replayed."""
+    blocks: bool = True
+    """False: that trace had no block identity, and so the ids tell nothing."""
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -65,7 +68,10 @@ _encode = msgspec.json.Encoder().encode
 
 def header_line(header: Header) -> bytes:
     """Local. The first line of a recording, with its end."""
-    return _encode({"cascade_trace": VERSION, **msgspec.structs.asdict(header)}) + b"\n"
+    fields = msgspec.structs.asdict(header)
+    if header.blocks:
+        del fields["blocks"]  # the usual case, and the only one that older versions can read
+    return _encode({"cascade_trace": VERSION, **fields}) + b"\n"
 
 
 def access_line(access: Access) -> bytes:
@@ -107,7 +113,6 @@ def read_recording(path: str | PathLike[str], strict: bool = True) -> tuple[Head
 class RecordingReader:
     """One recording; each pass opens it anew."""
 
-    has_blocks = True
     has_sessions = False
 
     def __init__(self, source: Source, *, block_tokens: int | None = None) -> None:
@@ -116,6 +121,7 @@ class RecordingReader:
         faults = Faults(source.name, strict=True)
         with source.open() as file:
             self.header = _header(of_lines(file, faults), faults)
+        self.has_blocks = self.header.blocks
         recorded = self.header.block_tokens
         if block_tokens not in (None, recorded):
             raise ConfigError(f"{source.name} was recorded with {recorded} tokens in a block, not {block_tokens}")
@@ -139,7 +145,7 @@ class RecordingReader:
 
     def requests(self, faults: Faults) -> Iterator[Request]:
         """Local. One pass: each lookup as a request without output."""
-        index, first = 0, 0.0
+        index, next_id, first = 0, 0, 0.0
         for where, access in self.accesses(faults):
             if access.op != "lookup":
                 continue
@@ -149,8 +155,10 @@ class RecordingReader:
                 faults.at(where, str(error))
                 continue
             first = first if index else access.t
-            yield Request(index, access.t - first, len(ids) * self.header.block_tokens, 0, ids)
+            blocks = ids if self.has_blocks else range(next_id, next_id + len(ids))
+            yield Request(index, access.t - first, len(ids) * self.header.block_tokens, 0, blocks)
             index += 1
+            next_id += len(ids)
         if not index:
             faults.empty()
 
@@ -177,11 +185,15 @@ def _header_of(record: Record) -> Header:
     trace = _field(record, "trace")
     if type(trace) is not str:
         refuse("trace", f"must be text, not {shown(trace)}")
+    blocks = record.get("blocks", True)
+    if type(blocks) is not bool:
+        refuse("blocks", f"must be true or false, not {shown(blocks)}")
     return Header(
         block_bytes=_integer(record, "block_bytes", 1, MAX_BLOCK_BYTES),
         block_tokens=_integer(record, "block_tokens", 1, MAX_TOKENS),
         ranks=_integer(record, "ranks", 1, 1 << 20),
         trace=trace,
+        blocks=blocks,
     )
 
 

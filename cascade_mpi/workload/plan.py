@@ -52,6 +52,7 @@ class Share:
     trace: str
     trace_format: str
     block_tokens: int
+    has_blocks: bool
     notes: tuple[str, ...]
 
 
@@ -92,7 +93,7 @@ def share(comm: MPI.Intracomm, options: WorkloadOptions, nodes: Nodes) -> Share:
     else:
         dram = _auto_dram(dealt, options.block_bytes, nodes)
     check_dram(dram, options.block_bytes)
-    return Share(dealt, dram, trace.name, trace.format, trace.block_tokens, trace.notes)
+    return Share(dealt, dram, trace.name, trace.format, trace.block_tokens, trace.has_blocks, trace.notes)
 
 
 def agree(comm: MPI.Intracomm, prepare: Callable[[], Share]) -> tuple[Share, int]:

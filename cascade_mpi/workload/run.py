@@ -53,7 +53,7 @@ def run_workload(
     from cascade_mpi.store import Store  # needs MPI: the options above do not
 
     with closing(_open(comm, options)) as opened:  # until the store is closed
-        with ExitStack() as stack, Store(comm, options.config, **options.store, dram_bytes=dram) as store:
+        with ExitStack() as stack, Store(comm, options.config, **{**options.store, "dram_bytes": dram}) as store:
             recorder = Recorder(store, comm.rank, opened.record) if opened.record is not None else None
             replay = Replay(comm, recorder or store, mine.dealt, setting, interruption)
             observers = list(_observers(stack, comm, options, opened, setting, say))
@@ -63,7 +63,7 @@ def run_workload(
         if interruption is not None:
             interruption.closed()
         if recorder is not None and options.record is not None:
-            header = Header(options.block_bytes, mine.block_tokens, comm.size, setting.trace)
+            header = Header(options.block_bytes, mine.block_tokens, comm.size, setting.trace, mine.has_blocks)
             if failed := recorder.collect(comm, options.record, header):
                 sampler.failed(f"--record {options.record}: {failed}")
         opened.close(sampler.failed)

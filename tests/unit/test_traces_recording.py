@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade_mpi.errors import ConfigError, TraceError
-from cascade_mpi.traces import Request, open_trace
+from cascade_mpi.traces import Request, deal, open_trace
 from cascade_mpi.traces.recording import (
     Access,
     Header,
@@ -24,6 +25,7 @@ from cascade_mpi.traces.recording import (
     read_recording,
     write_recording,
 )
+from cascade_mpi.traces.trace import NO_BLOCKS
 
 HEADER = Header(block_bytes=4096, block_tokens=16, ranks=2, trace="chat (seed 0)")
 ACCESSES = [
@@ -74,6 +76,18 @@ def test_as_a_trace_each_lookup_is_a_request(tmp_path: Path) -> None:
         open_trace(path, block_tokens=512)
     with pytest.raises(TraceError, match="holds no request"):
         list(open_trace(recorded(HEADER, ACCESSES[2:4], path)))
+
+
+def test_a_recording_of_a_trace_without_blocks_has_none_either(write: Any) -> None:
+    lookups = [LOOKUP | {"ids": ids, "t": t} for t, ids in enumerate([[3, 4], [0, 1, 2], [5]])]
+    trace = open_trace(write(GOOD_HEADER | {"blocks": False}, *lookups))
+    assert not trace.has_blocks
+    assert NO_BLOCKS in trace.notes
+    assert [each.block_ids for each in trace] == [range(2), range(2, 5), range(5, 6)], "fresh, and a range"
+    with pytest.raises(TraceError, match="the route prefix needs to know"):
+        deal(trace, 0, 2, "prefix")
+    assert b"blocks" not in header_line(HEADER), "said only where there are none"
+    assert json.loads(header_line(msgspec.structs.replace(HEADER, blocks=False)))["blocks"] is False
 
 
 ids = st.lists(st.integers(0, 2**64 - 1), max_size=4, unique=True).map(tuple)
@@ -163,6 +177,7 @@ def test_a_missing_field_is_named(write: Any, field: str) -> None:
         ({"block_tokens": 1.5}, "field 'block_tokens'"),
         ({"ranks": 0}, "field 'ranks'"),
         ({"trace": None}, "field 'trace'"),
+        ({"blocks": 1}, "field 'blocks': must be true or false, not 1"),
     ],
 )
 def test_a_wrong_header_is_refused_at_open(write: Any, change: Any, said: str) -> None:
