@@ -206,8 +206,11 @@ def as_record(effective: Effective, *, for_people: bool = False) -> dict[str, di
 
 
 def as_toml(effective: Effective) -> str:
-    """Local. A TOML file of all settings, with their meaning and origin as comments; it reads back to the same."""
-    lines = [f"# Name this file with {CONFIG_VARIABLE} or --config.", f"[{TABLE}]"]
+    """Local. A TOML file of all settings, with their meaning and origin as comments; it reads back to the same.
+
+    Defaults are comments, so that they stay defaults: a workload sizes its arenas by itself unless somebody says it.
+    """
+    lines = [f"# Name this file with {CONFIG_VARIABLE} or --config. Defaults are comments.", f"[{TABLE}]"]
     texts = meanings()
     for name in NAMES:
         value, origin = getattr(effective.config, name), effective.origins[name]
@@ -217,7 +220,7 @@ def as_toml(effective: Effective) -> str:
         if shown(name, value) == HIDDEN:
             lines.append(f"# {name} = {HIDDEN}")
         else:
-            lines.append(f"{name} = {_toml(name, value)}")
+            lines.append(f"{'# ' if origin == DEFAULT else ''}{name} = {_toml(name, value)}")
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +207,15 @@ def test_a_contradiction_says_where_both_stand(tmp_path: Path) -> None:
 
 def test_the_printed_file_reads_back(tmp_path: Path) -> None:
     everything = resolve(options={name: text for name, (text, _) in OTHERS.items()})
-    for effective in (resolve(), everything):
-        again = resolve(written(tmp_path, settings.as_toml(effective)))
+    for effective in (resolve(), resolve(options={"rest_ms": "2"}), everything):
+        text = settings.as_toml(effective)
+        again = resolve(written(tmp_path, text))
         assert again.config == effective.config
-        assert all("cascade.toml" in origin for origin in again.origins.values())  # every setting is in it
+        for name in settings.NAMES:  # every setting is in it, and one that nobody gave stays so
+            default = effective.origins[name] == settings.DEFAULT
+            assert (again.origins[name] == settings.DEFAULT) is default
+            assert f"\n{'# ' if default else ''}{name} = " in text
+        assert resolve(written(tmp_path, re.sub(r"(?m)^# (\w+ = )", r"\1", text))).config == effective.config
     assert "# Sleep of the progress thread" in settings.as_toml(everything)
     assert "# from --set rest_ms" in settings.as_toml(everything)
 
