@@ -67,7 +67,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 _UNIT_SUFFIX = re.compile(r"(?:_\(?|\()(s|sec|seconds|ms|us|ns)\)?$")
 _EPOCHS = ((1e17, "ns"), (1e14, "us"), (1e11, "ms"), (0.0, "s"))  # a time of this century is above it in that unit
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _IDS = msgspec.json.Decoder(tuple[int, ...])
 
 
@@ -108,15 +107,19 @@ def columns_of(names: Iterable[str], given: Mapping[str, str]) -> dict[str, str]
             continue
         fitting = [name for name in names if _is(field, normal(name)) and name not in given.values()]
         if len(fitting) > 1:
-            raise FieldError(f"ambiguous: {listed(fitting)} may all be {field}; say which one is with fields")
+            raise FieldError(f"ambiguous: {listed(fitting)} may all be {field}; {_say(field)}")
         if fitting:
             found[field] = fitting[0]
         elif field in REQUIRED:
             raise FieldError(
                 f"no column is known as {field} (such as {', '.join(ALIASES[field][:4])}); there are {listed(names)};"
-                " say which one is with fields"
+                f" {_say(field)}"
             )
     return found
+
+
+def _say(field: str) -> str:
+    return f"say which one is with --field {field}=COLUMN"
 
 
 def optional_field(name: str) -> str | None:
@@ -237,7 +240,7 @@ class Clock:
         self.seconds: Callable[[Any], float] = self._iso() if self.unit == "iso" else self._numbers()
 
     def _detect(self, first: object) -> str:
-        if isinstance(first, str) and not _NUMBER.fullmatch(first.strip()):
+        if isinstance(first, str) and not _is_number(first):
             return "iso"
         named = _UNIT_SUFFIX.search(normal(self.field))
         if named:
@@ -245,7 +248,7 @@ class Clock:
         number = time_of_text(first, self.field) if isinstance(first, str) else time(first, self.field)
         unit = next(unit for above, unit in _EPOCHS if number >= above)
         if unit == "s" and number < 1e8:
-            self.note = f"nothing tells the unit of {self.field!r}: it was taken as seconds (another one: time unit)"
+            self.note = f"nothing tells the unit of {self.field!r}: it was taken as seconds (--time-unit names another)"
         return unit
 
     def _iso(self) -> Callable[[Any], float]:
@@ -283,6 +286,14 @@ class Clock:
             return (number - first) / in_a_second
 
         return seconds
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)  # also nan and the like: no time, but no date either
+    except ValueError:
+        return False
+    return True
 
 
 def _is_date(text: str) -> bool:

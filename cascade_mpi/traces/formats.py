@@ -25,7 +25,6 @@ from cascade_mpi.traces.trace import Trace
 ANY_NAMES = ("csv", *LAYOUTS)  # formats whose fields may have other names and whose times other units
 FORMATS = ("mooncake", *TABLES, *ANY_NAMES, "cascade")
 TIME_UNITS = ("auto", *names.TIME_UNITS, "iso")
-_HINT = f"name its format, one of {', '.join(FORMATS)}"
 
 
 class Reader(Protocol):
@@ -166,5 +165,6 @@ def _of_header(source: Source, line: bytes, only_any: bool) -> str:
         return "csv"  # the named formats know no ids and would not read them
     fitting = [name for name, table in TABLES.items() if set(table.header) <= set(header)]
     if len(fitting) > 1:
-        raise TraceError(f"{source.name}: its header fits the formats {', '.join(fitting)}: {_HINT}")
+        which = ", ".join(fitting)
+        raise TraceError(f"{source.name}: its header fits the formats {which}: say which one it is with --format")
     return fitting[0] if fitting else "csv"

@@ -54,8 +54,8 @@ class Faults:
     def backwards(self, where: str, field: str, seconds: float, latest: float) -> float:
         """Local. The arrival of a request that came before the one above it: that of the latter, unless strict."""
         if self.strict:
-            what = f"the time runs backwards, from {latest} s to {seconds} s after the first request"
-            self.fatal(where, f"field {field!r}: {what}")
+            what = f"backwards by {latest - seconds:.9g} s, behind a request {latest} s after the first"
+            self.fatal(where, f"field {field!r}: the time runs {what}")
         self.moved += 1
         return latest
 

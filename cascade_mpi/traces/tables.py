@@ -159,6 +159,8 @@ class TableReader:
         behind, first = next(((number, line) for number, line in enumerate(text, 1) if not line.isspace()), (0, ""))
         if not first:
             lines.faults.empty()
+        if first.lstrip()[:1] in ("{", "["):
+            lines.faults.fatal(f"line {behind} (the header)", "this is no table, it looks like JSON: see --format")
         delimiter = _delimiter(first)
         try:
             header = header_of(first)

@@ -73,7 +73,7 @@ def test_a_line_becomes_a_request(write: Any) -> None:
         ("timestamp", True, "a number of 0 or more"),
         ("timestamp", "0", "a number of 0 or more"),
         ("timestamp", 10**400, "a number of 0 or more"),
-        ("timestamp", 10, "backwards, from 0.0 s to -2.99 s"),
+        ("timestamp", 10, "backwards by 2.99 s, behind a request 0.0 s after the first"),
         ("input_length", -5, "integer"),
         ("input_length", True, "integer"),
         ("input_length", 1100.0, "integer"),

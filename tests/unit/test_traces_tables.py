@@ -136,7 +136,7 @@ def test_usual_names_are_known(write: Any, header: str) -> None:
     trace = open_trace(write(f"{header}\n10,100,20\n11,200,30\n".encode()))
     assert trace.format == "csv"
     assert list(trace) == [Request(0, 0.0, 100, 20, range(1)), Request(1, 1.0, 200, 30, range(1, 2))]
-    assert any("unit" in note and "seconds" in note for note in trace.notes)
+    assert any("taken as seconds (--time-unit" in note for note in trace.notes)
 
 
 def test_other_names_are_given(write: Any) -> None:
@@ -269,7 +269,7 @@ def test_what_the_csv_module_writes_is_read_back(
         (b"yesterday,1,2", "must be a date like"),
         (b"2023-02-30 00:00:00,1,2", "must be a date like"),
         (b"2023-11-16 18:17:05+00:00,1,2", "with or without a time zone"),
-        (b"2023-11-16 18:17:04,1,2", "the time runs backwards, from 0.052 s to 0.02004 s after the first request"),
+        (b"2023-11-16 18:17:04,1,2", "backwards by 0.03196 s, behind a request 0.052 s after the first"),
         (b"2023-11-16 18:17:02,1,2", "the time runs backwards"),
     ],
 )
@@ -303,16 +303,29 @@ def test_a_wrong_time_is_refused(write: Any, time: str) -> None:
         (b'ts,"isl,osl\n', "line 1 (the header)"),
         (b"a" * 3_000_000, "line 1 (the header)"),
         (b"a,\0\n", "NUL"),
+        (b"ts,isl,prompt_tokens,osl\n", "say which one is with --field input_tokens=COLUMN"),
+        (b"ts,isl\n", "say which one is with --field output_tokens=COLUMN"),
+        (b"ts,isl,osl\nnan,1,1\n", "line 2: field 'ts': must be a time, a number of 0 or more, not 'nan'"),
+        (b"ts,isl,osl\n-Infinity,1,1\n", "line 2: field 'ts': must be a time, a number of 0 or more"),
+        (b"ts,isl,osl\nyesterday,1,1\n", "line 2: field 'ts': must be a date like"),
     ],
 )
 def test_files_that_are_no_tables_are_refused(write: Any, data: bytes, said: str) -> None:
     assert said in refusal(write(data))
 
 
+@pytest.mark.parametrize("format", [*ALL, "csv"])
+@pytest.mark.parametrize("data", [b'\n{"timestamp": 0, "x": 1}', b'[{"timestamp": 0}]', b' ["a"]'])
+def test_json_that_is_said_to_be_a_table_is_none(write: Any, format: str, data: bytes) -> None:
+    text = refusal(write(data), format=format)
+    assert "(the header): this is no table, it looks like JSON" in text
+    assert "missing" not in text
+
+
 def test_a_header_of_two_formats_is_ambiguous(write: Any) -> None:
     both = SPLITWISE.split(b"\n")[0] + b"," + AZURE_2023.split(b"\n")[0]
     text = refusal(write(both + b"\n1,2,0,0.5,1,1,1,2023-11-16,1,1\n"))
-    assert "fits the formats azure, splitwise" in text
+    assert "fits the formats azure, splitwise: say which one it is with --format" in text
     assert len(requests(write(both + b"\n1,2,0,0.5,1,1,1,2023-11-16,1,1\n"), format="azure")) == 1
 
 
