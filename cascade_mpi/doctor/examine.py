@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from cascade_mpi.doctor import cpus, disk, gpu, limits, slurm, software
+from cascade_mpi.doctor import configured, cpus, disk, gpu, limits, slurm, software
 from cascade_mpi.doctor.finding import Finding, Report, problem, warning
 from cascade_mpi.doctor.host import Host
 from cascade_mpi.doctor.probe import INITIALISING
@@ -30,7 +30,8 @@ NODE_CHECKS: tuple[Check, ...] = (
     software.kernel_cache, software.hdf5, gpu.gpu, disk.disk,
 )  # fmt: skip
 RANK_CHECKS: tuple[Check, ...] = (
-    software.versions, slurm.mpi_variables, cpus.cpus, limits.locked_memory, limits.files_and_processes,
+    software.versions, configured.settings, slurm.mpi_variables, cpus.cpus, limits.locked_memory,
+    limits.files_and_processes,
 )  # fmt: skip
 CHECK_LIMIT_S = 45.0  # more than a program that a check runs may take
 MPI_LIMIT_S = 120.0  # the first store compiles its kernels

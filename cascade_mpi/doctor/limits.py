@@ -1,6 +1,6 @@
 """Checks of memory and limits: /dev/shm, cgroups, Slurm, locked memory, files and processes, and what jobs left.
 
-What an arena needs is checked where it is allocated (see `cascade_mpi.memory`); here stands what is usual.
+What an arena needs beside its bytes is checked where it is allocated (see `cascade_mpi.memory`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import resource
 from collections.abc import Iterator
 
 from cascade_mpi import memory, shm_files
-from cascade_mpi.config import Config, format_size
-from cascade_mpi.doctor.finding import Finding, ok, problem, warning
+from cascade_mpi.config import format_size
+from cascade_mpi.doctor.configured import arena
+from cascade_mpi.doctor.finding import Finding, count, ok, problem, warning
 from cascade_mpi.doctor.host import UNLIMITED, Host
 
 _SMALLEST = 32 << 20  # of a rank: below, not even MPI's own buffers and a small arena fit
@@ -72,7 +73,9 @@ def files_and_processes(host: Host) -> Iterator[Finding]:
         remedy = f"ulimit -n {wanted} in the job script" if enough else f"ask the administrators for {wanted} files"
         yield warning("files, processes", f"{line}: few for MPI's connections", remedy)
     elif processes != UNLIMITED and processes < 256 + 16 * host.ranks:
-        yield warning("files, processes", f"{line}: few for {host.ranks} ranks and their threads", "ulimit -u 4096")
+        yield warning(
+            "files, processes", f"{line}: few for {count(host.ranks, 'rank')} and their threads", "ulimit -u 4096"
+        )
     else:
         yield ok("files, processes", line)
 
@@ -84,7 +87,8 @@ def leftovers(host: Host) -> Iterator[Finding]:
     unknown = [file for file in found if file.state == "unknown"]
     # Another user's file is a leftover as far as this user can see; without root's eyes that is a guess.
     others = [file for file in found if file.state == "other user"]
-    parts = [f"{len(found) - len(dead) - len(unknown) - len(others)} files of MPI in use or new"] if found else ["none"]
+    used = len(found) - len(dead) - len(unknown) - len(others)
+    parts = [f"{count(used, 'file')} of MPI in use or new"] if found else ["none"]
     if others:
         parts.append(f"{_bytes(others)} of {', '.join(sorted({file.owner for file in others}))} without a visible user")
     if unknown:
@@ -108,15 +112,17 @@ def _limits(host: Host) -> list[memory.Limit]:
 
 
 def _judge(name: str, line: str, free: int, host: Host, remedy: str) -> Finding:
-    usual = Config().dram_bytes * host.ranks
-    ranks = "rank" if host.ranks == 1 else "ranks"
-    if free < _SMALLEST * host.ranks:
-        return problem(
-            name, f"{line}: {host.ranks} {ranks} need {format_size(_SMALLEST * host.ranks)} at least", remedy
+    wanted = arena(host)
+    ranks = count(host.ranks, "rank")
+    smallest = min(_SMALLEST, wanted.bytes) if wanted.given else _SMALLEST
+    if free < smallest * host.ranks:
+        needed = f"{ranks} need{'s' if host.ranks == 1 else ''} {format_size(smallest * host.ranks)} at least"
+        return problem(name, f"{line}: {needed}", remedy)
+    if free < wanted.bytes * host.ranks:
+        # A workload makes an arena smaller that nobody asked for; one that somebody did is refused.
+        return (problem if wanted.given else warning)(
+            name, f"{line}: too little for the {wanted.name} of {ranks}", remedy
         )
-    if free < usual:
-        default = format_size(Config().dram_bytes)
-        return warning(name, f"{line}: too little for the default arena ({default}) of {host.ranks} {ranks}", remedy)
     return ok(name, line)
 
 
@@ -129,8 +135,7 @@ def _count(limit: int) -> str:
 
 
 def _bytes(files: list[shm_files.SharedFile]) -> str:
-    count = f"{len(files)} file{'' if len(files) == 1 else 's'}"
-    return f"{count}, {format_size(sum(file.bytes for file in files))},"
+    return f"{count(len(files), 'file')}, {format_size(sum(file.bytes for file in files))},"
 
 
 def _age(files: list[shm_files.SharedFile]) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from cascade_mpi import __version__
 from cascade_mpi.doctor.cpus import format_list
-from cascade_mpi.doctor.finding import worst
+from cascade_mpi.doctor.finding import count, worst
 from cascade_mpi.doctor.merge import Row
 
 SCHEMA = 1
@@ -71,9 +71,9 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
         where = [] if len(ranks) < 2 else [_where(row, len(ranks))]
         table.add_row(Text(finding.status, style=_STYLES[finding.status]), finding.name, body, *where)
     console.print(table)
-    more = sum(max(count - _OTHERS, 0) for count in seen.values())
+    more = sum(max(times - _OTHERS, 0) for times in seen.values())
     counts = {status: sum(row.finding.status == status for row in rows) for status in _STYLES}
-    line = f"{counts['problem']} problems, {counts['warning']} warnings, {counts['ok']} ok"
+    line = f"{count(counts['problem'], 'problem')}, {count(counts['warning'], 'warning')}, {counts['ok']} ok"
     console.print(line + (f" ({more} that differ between ranks are only in --json)" if more else ""))
 
 

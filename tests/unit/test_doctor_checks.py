@@ -11,7 +11,7 @@ import fake_host
 import pytest
 from fake_host import GIB, only, space, statuses
 
-from cascade_mpi.doctor import cpus, disk, gpu, limits, slurm, software
+from cascade_mpi.doctor import configured, cpus, disk, examine, gpu, limits, slurm, software
 from cascade_mpi.doctor.finding import Report
 from cascade_mpi.doctor.host import Ran
 
@@ -87,6 +87,47 @@ def test_shared_memory(tmp_path: Path, free: int, ranks: int, status: str) -> No
     assert "free of 1000.0 GiB" in found.found
 
 
+@pytest.mark.parametrize(
+    ("given", "ranks", "status", "says"),
+    [
+        ("4GiB", 1, "problem", "too little for the arena of dram_bytes = 4GiB (CASCADE_DRAM_BYTES) of 1 rank"),
+        ("512MiB", 2, "ok", ""),
+        ("513MiB", 2, "problem", "of 2 ranks"),
+        ("1MiB", 64, "ok", ""),
+        ("many", 5, "warning", "default arena (256.0 MiB) of 5 ranks"),
+    ],
+)
+def test_memory_for_the_arenas_that_somebody_asked_for(
+    tmp_path: Path, given: str, ranks: int, status: str, says: str
+) -> None:
+    environ = {"CASCADE_DRAM_BYTES": given}
+    for free, check in ((GIB, limits.shared_memory), (1000 * GIB, limits.memory_limits)):
+        memory = {"SLURM_MEM_PER_NODE": "1024"} | environ
+        found = only(check(fake_host.host(tmp_path, ranks=ranks, statvfs=space(free), environ=memory)))
+        assert found.status == status
+        assert says in found.found
+
+
+@pytest.mark.parametrize(
+    ("environ", "status", "says"),
+    [
+        ({}, "ok", "all defaults"),
+        ({"CASCADE_DRAM_BYTES": "4GiB"}, "ok", "dram_bytes 4GiB (CASCADE_DRAM_BYTES)"),
+        ({"CASCADE_DRAM": "4GiB"}, "problem", "unknown variable CASCADE_DRAM: did you mean"),
+        ({"CASCADE_CONFIG": "/gone/c.toml"}, "problem", "CASCADE_CONFIG /gone/c.toml: no such file"),
+    ],
+)
+def test_settings(tmp_path: Path, environ: dict[str, str], status: str, says: str) -> None:
+    found = only(configured.settings(fake_host.host(tmp_path, environ=environ)))
+    assert (found.name, found.status) == ("settings", status)
+    assert says in found.found
+
+
+def test_settings_are_among_the_checks(tmp_path: Path) -> None:
+    report = examine.look(fake_host.host(tmp_path, environ={"CASCADE_DRAM": "4GiB"}))
+    assert [finding.status for finding in report.findings if finding.name == "settings"] == ["problem"]
+
+
 def test_no_shared_memory(tmp_path: Path) -> None:
     assert only(limits.shared_memory(fake_host.host(tmp_path))).status == "problem"
 
@@ -131,7 +172,7 @@ def test_files_and_processes(tmp_path: Path) -> None:
     few = {limits.resource.RLIMIT_NOFILE: (4096, 4096), limits.resource.RLIMIT_NPROC: (271, 271)}
     host = fake_host.host(tmp_path)
     object.__setattr__(host, "limit", few.__getitem__)
-    assert "few for 1 ranks" in only(limits.files_and_processes(host)).found
+    assert "few for 1 rank and" in only(limits.files_and_processes(host)).found
 
 
 def test_leftovers(tmp_path: Path) -> None:
@@ -150,7 +191,7 @@ def test_leftovers(tmp_path: Path) -> None:
     found = only(limits.leftovers(host))
     assert (found.status, found.remedy) == ("warning", "cascade cleanup")
     assert found.found.startswith("2 files, 8.0 KiB, of dead jobs of")
-    assert "1 files of MPI in use or new" in found.found
+    assert "1 file of MPI in use or new" in found.found
     (tmp_path / "proc/100/ns/pid").unlink()
     found = only(limits.leftovers(host))
     assert found.status == "ok"

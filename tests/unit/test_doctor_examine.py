@@ -261,7 +261,7 @@ def test_the_table() -> None:
     assert lines[1].split() == ["->", "mount", "a", "larger", "one"]
     assert lines[2].split() == ["ok", "/dev/shm", "8", "GiB", "ranks", "0,2", "(n0)"]
     assert "all ranks" in lines[3]
-    assert lines[-1] == "1 problems, 0 warnings, 4 ok"
+    assert lines[-1] == "1 problem, 0 warnings, 4 ok"
 
 
 def test_one_rank_needs_no_column_of_ranks() -> None:
