@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cascade_mpi.commands.pairs import parse_pairs
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.launcher import launcher_rank
 
@@ -32,15 +33,20 @@ def config(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Set one; may be given several times.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_toml: Annotated[bool, typer.Option("--toml", help="Print a TOML file that --config reads.")] = False,
+    as_toml: Annotated[
+        bool, typer.Option("--toml", help="Print a TOML file that --config reads; defaults are comments.")
+    ] = False,
 ) -> None:
-    """Print the settings that a store would be opened with here, and where each value came from."""
+    """Print the settings that a store would be opened with here, and where each value came from.
+
+    `cascade workload` takes them too, but sizes its arenas by the trace where dram_bytes is the default.
+    """
     from cascade_mpi.settings import resolve
 
     try:
         if as_json and as_toml:
             raise ConfigError("--json and --toml are both given: give one of them")
-        effective = resolve(file, options=_pairs(settings or []))
+        effective = resolve(file, options=parse_pairs("--set", settings or []))
     except CascadeError as error:
         raise typer.BadParameter(str(error)) from None
     context.obj.append(lambda: show(effective, "json" if as_json else "toml" if as_toml else "table"))
@@ -77,15 +83,3 @@ def _table(rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*(Text(cell or '""') for cell in row))
     console.print(table)
-
-
-def _pairs(settings: list[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for each in settings:
-        name, equals, value = each.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {each}: write NAME=VALUE")
-        if name in pairs:
-            raise ConfigError(f"--set {name} is given twice")
-        pairs[name] = value
-    return pairs

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascade_mpi import models
-from cascade_mpi.config import parse_size
+from cascade_mpi.commands.pairs import parse_pairs
+from cascade_mpi.config import Config, parse_size
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.job import abort, fail_together, print_error
 from cascade_mpi.launcher import check_world
@@ -25,14 +26,18 @@ from cascade_mpi.traces import FORMATS, KINDS, ROUTES, TIME_UNITS
 if TYPE_CHECKING:
     from cascade_mpi.workload.options import WorkloadOptions
 
+_DEFAULTS = Config()
 TRACE, REPLAY, BLOCKS, STORE, OUTPUT = "Trace", "Replay", "Blocks", "Store", "Output"  # groups of the help
 
 
 def workload(
     context: typer.Context,
     trace: Annotated[
-        str, typer.Option(help=f"Trace file, or a generator: {', '.join(KINDS)}; none is chat.", rich_help_panel=TRACE)
-    ] = "none",
+        str | None,
+        typer.Option(
+            help=f"Trace file, or a generator: {', '.join(KINDS)}.", show_default=KINDS[0], rich_help_panel=TRACE
+        ),
+    ] = None,
     trace_format: Annotated[
         str, typer.Option("--format", help=f"Of the file: auto, {', '.join(FORMATS)}.", rich_help_panel=TRACE)
     ] = "auto",
@@ -55,7 +60,13 @@ def workload(
         bool, typer.Option("--lenient", help="Skip and count wrong records.", rich_help_panel=TRACE)
     ] = False,
     requests: Annotated[
-        int | None, typer.Option(min=1, help="Replay only the first N requests.", rich_help_panel=TRACE)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Replay only the first N.",
+            show_default="all of a file, 1,000 of a generator",
+            rich_help_panel=TRACE,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generator.", rich_help_panel=TRACE)] = 0,
     route: Annotated[
@@ -68,14 +79,17 @@ def workload(
     window: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Requests of a rank between two barriers. Default: 32 over the ranks.", rich_help_panel=REPLAY
+            min=1,
+            help="Requests of a rank between two barriers.",
+            show_default="32 over the ranks",
+            rich_help_panel=REPLAY,
         ),
     ] = None,
     verify: Annotated[
         str, typer.Option(help="Check the contents that come back: full, sample or off.", rich_help_panel=REPLAY)
     ] = "full",
     block_bytes: Annotated[
-        str | None, typer.Option(help="Size of a block, such as 4KiB. Default: 64KiB.", rich_help_panel=BLOCKS)
+        str | None, typer.Option(help="Size of a block, such as 4KiB.", show_default="64KiB", rich_help_panel=BLOCKS)
     ] = None,
     model: Annotated[
         str | None, typer.Option(help=f"Block size of a model: {', '.join(models.MODELS)}.", rich_help_panel=BLOCKS)
@@ -93,22 +107,48 @@ def workload(
         str | None, typer.Option(help="Arena of all ranks together, instead of --dram.", rich_help_panel=STORE)
     ] = None,
     windows: Annotated[
-        str | None, typer.Option(help="Window layout: auto, allocate or shared.", rich_help_panel=STORE)
+        str | None,
+        typer.Option(
+            help="Window layout: auto, allocate or shared.", show_default=_DEFAULTS.windows, rich_help_panel=STORE
+        ),
     ] = None,
     progress: Annotated[
-        str | None, typer.Option(help="MPI progress: auto, thread or none.", rich_help_panel=STORE)
+        str | None,
+        typer.Option(
+            help="MPI progress: auto, thread or none.", show_default=_DEFAULTS.progress, rich_help_panel=STORE
+        ),
     ] = None,
     checksum: Annotated[
-        str | None, typer.Option(help="Checksum of a block: later, inline or off.", rich_help_panel=STORE)
+        str | None,
+        typer.Option(
+            help="Checksum of a block: later, inline or off.", show_default=_DEFAULTS.checksum, rich_help_panel=STORE
+        ),
     ] = None,
     copy_threads: Annotated[
-        str | None, typer.Option(help="Threads of a large copy: auto or a number.", rich_help_panel=STORE)
+        str | None,
+        typer.Option(
+            help="Threads of a large copy: auto or a number.",
+            show_default=str(_DEFAULTS.copy_threads),
+            rich_help_panel=STORE,
+        ),
     ] = None,
     when_full: Annotated[
-        str | None, typer.Option(help="A put into a full arena: evict or refuse.", rich_help_panel=STORE)
+        str | None,
+        typer.Option(
+            help="A put into a full arena: evict or refuse.", show_default=_DEFAULTS.when_full, rich_help_panel=STORE
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings of the store (TOML).", rich_help_panel=STORE)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any setting of the store, as of cascade config; may be repeated.",
+            rich_help_panel=STORE,
+        ),
     ] = None,
     live: Annotated[
         bool | None,
@@ -144,11 +184,11 @@ def workload(
     """Replay a request trace against the store of all ranks; check every byte that comes back."""
     from cascade_mpi.workload.options import DEFAULT_BLOCK_BYTES, WorkloadOptions
 
-    settings = {
+    named = {
         "windows": windows,
         "progress": progress,
         "checksum": checksum,
-        "copy_threads": int(copy_threads) if copy_threads and copy_threads.isdecimal() else copy_threads,
+        "copy_threads": copy_threads,
         "when_full": when_full,
     }
     try:
@@ -158,7 +198,7 @@ def workload(
             kind=kind,
             trace_format=trace_format,
             time_unit=time_unit,
-            fields=_columns(fields or []),
+            fields=parse_pairs("--field", fields or [], "NAME=COLUMN", empty=False),
             trace_block_tokens=trace_block_tokens,
             lenient=lenient,
             block_bytes=_block_size(block_bytes, model, block_tokens, scale) or DEFAULT_BLOCK_BYTES,
@@ -177,35 +217,34 @@ def workload(
             prom_per=prom_per,  # type: ignore[arg-type]  # the options check it
             live=live,
             config=config,
-            store={name: value for name, value in settings.items() if value is not None},
+            store=_store(named, parse_pairs("--set", settings or [])),
         )
     except CascadeError as error:
         raise typer.BadParameter(str(error)) from None
     context.obj.append(lambda: run(options))
 
 
-def _trace(name: str) -> tuple[Path | None, str]:
+def _trace(name: str | None) -> tuple[Path | None, str]:
     """The trace file, or None and the generator: a file of that name goes first."""
+    if name is None:
+        return None, KINDS[0]
     path = Path(name)
     if path.is_file():
-        return path, "chat"
-    if name == "none" or name in KINDS:
-        return None, "chat" if name == "none" else name
+        return path, KINDS[0]
+    if name in KINDS:
+        return None, name
     what = "not a file" if path.exists() else "no such file"
     raise ConfigError(f"trace {name}: {what}, and none of the generators {', '.join(KINDS)}")
 
 
-def _columns(pairs: list[str]) -> dict[str, str]:
-    """The columns of `--field NAME=COLUMN`."""
-    columns: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, column = pair.partition("=")
-        if not (name and equals and column):
-            raise ConfigError(f"--field {pair}: write NAME=COLUMN")
-        if name in columns:
-            raise ConfigError(f"--field {name} is given twice")
-        columns[name] = column
-    return columns
+def _store(named: dict[str, str | None], pairs: dict[str, str]) -> dict[str, Any]:
+    """The settings of the store: those that have an option of their own, and those of `--set`."""
+    from cascade_mpi.settings import from_options
+
+    given = {name: text for name, text in named.items() if text is not None}
+    for name in given.keys() & pairs:
+        raise ConfigError(f"--{name.replace('_', '-')} and --set {name} are both given: give one of them")
+    return {name: each.value for name, each in from_options({**given, **pairs}).items()}
 
 
 def _block_size(block_bytes: str | None, model: str | None, tokens: int | None, scale: str | None) -> int | None:

@@ -185,6 +185,8 @@ def textfile_path(options: WorkloadOptions, rank: int, ranks: int, nodes: Nodes)
     path = Path(pattern.replace("{rank}", str(rank)).replace("{node}", nodes.name))
     if not path.parent.is_dir():
         raise ConfigError(f"--prom-file {path}: there is no directory {path.parent}")
+    if path.is_dir():
+        raise ConfigError(f"--prom-file {path}: it is a directory")
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"--prom-file {path}: rank {rank} may not write to {path.parent}")
     return path

@@ -7,6 +7,7 @@ Covers the values that the command line, or a program, gives. Does not cover the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ DEFAULT_BLOCK_BYTES = 64 << 10
 DEFAULT_MADE_UP_REQUESTS = 1000  # generators have no end
 
 PromPer = Literal["rank", "node"]
+_FIELD = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,34 +87,51 @@ class WorkloadOptions:
     def __post_init__(self) -> None:
         """Check what can be checked without MPI and files; ConfigError names the option and its value."""
         if not 1 <= self.block_bytes <= MAX_SIZE:
-            raise ConfigError(f"block size {self.block_bytes}: it must be 1 byte or more")
+            raise ConfigError(f"--block-bytes {self.block_bytes}: it must be 1 byte or more")
         for name in ("requests", "window", "trace_block_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name.replace('_', '-')} {value}: it must be 1 or more")
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: it must be 1 or more")
         if self.seed < 0:
-            raise ConfigError(f"seed {self.seed}: it must be 0 or more")
+            raise ConfigError(f"--seed {self.seed}: it must be 0 or more")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(
-                    f"{_WORDS.get(name, name)} {getattr(self, name)!r}: it must be one of {', '.join(allowed)}"
+                    f"--{_WORDS.get(name, name)} {getattr(self, name)!r}: it must be one of {', '.join(allowed)}"
                 )
         if self.timed is not None and not 0 < self.timed < math.inf:
             raise ConfigError(
-                f"timed {self.timed}: the speed-up must be a finite number above 0, 1 for the trace's own pace"
+                f"--timed {self.timed}: the speed-up must be a finite number above 0, 1 for the trace's own pace"
             )
         self._check_trace_options()
         if self.dram is not None and self.dram_total is not None:
-            raise ConfigError("dram (per rank) and dram-total (of all ranks) are both given: give one of them")
+            raise ConfigError("--dram (per rank) and --dram-total (of all ranks) are both given: give one of them")
         if self.dram is not None:
             check_dram(self.dram, self.block_bytes)
-        if self.prom_file is not None and self.prom_per == "node" and "{rank}" in self.prom_file:
-            raise ConfigError(f"prom-file {self.prom_file!r} has {{rank}} in it, but prom-per is node: use {{node}}")
+        if "dram_bytes" in self.store and (self.dram is not None or self.dram_total is not None):
+            other = "--dram" if self.dram is not None else "--dram-total"
+            raise ConfigError(f"{other} and the setting dram_bytes are both given: give one of them")
+        self._check_textfile()
         Config.make(self.config, **self.store)
 
+    def _check_textfile(self) -> None:
+        if self.prom_file is None:
+            if self.prom_per != "rank":
+                raise ConfigError(f"--prom-per {self.prom_per} is about a textfile: give one with --prom-file FILE")
+            return
+        unknown = [name for name in _FIELD.findall(self.prom_file) if name not in get_args(PromPer)]
+        if unknown:
+            raise ConfigError(
+                f"--prom-file {self.prom_file}: {{{unknown[0]}}} is unknown, there are {{rank}} and {{node}}"
+            )
+        if self.prom_per == "node" and "{rank}" in self.prom_file:
+            raise ConfigError(f"--prom-file {self.prom_file} has {{rank}} in it, but --prom-per is node: use {{node}}")
+
     def _check_trace_options(self) -> None:
-        """Options of a file are wrong, not ignored, where there is none."""
+        """Options of a file are wrong, not ignored, where there is none, and so is a generator's where there is one."""
         if self.trace is not None:
+            if self.seed:
+                raise ConfigError(f"--seed {self.seed} is about a generator, and --trace {self.trace} is a file")
             return
         given = {
             "format": self.trace_format != "auto",
@@ -123,7 +142,7 @@ class WorkloadOptions:
         }
         for name, is_given in given.items():
             if is_given:
-                raise ConfigError(f"{name} is about a trace file: give one with --trace FILE")
+                raise ConfigError(f"--{name} is about a trace file: give one with --trace FILE")
 
     def open_trace(self) -> Trace:
         """Local. The requests to replay; what is wrong with a file is raised while they are read."""

@@ -273,5 +273,6 @@ def test_a_variable_gives_the_arena_unless_an_option_does(
     comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CASCADE_DRAM_BYTES", "3MiB")
-    sizes = [run_workload(comm, options).setting.dram_per_rank for options in (SMALL, replace(SMALL, dram=5 << 20))]
-    assert_all(comm, sizes == [3 << 20, 5 << 20], str(sizes))
+    cases = (SMALL, replace(SMALL, dram=5 << 20), replace(SMALL, store={**SMALL.store, "dram_bytes": "4MiB"}))
+    sizes = [run_workload(comm, options).setting.dram_per_rank for options in cases]
+    assert_all(comm, sizes == [3 << 20, 5 << 20, 4 << 20], str(sizes))

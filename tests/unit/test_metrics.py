@@ -106,9 +106,11 @@ def test_names_of_textfiles(tmp_path: Path, pattern: str, per: Any, expected: st
         ("a-{node}.prom", "rank", "put {rank} into its name"),
         ("a.prom", "node", "2 nodes would write the same file: put {node} into its name"),
         ("absent/{rank}", "rank", "there is no directory"),
+        ("folder-{rank}", "rank", "folder-3: it is a directory"),
     ],
 )
 def test_names_that_cannot_be_are_refused(tmp_path: Path, pattern: str, per: Any, said: str) -> None:
+    (tmp_path / "folder-3").mkdir()
     options = WorkloadOptions(prom_file=str(tmp_path / pattern), prom_per=per)
     with pytest.raises(ConfigError, match=said):
         textfile_path(options, 3, 4, NODES)
