@@ -4,13 +4,13 @@
 records in the order of time and raises `TraceError` for anything else. `deal` gives each rank its share.
 """
 
+from cascade_mpi.traces.chat import Chat, synthetic
 from cascade_mpi.traces.deal import Deal, deal
 from cascade_mpi.traces.formats import FORMATS, TIME_UNITS, open_trace
 from cascade_mpi.traces.generate import KINDS, generate
 from cascade_mpi.traces.mooncake import read_mooncake
 from cascade_mpi.traces.request import Request
 from cascade_mpi.traces.routes import ROUTES
-from cascade_mpi.traces.synthetic import Chat, synthetic
 from cascade_mpi.traces.trace import Trace
 
 __all__ = [

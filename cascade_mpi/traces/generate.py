@@ -1,6 +1,6 @@
 """Made-up traces: which kinds there are.
 
-Covers `generate`. Does not cover the kinds themselves (see `synthetic`, `retrieval`, `agents`).
+Covers `generate`. Does not cover the kinds themselves (see `chat`, `retrieval`, `agents`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.traces.agents import agents
+from cascade_mpi.traces.chat import synthetic
 from cascade_mpi.traces.prefixes import BLOCK_TOKENS
 from cascade_mpi.traces.request import Request
 from cascade_mpi.traces.retrieval import retrieval
-from cascade_mpi.traces.synthetic import synthetic
 from cascade_mpi.traces.trace import Trace
 
 _GENERATORS: dict[str, Callable[[int], Iterator[Request]]] = {"chat": synthetic, "rag": retrieval, "agents": agents}

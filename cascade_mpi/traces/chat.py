@@ -13,14 +13,12 @@ blocks by the turns of a session, and a last block that is only partly filled be
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
-import numpy as np
-
-from cascade_mpi.traces.prefixes import BLOCK_TOKENS
+from cascade_mpi.traces.prefixes import BLOCK_TOKENS, Chain
+from cascade_mpi.traces.random_draws import Draws
 from cascade_mpi.traces.request import Request
 
 
@@ -42,7 +40,7 @@ class Chat:
 @dataclass(slots=True)
 class _Prompt:
     tokens: int
-    ids: list[int] = field(default_factory=list)
+    chain: Chain
 
 
 @dataclass(slots=True)
@@ -51,51 +49,31 @@ class _Session:
     turns: int
     number: int
     context: int  # tokens before the next question
-    ids: list[int] = field(default_factory=list)  # of the full blocks behind those of the prompt
+    chain: Chain | None = None  # from its first turn on: ids are counted up in the order of their first use
 
 
 def synthetic(seed: int = 0, chat: Chat | None = None) -> Iterator[Request]:
-    """Local. The requests of this seed, without end: cut them with `itertools.islice`.
-
-    Only uniform doubles are drawn from the generator, so that the trace does not hang on how a version
-    of NumPy samples other distributions.
-    """
+    """Local. The requests of this seed, without end: cut them with `itertools.islice`."""
     chat = chat or Chat()
-    uniform = np.random.Generator(np.random.PCG64(seed)).random
-
-    def exponential(mean: float) -> float:
-        return -mean * math.log1p(-uniform())
-
-    def tokens(mean: int) -> int:
-        return 1 + int(exponential(mean))
-
-    prompts = [_Prompt(tokens(chat.prompt_tokens)) for _ in range(chat.prompts)]
+    draws = Draws(seed)
     ids, tickets, numbers = count(), count(), count()  # a ticket decides between turns of the same time
+    prompts = [_Prompt(draws.tokens(chat.prompt_tokens), Chain(ids, BLOCK_TOKENS)) for _ in range(chat.prompts)]
     arrival = 0.0
     waiting: list[tuple[float, int, _Session]] = []
     for index in count():
         while not waiting or arrival <= waiting[0][0]:
-            popular = int(chat.prompts * uniform() ** 2)  # the first of n prompts takes a share of n ** -0.5
-            turns = 1 + int(math.log1p(-uniform()) / math.log1p(-1 / max(chat.mean_turns, 1.001)))
-            context = prompts[popular].tokens + tokens(chat.document_tokens)
-            session = _Session(prompts[popular], turns, next(numbers), context)
+            prompt = prompts[int(chat.prompts * draws.uniform() ** 2)]  # the first of n takes a share of n ** -0.5
+            turns = draws.rounds(chat.mean_turns)
+            session = _Session(prompt, turns, next(numbers), prompt.tokens + draws.tokens(chat.document_tokens))
             heapq.heappush(waiting, (arrival, next(tickets), session))
-            arrival += exponential(chat.between_sessions_s)
+            arrival += draws.exponential(chat.between_sessions_s)
         now, _, session = heapq.heappop(waiting)
-        input_tokens = min(session.context + tokens(chat.question_tokens), chat.max_tokens)
-        output_tokens = tokens(chat.answer_tokens)
-        block_ids = _block_ids(session, input_tokens, ids)
-        yield Request(index, now, input_tokens, output_tokens, block_ids, session.number)
+        input_tokens = min(session.context + draws.tokens(chat.question_tokens), chat.max_tokens)
+        output_tokens = draws.tokens(chat.answer_tokens)
+        if session.chain is None:
+            session.chain = session.prompt.chain.branch(min(session.prompt.tokens, input_tokens))
+        yield Request(index, now, input_tokens, output_tokens, session.chain.request(input_tokens), session.number)
         session.turns -= 1
         session.context = input_tokens + output_tokens
         if session.turns and session.context < chat.max_tokens:
-            heapq.heappush(waiting, (now + exponential(chat.between_turns_s), next(tickets), session))
-
-
-def _block_ids(session: _Session, input_tokens: int, ids: Iterator[int]) -> tuple[int, ...]:
-    full = input_tokens // BLOCK_TOKENS
-    shared = min(session.prompt.tokens // BLOCK_TOKENS, full)
-    session.prompt.ids.extend(next(ids) for _ in range(shared - len(session.prompt.ids)))
-    session.ids.extend(next(ids) for _ in range(full - shared - len(session.ids)))
-    partly = (next(ids),) if input_tokens % BLOCK_TOKENS else ()
-    return (*session.prompt.ids, *session.ids, *partly)
+            heapq.heappush(waiting, (now + draws.exponential(chat.between_turns_s), next(tickets), session))
