@@ -55,6 +55,18 @@ def test_without_mpi() -> None:
     assert "0 problems" in ended.output, ended
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_leaves_early_is_no_problem(options: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "cascade_mpi", "doctor", "--no-mpi", *options]
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, timeout=LIMIT_S, check=False, env=launch.environment()
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_an_mpi_that_cannot_be_loaded() -> None:
     found = doctor(status=1, MPI4PY_LIBMPI="/gone/libmpi.so")
     assert found["status"] == "problem"

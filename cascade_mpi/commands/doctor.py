@@ -33,18 +33,19 @@ def doctor(
 
 def run(*, mpi: bool = True, disk: Path | None = None, timeout: float = 120, as_json: bool = False) -> int:
     """Collective under a launcher. The exit status; one process prints."""
+    from cascade_mpi.commands.printing import PipeConsole, reader_may_leave
     from cascade_mpi.doctor.examine import examine
     from cascade_mpi.doctor.finding import worst
     from cascade_mpi.doctor.host import Host
     from cascade_mpi.doctor.merge import merge
-    from cascade_mpi.doctor.show import record, show
+    from cascade_mpi.doctor.show import WIDTH, record, show
 
     examined = examine(Host(disk=disk, ranks=local_size() or 1), mpi=mpi, seconds=timeout)
     rows = merge(examined.reports)
     if examined.speaks:
-        if as_json:
-            typer.echo(json.dumps(record(rows, mpi=mpi), indent=2))
-        else:
-            show(rows)
-        sys.stdout.flush()
+        with reader_may_leave():
+            if as_json:
+                print(json.dumps(record(rows, mpi=mpi), indent=2))
+            else:
+                show(rows, PipeConsole(width=None if sys.stdout.isatty() else WIDTH, highlight=False))
     return int(worst(row.finding for row in rows) == "problem")

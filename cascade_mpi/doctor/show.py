@@ -8,7 +8,6 @@ those named here stay as long as `schema` is 1. `name` is stable, `found` and `r
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from cascade_mpi.doctor.merge import Row
 
 SCHEMA = 1
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-_WIDTH = 120  # where there is no terminal
+WIDTH = 120  # where there is no terminal
 _OTHERS = 3  # so many different good findings of a check are shown
 
 
@@ -50,10 +49,8 @@ def record(rows: Sequence[Row], *, mpi: bool) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[Row], console: Console | None = None) -> None:
+def show(rows: Sequence[Row], console: Console) -> None:
     """Local. Print the table and a last line that counts."""
-    if console is None:
-        console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     ranks = sorted({rank for row in rows for rank in row.ranks})
     table = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
     for options in ({}, {"no_wrap": True}, {"overflow": "fold"}, {"overflow": "fold"})[: 3 + (len(ranks) > 1)]:
