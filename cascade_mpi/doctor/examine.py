@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from cascade_mpi.doctor import configured, cpus, disk, gpu, limits, slurm, software
+from cascade_mpi.doctor import configured, cpus, disk, gpu, library, limits, node, slurm, software
 from cascade_mpi.doctor.finding import Finding, Report, problem, warning
 from cascade_mpi.doctor.host import Host
 from cascade_mpi.doctor.probe import INITIALISING
@@ -26,11 +26,11 @@ from cascade_mpi.launcher import launch, launcher_rank, library_name, local_rank
 Check = Callable[[Host], Iterable[Finding]]
 
 NODE_CHECKS: tuple[Check, ...] = (
-    slurm.slurm, slurm.host_name, slurm.clock, limits.shared_memory, limits.memory_limits, limits.leftovers,
+    slurm.slurm, node.host_name, node.clock, limits.shared_memory, limits.memory_limits, limits.leftovers,
     software.kernel_cache, software.hdf5, gpu.gpu, disk.disk,
 )  # fmt: skip
 RANK_CHECKS: tuple[Check, ...] = (
-    software.versions, configured.settings, slurm.mpi_variables, cpus.cpus, limits.locked_memory,
+    software.versions, configured.settings, library.mpi_variables, cpus.cpus, limits.locked_memory,
     limits.files_and_processes,
 )  # fmt: skip
 CHECK_LIMIT_S = 45.0  # more than a program that a check runs may take

@@ -1,4 +1,4 @@
-"""Checks of the MPI library from what it says about itself: product, network module, origin, mpiexec, GPU support.
+"""Checks of the MPI library from what it says about itself: product, netmod, origin, variables, mpiexec, GPUs.
 
 Covers everything that can be told from texts, paths and variables. Does not cover what is tried out with MPI running
 (see `probe`). Needs no MPI.
@@ -132,6 +132,16 @@ def _start(library: Library, used: str, wheel: bool, environ: Mapping[str, str])
             "MPI start", "PyPI's MPICH with netmod ucx under srun --mpi=pmi2: about one start in ten dies",
             "export MPIR_CVAR_CH4_NETMOD=ofi, or use the site's MPI",
         )  # fmt: skip
+
+
+def mpi_variables(host: Host) -> Iterator[Finding]:
+    """Local. Variables of MPI that are known to do harm."""
+    if host.environ.get("MPIR_CVAR_ASYNC_PROGRESS", "0") not in ("", "0"):
+        yield warning(
+            "MPI progress",
+            "MPIR_CVAR_ASYNC_PROGRESS is set: MPICH's own progress thread slows most operations down 5 to 1000 times",
+            "unset MPIR_CVAR_ASYNC_PROGRESS: Cascade has a thread of its own that rests between two looks",
+        )
 
 
 def mpiexec(host: Host, library: Library) -> Iterator[Finding]:

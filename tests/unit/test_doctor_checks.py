@@ -11,7 +11,7 @@ import fake_host
 import pytest
 from fake_host import GIB, only, space, statuses
 
-from cascade_mpi.doctor import configured, cpus, disk, examine, gpu, limits, slurm, software
+from cascade_mpi.doctor import configured, cpus, disk, examine, gpu, library, limits, node, slurm, software
 from cascade_mpi.doctor.finding import Report
 from cascade_mpi.doctor.host import Ran
 
@@ -486,7 +486,7 @@ def test_what_this_slurm_offers_is_said(tmp_path: Path) -> None:
 def test_host_name(tmp_path: Path) -> None:
     def resolves(*addresses: str, **environ: str) -> str:
         return only(
-            slurm.host_name(fake_host.host(tmp_path, resolve=lambda name: list(addresses), environ=environ))
+            node.host_name(fake_host.host(tmp_path, resolve=lambda name: list(addresses), environ=environ))
         ).status
 
     assert resolves("10.0.0.1") == "ok"
@@ -498,7 +498,7 @@ def test_host_name(tmp_path: Path) -> None:
     def unknown(name: str) -> list[str]:
         raise socket.gaierror(-2, "Name or service not known")
 
-    found = only(slurm.host_name(fake_host.host(tmp_path, resolve=unknown)))
+    found = only(node.host_name(fake_host.host(tmp_path, resolve=unknown)))
     assert found.status == "warning"
     assert "n1 has no address: Name or service not known" in found.found
 
@@ -506,10 +506,10 @@ def test_host_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("source", "status"), [("tsc", "ok"), ("", "ok"), ("hpet", "warning")])
 def test_clock(tmp_path: Path, source: str, status: str) -> None:
     files = {"sys/devices/system/clocksource/clocksource0/current_clocksource": source}
-    assert only(slurm.clock(fake_host.host(tmp_path, files))).status == status
+    assert only(node.clock(fake_host.host(tmp_path, files))).status == status
 
 
 def test_harmful_variables(tmp_path: Path) -> None:
-    assert not list(slurm.mpi_variables(fake_host.host(tmp_path, environ={"MPIR_CVAR_ASYNC_PROGRESS": "0"})))
+    assert not list(library.mpi_variables(fake_host.host(tmp_path, environ={"MPIR_CVAR_ASYNC_PROGRESS": "0"})))
     host = fake_host.host(tmp_path, environ={"MPIR_CVAR_ASYNC_PROGRESS": "1"})
-    assert only(slurm.mpi_variables(host)).status == "warning"
+    assert only(library.mpi_variables(host)).status == "warning"
