@@ -31,7 +31,7 @@ from bench.rows import write
 from cascade_mpi.cli import parse
 from cascade_mpi.errors import TraceError
 from cascade_mpi.traces import Request, Trace, generate, open_trace
-from cascade_mpi.traces.recording import Access, Header, write_recording
+from cascade_mpi.traces.recording import Access, Header, access_line, header_line
 
 GOALS = {"azure": 200_000, "burstgpt": 200_000, "splitwise": 200_000, "csv": 200_000, "mooncake": 50_000}
 _START = datetime(2024, 5, 10, tzinfo=UTC)
@@ -129,7 +129,8 @@ def _make(directory: Path, count: int) -> Iterator[Path]:
     path = directory / "recording.jsonl"
     lookups = (Access(each.timestamp_s, 0, "lookup", tuple(each.block_ids), 0) for each in made[: max(1, count // 10)])
     with path.open("wb") as file:
-        write_recording(file, Header(65536, 512, 1, "chat"), lookups)
+        file.write(header_line(Header(65536, 512, 1, "chat")))
+        file.writelines(map(access_line, lookups))
     yield path
 
 

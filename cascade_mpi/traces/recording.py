@@ -1,7 +1,7 @@
 """Recordings: the accesses of a store while a workload ran, written down so that they can be run again.
 
-Covers the format, writing and reading it line by line, merging the streams of ranks, and reading a
-recording as a trace. Does not cover who records (see `workload`).
+Covers the format, writing and reading it line by line, and reading a recording as a trace. Does not cover
+who records, nor how the lines of the ranks come together (see `workload.recording`).
 
 JSON lines. The first one is a header, each other one a call of the store by one rank, in the order of
 time over all ranks::
@@ -18,16 +18,14 @@ null for a miss; a put's what became of each block. As a trace, each lookup is a
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Iterator
-from os import PathLike
-from typing import Any, BinaryIO, NoReturn
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import msgspec
 
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.traces.fields import MAX_TIME, MAX_TOKENS, prefix_ids, refuse, shown
-from cascade_mpi.traces.json_values import Record, decode, of_lines
+from cascade_mpi.traces.json_values import Record, of_lines
 from cascade_mpi.traces.request import Request
 from cascade_mpi.traces.source import Faults, FieldError, Source
 
@@ -77,37 +75,6 @@ def header_line(header: Header) -> bytes:
 def access_line(access: Access) -> bytes:
     """Local. The line of an access, with its end."""
     return _encode(access) + b"\n"
-
-
-def write_recording(file: BinaryIO, header: Header, accesses: Iterable[Access]) -> int:
-    """Local. Write a whole recording; the number of accesses."""
-    file.write(header_line(header))
-    count = 0
-    for access in accesses:
-        file.write(access_line(access))
-        count += 1
-    return count
-
-
-def merge(streams: Iterable[Iterable[Access]]) -> Iterator[Access]:
-    """Local. The accesses of all ranks in the order of time, from one stream a rank that is in that order already.
-
-    What happened at one time stays in the order of the streams.
-    """
-    return heapq.merge(*streams, key=lambda access: access.t)
-
-
-def read_recording(path: str | PathLike[str], strict: bool = True) -> tuple[Header, Iterator[Access]]:
-    """Local. The header, and the accesses as a stream.
-
-    Raises
-    ------
-    TraceError
-        At once or while accesses are read: the file cannot be read, or a line is not what it must be.
-    """
-    reader = RecordingReader(Source(path))
-    faults = Faults(reader.source.name, strict)
-    return reader.header, (access for _, access in reader.accesses(faults))
 
 
 class RecordingReader:
@@ -161,11 +128,6 @@ class RecordingReader:
             next_id += len(ids)
         if not index:
             faults.empty()
-
-
-def decode_header(line: str | bytes) -> Header:
-    """Local. The header that a line is; FieldError says why it is none."""
-    return _header_of(decode(line))
 
 
 def _header(records: Iterator[tuple[str, Record]], faults: Faults) -> Header:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import write_recording
 
 from cascade_mpi.errors import ConfigError, TraceError
 from cascade_mpi.traces import KINDS, ROUTES, Deal, Request, Trace, deal, generate, open_trace, synthetic
-from cascade_mpi.traces.recording import Access, Header, write_recording
+from cascade_mpi.traces.recording import Access, Header
 from cascade_mpi.traces.routes import MAX_LOAD, ByPrefix, Continuations, route_named
 
 MOONCAKE = Path(__file__).resolve().parents[2] / ".." / "shared" / "traces" / "mooncake_conversation.jsonl"
@@ -198,9 +199,8 @@ def test_a_trace_that_knows_blocks_only_is_dealt_by_its_prefixes() -> None:
 def test_a_recording_is_dealt_like_the_trace_that_was_recorded(tmp_path: Path) -> None:
     found = list(generate("chat", 1).first(300))
     path = tmp_path / "recording.jsonl"
-    with path.open("wb") as file:
-        lookups = (Access(each.timestamp_s, 0, "lookup", tuple(each.block_ids), 0) for each in found)
-        write_recording(file, Header(block_bytes=1, block_tokens=512, ranks=1, trace="chat"), lookups)
+    lookups = (Access(each.timestamp_s, 0, "lookup", tuple(each.block_ids), 0) for each in found)
+    write_recording(path, Header(block_bytes=1, block_tokens=512, ranks=1, trace="chat"), lookups)
     rule = Continuations(512)
     expected = [rule.session_of(each) for each in found]
     chosen = ranks_of(open_trace(path), 4, "session")

@@ -1,8 +1,7 @@
-"""Recordings: written and read back, merged over ranks, as a trace, and what is said about broken ones."""
+"""Recordings: written and read back, as a trace, and what is said about broken ones."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import read_recording, write_recording
 
 from cascade_mpi.errors import ConfigError, TraceError
 from cascade_mpi.traces import Request, deal, open_trace
@@ -19,11 +19,7 @@ from cascade_mpi.traces.recording import (
     Access,
     Header,
     access_line,
-    decode_header,
     header_line,
-    merge,
-    read_recording,
-    write_recording,
 )
 from cascade_mpi.traces.trace import NO_BLOCKS
 
@@ -48,22 +44,14 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def recorded(header: Header, accesses: list[Access], path: Path) -> Path:
-    with path.open("wb") as file:
-        assert write_recording(file, header, accesses) == len(accesses)
-    return path
-
-
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    path = recorded(HEADER, ACCESSES, tmp_path / "r")
-    header, accesses = read_recording(path)
-    assert (header, list(accesses)) == (HEADER, ACCESSES)
-    assert decode_header(path.read_bytes().splitlines()[0]) == HEADER
+    path = write_recording(tmp_path / "r", HEADER, ACCESSES)
+    assert read_recording(path) == (HEADER, ACCESSES)
     assert path.read_text().splitlines()[3] == '{"t":0.75,"rank":1,"op":"get","ids":[0,7],"result":[4096,null]}'
 
 
 def test_as_a_trace_each_lookup_is_a_request(tmp_path: Path) -> None:
-    path = recorded(HEADER, ACCESSES, tmp_path / "r")
+    path = write_recording(tmp_path / "r", HEADER, ACCESSES)
     trace = open_trace(path)
     assert (trace.format, trace.block_tokens, trace.has_blocks, trace.has_sessions) == ("cascade", 16, True, False)
     assert list(trace) == [
@@ -75,7 +63,7 @@ def test_as_a_trace_each_lookup_is_a_request(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="recorded with 16 tokens in a block, not 512"):
         open_trace(path, block_tokens=512)
     with pytest.raises(TraceError, match="holds no request"):
-        list(open_trace(recorded(HEADER, ACCESSES[2:4], path)))
+        list(open_trace(write_recording(path, HEADER, ACCESSES[2:4])))
 
 
 def test_a_recording_of_a_trace_without_blocks_has_none_either(write: Any) -> None:
@@ -100,28 +88,14 @@ accesses = st.one_of(
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(accesses, max_size=12), st.text(max_size=10))
-def test_ranks_merge_in_the_order_of_time(
-    tmp_path_factory: pytest.TempPathFactory, found: list[Access], name: str
+@given(st.lists(accesses, max_size=12), st.text(max_size=10), st.booleans())
+def test_any_accesses_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, found: list[Access], name: str, blocks: bool
 ) -> None:
-    streams = [sorted((each for each in found if each.rank == rank), key=lambda each: each.t) for rank in range(2)]
-    merged = list(merge(streams))
-    assert [each.t for each in merged] == sorted(each.t for each in found)
-    assert [[each for each in merged if each.rank == rank] for rank in range(2)] == streams
-    header = Header(block_bytes=1, block_tokens=1, ranks=2, trace=name)
-    read_header, read = read_recording(recorded(header, merged, tmp_path_factory.getbasetemp() / "merged"))
-    assert (read_header, list(read)) == (header, merged)
-
-
-def test_streams_are_merged_lazily() -> None:
-    def endless(rank: int) -> Any:
-        t = 0.0
-        while True:
-            yield Access(t, rank, "lookup", (), 0)
-            t += 1
-
-    merged = merge([endless(0), endless(1)])
-    assert [next(merged).rank for _ in range(4)] == [0, 1, 0, 1]
+    found.sort(key=lambda each: each.t)
+    header = Header(block_bytes=1, block_tokens=1, ranks=2, trace=name, blocks=blocks)
+    path = write_recording(tmp_path_factory.getbasetemp() / "recorded", header, found)
+    assert read_recording(path) == (header, found)
 
 
 GOOD_HEADER = json.loads(header_line(HEADER))
@@ -187,7 +161,7 @@ def test_a_wrong_header_is_refused_at_open(write: Any, change: Any, said: str) -
 
 
 def test_a_recording_that_was_cut_off_is_refused(tmp_path: Path) -> None:
-    path = recorded(HEADER, ACCESSES, tmp_path / "r")
+    path = write_recording(tmp_path / "r", HEADER, ACCESSES)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(TraceError, match="line 6: not JSON, or cut off"):
         list(open_trace(path))
@@ -200,9 +174,3 @@ def test_ids_twice_in_a_lookup_are_no_prefix(write: Any) -> None:
     path = write(GOOD_HEADER, GET | {"ids": [7, 7]}, LOOKUP | {"ids": [7, 7], "t": 3})
     with pytest.raises(TraceError, match="line 3: field 'ids': 7 occurs twice in one prefix"):
         list(open_trace(path))
-
-
-def test_writing_goes_line_by_line() -> None:
-    file = io.BytesIO()
-    write_recording(file, HEADER, iter(ACCESSES[:1]))
-    assert file.getvalue() == header_line(HEADER) + access_line(ACCESSES[0])
