@@ -18,7 +18,7 @@ import typer
 from cascade_mpi import models
 from cascade_mpi.commands.pairs import parse_pairs
 from cascade_mpi.config import Config, parse_size
-from cascade_mpi.errors import CascadeError, ConfigError
+from cascade_mpi.errors import CascadeError, ConfigError, ProtocolError
 from cascade_mpi.job import abort, fail_together, print_error
 from cascade_mpi.launcher import check_world
 from cascade_mpi.traces import FORMATS, KINDS, ROUTES, TIME_UNITS
@@ -280,7 +280,8 @@ def run(options: WorkloadOptions) -> int:
             result = run_workload(comm, options, say=_say, interruption=ends.interruption)
         except CascadeError as error:
             ends.over()
-            return fail_together(comm, error)
+            status = fail_together(comm, error)
+            return 1 if isinstance(error, ProtocolError) else status
         except Exception:
             if not ends.interruption.stopped():  # else it is only that the other ranks ended first
                 traceback.print_exc()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cascade_mpi.errors import CascadeError, TraceError
@@ -118,8 +119,10 @@ def agree(comm: MPI.Intracomm, prepare: Callable[[], Share]) -> tuple[Share, int
 
 
 def settle(comm: MPI.Intracomm, options: WorkloadOptions, share: Share, dram: int, nodes: Nodes) -> Setting:
-    """Local. What is going to be replayed on what."""
+    """Collective. What is going to be replayed on what. 1 bcast."""
     from mpi4py import MPI
+
+    host, started = comm.bcast((nodes.host, datetime.now(UTC).isoformat(timespec="seconds")))
 
     return Setting(
         trace=share.trace,
@@ -138,6 +141,8 @@ def settle(comm: MPI.Intracomm, options: WorkloadOptions, share: Share, dram: in
         window=options.window or max(1, REQUESTS_IN_FLIGHT // comm.size),
         verify=options.verify,
         mpi=MPI.Get_library_version().splitlines()[0].strip("\0 "),
+        host=host,
+        started=started,
     )
 
 

@@ -65,6 +65,8 @@ class Replay:
         self.server = Server(store, setting, dealt.longest, self._interruption.stopped)
         self._pace = None if setting.timed is None else Pace(setting.timed, store.progress)
         self._at = Progress()
+        self.accesses = dealt.accesses
+        """Of what was replayed, as the trace tells them: fewer after a signal."""
 
     def run(self, sampler: Sampler, begin: Callable[[float], None] | None = None) -> Result:
         """Collective. Serve this rank's requests and sum up; `begin` is told the start. 1 Allreduce a round."""
@@ -95,10 +97,12 @@ class Replay:
         seconds = perf_counter() - start
         self._interruption.ending()
         tallies, bins, seconds = gather(comm, *sampler.own(), seconds)
-        cut = verdict.signal and int(tallies[:, 0].sum()) < self._dealt.requests
-        unique = distinct(comm, at.ids(self._dealt)) if cut else None
+        unique, signal = None, 0
+        if int(tallies[:, 0].sum()) < self._dealt.requests:  # a signal behind the last request changes nothing
+            ids = at.ids(self._dealt)
+            self.accesses, unique, signal = comm.allreduce(ids.size), distinct(comm, ids), verdict.signal
         sampler.finish(tallies, bins, seconds)
-        return summarise(self._setting, tallies, bins, seconds, unique=unique, signal=verdict.signal)
+        return summarise(self._setting, tallies, bins, seconds, unique=unique, signal=signal)
 
     def _serve_until(self, limit: int) -> bool:
         """Serve the requests of this round; true when some are left because the round took long or was stopped."""

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cascade_mpi import __version__
 from cascade_mpi.blocks import Verify
 from cascade_mpi.config import format_size
+from cascade_mpi.errors import ProtocolError
+from cascade_mpi.traces import KINDS
 from cascade_mpi.workload.tally import ARENA, NAMES, OPERATIONS, TIERS, Counts, Latencies, columns, rate, totals
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+SCHEMA = 1  # of the record
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -42,15 +46,20 @@ class Setting:
     window: int
     verify: Verify
     mpi: str
+    host: str
+    """Of rank 0."""
+    started: str
+    """When rank 0 settled it: ISO 8601, UTC."""
 
     def line(self) -> str:
         """Local. What is about to be done, in one line."""
         pace = "" if self.timed is None else f", at {self.timed:g} x its pace"
+        told = "" if self.trace_format in KINDS else f" ({self.trace_format})"  # a generator's name tells its kind
         return (
             f"cascade workload: {_count(self.ranks, 'rank')} on {_count(self.nodes, 'node')}, DRAM"
             f" {format_size(self.dram_per_rank)} per rank, {format_size(self.dram_per_node)} per node,"
-            f" {format_size(self.dram_total)} in all; {self.trace} ({self.trace_format}): {self.requests:,} requests,"
-            f" {self.unique:,} blocks of {format_size(self.block_bytes)}; route {self.route}{pace}"
+            f" {format_size(self.dram_total)} in all; {self.trace}{told}: {_count(self.requests, 'request')},"
+            f" {_count(self.unique, 'block')} of {format_size(self.block_bytes)}; route {self.route}{pace}"
         )
 
 
@@ -63,7 +72,8 @@ class Result:
         Everything below is about that part; the blocks of a request that was cut short are in it as far as they went.
     hits
         Accesses whose block was fetched with the right contents. Every other access was computed, so that
-        ``hits + unique + double_computes == accesses``.
+        ``hits + unique + double_computes == accesses``. As the first computation of a block is not a double one, the
+        last term follows from the others: what can be wrong is said by `check_counts`.
     unique
         Distinct blocks of the accesses.
     double_computes
@@ -122,10 +132,13 @@ class Result:
     unwritten: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """Local. One flat JSON object; `setting` is spread into it, its `unique` is `trace_unique`."""
+        """Local. One flat JSON object; `setting` is spread into it, its `unique` is `trace_unique`.
+
+        Its names stay as long as `schema` does; `cascade` is the version.
+        """
         flat = asdict(self)
         setting = flat.pop("setting")
-        return {**setting, "trace_unique": setting["unique"], **flat}
+        return {"schema": SCHEMA, "cascade": __version__, **setting, "trace_unique": setting["unique"], **flat}
 
 
 def gather(comm: MPI.Intracomm, mine: Counts, bins: Counts, seconds: float) -> tuple[Counts, Counts, float]:
@@ -201,6 +214,23 @@ def summarise(
     )
 
 
+def check_counts(result: Result, *, accesses: int, most_hits: int) -> None:
+    """Local. ProtocolError when the counts contradict the trace, which then says nothing about the store either.
+
+    accesses, most_hits
+        Of what was replayed, as the trace tells them; hits of an endless cache.
+    """
+    wrong = []
+    if result.accesses != accesses:
+        wrong.append(f"{result.accesses:,} accesses were counted, {accesses:,} are in what was replayed")
+    if result.double_computes < 0:
+        wrong.append(f"{-result.double_computes:,} of the {result.unique:,} unique blocks were never computed")
+    if result.hits > most_hits:
+        wrong.append(f"{result.hits:,} hits were counted, an endless cache has {most_hits:,}")
+    if wrong:
+        raise ProtocolError(f"the counts of this replay cannot be right: {'; '.join(wrong)}: please report this")
+
+
 def arena(tallies: Counts) -> dict[str, float]:
     """Local. Bytes of all arenas by state, and how full they are."""
     ranks, total = columns(tallies), totals(tallies)
@@ -257,7 +287,7 @@ def _spread(values: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def empty_tallies(ranks: int) -> Counts:

@@ -23,7 +23,7 @@ from cascade_mpi.workload.outputs import Opened, check
 from cascade_mpi.workload.plan import Nodes, Share, agree, needed_dram, settle, share, survey
 from cascade_mpi.workload.recording import Recorder
 from cascade_mpi.workload.replay import Replay
-from cascade_mpi.workload.result import Result, Setting
+from cascade_mpi.workload.result import Result, Setting, check_counts
 from cascade_mpi.workload.sampling import Observer, Sampler
 
 if TYPE_CHECKING:
@@ -45,9 +45,11 @@ def run_workload(
     raises at open; an error during the replay ends the job.
     """
     nodes = survey(comm)
+    say = say if comm.rank == 0 else None
+    if say is not None and options.trace is not None:
+        say(f"cascade workload: {'every rank reads' if comm.size > 1 else 'reading'} {options.trace}")
     mine, dram = agree(comm, lambda: _prepare(comm, options, nodes))
     setting = settle(comm, options, mine, dram, nodes)
-    say = say if comm.rank == 0 else None
     if say is not None:
         _introduce(say, setting, mine)
     from cascade_mpi.store import Store  # needs MPI: the options above do not
@@ -62,6 +64,7 @@ def run_workload(
             result = replay.run(sampler, recorder.begin if recorder else None)
         if interruption is not None:
             interruption.closed()
+        check_counts(result, accesses=replay.accesses, most_hits=mine.dealt.prefix_hits)
         if recorder is not None and options.record is not None:
             header = Header(options.block_bytes, mine.block_tokens, comm.size, setting.trace, mine.has_blocks)
             if failed := recorder.collect(comm, options.record, header):

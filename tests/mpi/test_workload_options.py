@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from mpi4py import MPI
 
-from cascade_mpi.errors import ConfigError
+from cascade_mpi.errors import ConfigError, ProtocolError, TraceError
 from cascade_mpi.traces import ROUTES, deal, open_trace
-from cascade_mpi.traces.recording import Header, read_recording
+from cascade_mpi.traces.recording import Header, RecordingReader
+from cascade_mpi.traces.source import Faults, Source
 from cascade_mpi.workload import Result, WorkloadOptions, run_workload
 from cascade_mpi.workload import recording as recording_module
 from cascade_mpi.workload.interrupt import Interruption
@@ -25,6 +26,7 @@ from cascade_mpi.workload.metrics import JsonLines, PrometheusFile
 from cascade_mpi.workload.recording import Recorder
 from cascade_mpi.workload.replay import Replay
 from cascade_mpi.workload.sampling import Meeting, Verdict
+from cascade_mpi.workload.server import Server
 
 pytestmark = pytest.mark.mpi
 
@@ -119,6 +121,51 @@ def test_a_signal_ends_all_ranks_in_one_round_with_an_exact_result(
         assert_all(comm, (result.accesses, result.unique) == (sum(map(len, ids)), unique), str(result))
 
 
+def test_a_signal_behind_the_last_request_changes_nothing(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meet = Meeting.meet
+    interruption = Interruption(speaks=False)
+
+    def interrupted(self: Meeting, came: int, due: int, behind: bool) -> Verdict:
+        if not comm.allreduce(behind, MPI.LOR):  # all ranks are done with the only round
+            interruption.signal = came = signal.SIGINT
+        return meet(self, came, due, behind)
+
+    monkeypatch.setattr(Meeting, "meet", interrupted)
+    result = run_workload(comm, replace(SMALL, window=SMALL.requests), interruption=interruption)
+    assert_all(comm, (result.signal, result.replayed) == (0, 100) and is_exact(result), str(result))
+
+
+def test_counts_that_contradict_the_trace_end_the_run(
+    comm: MPI.Intracomm,
+    raises_all: Callable[..., str],
+    assert_all: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve = Server.serve
+
+    def counted_twice(self: Server, ids: Any) -> int:
+        done = serve(self, ids)
+        self.tally.accesses += comm.rank == 0
+        self.tally.hits += comm.rank == 0
+        return done
+
+    monkeypatch.setattr(Server, "serve", counted_twice)
+    text = raises_all(comm, ProtocolError, lambda: run_workload(comm, SMALL))
+    assert_all(comm, "accesses were counted" in text, text)
+
+
+def test_rank_0_says_what_is_read_before_anything_is_wrong_with_it(
+    comm: MPI.Intracomm, raises_all: Callable[..., str], assert_all: Callable[..., None], folder: Path
+) -> None:
+    said: list[str] = []
+    (folder / "t.jsonl").write_text("{")
+    raises_all(comm, TraceError, lambda: run_workload(comm, replace(SMALL, trace=folder / "t.jsonl"), say=said.append))
+    assert_all(comm, len(said) == (comm.rank == 0), str(said))
+    assert_all(comm, all(line.endswith(f" {folder / 't.jsonl'}") for line in said), str(said))
+
+
 class Countdown(Interruption):
     """A signal that comes when the replay has asked for it so many times."""
 
@@ -161,9 +208,9 @@ def test_a_recording_replays_to_the_same_accesses(
     assert_all(comm, is_exact(again), str(again))
     found = (again.replayed, again.accesses, again.unique)
     assert_all(comm, found == (first.replayed, first.accesses, first.unique), f"{found}, {first}")
-    header, accesses = read_recording(path)
-    calls = list(accesses)
-    assert_all(comm, header == Header(4 << 10, 512, comm.size, trace=first.setting.trace), str(header))
+    reader = RecordingReader(Source(path))
+    calls = [call for _, call in reader.accesses(Faults(path.name, strict=True))]
+    assert_all(comm, reader.header == Header(4 << 10, 512, comm.size, trace=first.setting.trace), str(reader.header))
     assert_all(comm, {call.rank for call in calls} == set(range(comm.size)), "not every rank")
     got = sum(size is not None for call in calls if call.op == "get" for size in call.result)
     kept = sum(became == "kept" for call in calls if call.op == "put" for became in call.result)

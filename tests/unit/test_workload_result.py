@@ -13,8 +13,10 @@ import pytest
 from rich.console import Console
 from workload_fakes import DictStore, replay, setting
 
+from cascade_mpi import __version__
+from cascade_mpi.errors import ProtocolError
 from cascade_mpi.traces import deal, synthetic
-from cascade_mpi.workload.result import Result, summarise
+from cascade_mpi.workload.result import SCHEMA, Result, check_counts, summarise
 from cascade_mpi.workload.tables import show
 from cascade_mpi.workload.tally import NAMES, Latencies, Tally
 
@@ -22,7 +24,8 @@ NEEDED = {
     "trace", "seed", "mpi", "ranks", "nodes", "requests", "accesses", "hits", "unique", "double_computes", "hit_rate",
     "corrupt", "get_gbps", "put_gbps", "tiers", "latency_us", "recheck_retries", "block_bytes", "dram_per_rank",
     "dram_total", "seconds", "refused", "evicted", "route", "timed", "trace_format", "replayed", "signal", "stall_s",
-    "retries", "imbalance", "arena", "lateness", "unwritten", "trace_unique",
+    "retries", "imbalance", "arena", "lateness", "unwritten", "trace_unique", "schema", "cascade",
+    "host", "started",
 }  # fmt: skip
 
 
@@ -39,6 +42,29 @@ def test_the_sum_over_ranks_adds_rates_and_counts() -> None:
     assert result.put_gbps == 0
     assert result.latency_us["get"]["blocks_per_call"] == pytest.approx(8 / 3)
     assert result.latency_us["get"]["mean"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"accesses": 9}, "9 accesses were counted, 10 are in what was replayed"),
+        ({"double_computes": -1}, "1 of the 4 unique blocks were never computed"),
+        ({"hits": 7}, "7 hits were counted, an endless cache has 6"),
+    ],
+)
+def test_counts_that_cannot_be_are_an_error(changed: dict[str, int], said: str) -> None:
+    result = replace(three_ranks(), accesses=10, hits=5, unique=4, double_computes=1)
+    check_counts(result, accesses=10, most_hits=6)
+    with pytest.raises(ProtocolError, match=said):
+        check_counts(replace(result, **changed), accesses=10, most_hits=6)
+
+
+def test_the_first_line_names_a_generator_once_and_counts_in_words() -> None:
+    made = setting(deal(islice(synthetic(1), 10), 0, 1))
+    assert "; test: 10 requests, " in made.line()
+    line = replace(made, trace_format="jsonl", requests=1, unique=1).line()
+    assert "; test (jsonl): 1 request, 1 block of 100 B;" in line
+    assert "1,500 requests" in replace(made, requests=1500).line()
 
 
 def test_quantiles_are_within_a_bin() -> None:
@@ -68,6 +94,7 @@ def test_the_record_has_what_readers_rely_on() -> None:
     assert {"p50", "p90", "p99", "p999", "mean"} <= set(record["latency_us"]["get"])
     assert (record["recheck_retries"], record["evicted"]) == (3, 2)
     assert "setting" not in record
+    assert (record["schema"], record["cascade"]) == (SCHEMA, __version__)
     assert record["retries"] == {"recheck": 3, "exhausted": 1, "lost_cas": 4}
     assert json.loads(json.dumps(record))["arena"]["fill"] == 0.5
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cascade_mpi.traces import Deal, deal, synthetic
-from cascade_mpi.workload.result import Result, Setting, summarise
+from cascade_mpi.workload.result import Result, Setting, check_counts, summarise
 from cascade_mpi.workload.server import Server
 from cascade_mpi.workload.tally import OPERATIONS
 
@@ -70,6 +70,7 @@ def setting(dealt: Deal, block_bytes: int = 100, verify: Any = "full") -> Settin
         trace="test", trace_format="chat", seed=0, route="round-robin", timed=None, ranks=1,
         nodes=1, requests=dealt.requests, unique=dealt.unique, block_bytes=block_bytes,
         dram_per_rank=1 << 20, dram_per_node=1 << 20, dram_total=1 << 20, window=4, verify=verify, mpi="none",
+        host="h", started="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
 
 
@@ -81,4 +82,6 @@ def replay(store: DictStore, requests: int = 200, **options: Any) -> tuple[Resul
         server.serve(ids)
     server.tally.take(store.stats())
     bins = np.stack([server.latencies[name].counts() for name in OPERATIONS])
-    return summarise(settled, server.tally.vector()[None, :], bins, seconds=2.0), dealt
+    result = summarise(settled, server.tally.vector()[None, :], bins, seconds=2.0)
+    check_counts(result, accesses=dealt.accesses, most_hits=dealt.prefix_hits)
+    return result, dealt
