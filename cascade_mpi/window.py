@@ -23,14 +23,18 @@ from cascade_mpi.errors import ProtocolError
 from cascade_mpi.layout import MIN_PAGE_BYTES
 
 LAYOUTS = ("allocate", "shared")
-_COMMON_HINTS = {"same_size": "true", "same_disp_unit": "true", "alloc_shared_noncontig": "true"}
+_COMMON_HINTS = {
+    "same_size": "true",
+    "same_disp_unit": "true",
+    "alloc_shared_noncontig": "true",
+    # Open MPI's: atomics are of one element of one type. Without it the CAS of a word's owner is a plain read and write
+    # under a lock that the CASes of other nodes do not take, and updates are lost.
+    "acc_single_intrinsic": "true",
+}
 _INDEX_HINTS = {
     "accumulate_ordering": "none",
     "accumulate_ops": "same_op_no_op",
     "which_accumulate_ops": "cswap,no_op",
-    # Open MPI's: the CAS of a word's owner is otherwise a plain read and write under a lock that the CASes of other
-    # nodes do not take, and updates are lost. It keeps atomics of one element of one type to one path.
-    "acc_single_intrinsic": "true",
 }
 
 
