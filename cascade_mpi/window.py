@@ -23,7 +23,14 @@ from cascade_mpi.errors import ProtocolError
 from cascade_mpi.layout import MIN_PAGE_BYTES
 
 LAYOUTS = ("allocate", "shared")
-_COMMON_HINTS = {"same_size": "true", "same_disp_unit": "true", "alloc_shared_noncontig": "true"}
+_COMMON_HINTS = {
+    "same_size": "true",
+    "same_disp_unit": "true",
+    "alloc_shared_noncontig": "true",
+    # Open MPI's: atomics are of one element of one type. Without it the CAS of a word's owner is a plain read and write
+    # under a lock that the CASes of other nodes do not take, and updates are lost.
+    "acc_single_intrinsic": "true",
+}
 _INDEX_HINTS = {
     "accumulate_ordering": "none",
     "accumulate_ops": "same_op_no_op",
@@ -164,7 +171,8 @@ def choose_layout(requested: str, comm: MPI.Intracomm, node: MPI.Intracomm) -> t
             why = "requested" if requested != "auto" else "maps all peers of the node"
             return layout, "; ".join([*reasons, why])
         reasons.append(f"{layout}: a peer of the node is not mapped")
+    which = "no window layout" if requested == "auto" else "the window layout asked for never"
     raise ProtocolError(
-        f"no window layout gives load/store access to the ranks of a node ({'; '.join(reasons)}): "
-        "use MPICH 4.2 or newer, or an MPI whose Win.Allocate_shared works"
+        f"{which} gives load/store access to the ranks of a node ({'; '.join(reasons)}): "
+        + ('use windows="auto"' if requested == "allocate" else "use an MPI whose Win.Allocate_shared works")
     )

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts import LAYOUTS
 from mpi4py import MPI
 
 from cascade_mpi.store import Store
@@ -30,11 +31,9 @@ WATCHDOG_S = 240.0  # far beyond any test, the first one compiles
 MEET_S = 20.0  # how long a rank that failed waits for the others
 RESULTS = "TEST_RESULTS_DIR"  # a folder for one file of counts per rank
 SMALL: dict[str, Any] = {"dram_bytes": "8MiB", "copy_threads": 1}
+_PAIRS = [("allocate", "compiled"), ("shared", "python"), ("allocate", "python"), ("shared", "compiled")]
 VARIANTS: dict[str, dict[str, Any]] = {
-    "allocate-compiled": {"windows": "allocate", "mpi_calls": "compiled"},
-    "shared-python": {"windows": "shared", "mpi_calls": "python"},
-    "allocate-python": {"windows": "allocate", "mpi_calls": "python"},
-    "shared-compiled": {"windows": "shared", "mpi_calls": "compiled"},
+    f"{layout}-{caller}": {"windows": layout, "mpi_calls": caller} for layout, caller in _PAIRS if layout in LAYOUTS
 }
 if MPI.COMM_WORLD.size > 2 or "MPIR_CVAR_NUM_CLIQUES" in os.environ:
     # Each layout and each caller once: all pairs are met on fewer ranks of one node.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from layouts import LAYOUTS
 from mpi4py import MPI
 from patterns import block
 
@@ -133,7 +134,7 @@ def test_what_was_read_lately_stays(evicting: Store, comm: MPI.Intracomm) -> Non
     assert all(newest)
 
 
-@pytest.mark.parametrize("windows", ["allocate", "shared"])
+@pytest.mark.parametrize("windows", LAYOUTS)
 def test_replaces_by_strangers_leak_nothing(
     open_store: Callable[..., Store], comm: MPI.Intracomm, windows: str
 ) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from layouts import LAYOUTS
 from mpi4py import MPI
 from patterns import block, keys_at
 
@@ -20,7 +21,7 @@ from cascade_mpi.store import Store
 
 
 def test_two_stores_at_once_do_not_mix(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
-    one = open_store(comm, windows="allocate")
+    one = open_store(comm, windows=LAYOUTS[0])
     two = open_store(comm, windows="shared", dram_bytes="4MiB", progress="thread")
     for number in range(10):
         one.put(f"{comm.rank} {number}", block(number, 5000))

@@ -119,6 +119,8 @@ def test_peers_of_a_rank_that_computes(
     if comm.rank == 0:
         for key in held:
             store.put(key, block(key, 20_000))
+    # Asked now: the report reads at rank 0, and may wait for it then.
+    gets, puts = (comm.rank != 0 and proceeds(store, what, computation, comm) for what in ("get", "cas"))
     comm.Barrier()
     began, done = flags
     ended, late = 0, 0
@@ -133,7 +135,6 @@ def test_peers_of_a_rank_that_computes(
     else:
         while not began[0]:
             time.sleep(0)
-        gets, puts = (proceeds(store, what, computation, comm) for what in ("get", "cas"))
         if not gets:
             done[comm.rank] = 1
         for key in held:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import LAYOUTS
 from mpi4py import MPI
 
 from bench import torture
@@ -28,7 +29,7 @@ several = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="one rank cannot ra
 
 
 @several
-@pytest.mark.parametrize(("windows", "names"), [("allocate", ("tiny", "large")), ("shared", ("evict",))])
+@pytest.mark.parametrize(("windows", "names"), [(LAYOUTS[0], ("tiny", "large")), ("shared", ("evict",))])
 def test_a_short_torture(
     windows: str,
     names: tuple[str, ...],

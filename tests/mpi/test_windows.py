@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts import LAYOUTS, OPEN_MPI
 from mpi4py import MPI
 
 from cascade_mpi import window
-from cascade_mpi.errors import ConfigError, MemoryLimitError
+from cascade_mpi.errors import ConfigError, MemoryLimitError, ProtocolError
 from cascade_mpi.store import Store
 
 
@@ -53,7 +54,7 @@ def test_memory_is_zeroed_and_begins_at_a_page(comm: MPI.Intracomm, node: MPI.In
         assert made.memory.nbytes == 0
 
 
-@pytest.mark.parametrize("layout", window.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_mapped_memory_is_the_peers(comm: MPI.Intracomm, node: MPI.Intracomm, layout: str) -> None:
     made = window.allocate("test", 8192, comm, node, layout, atomics=False)
     made.memory[:] = comm.rank + 1
@@ -80,6 +81,8 @@ def test_hints_for_atomics_are_on_the_index_alone(store: Store) -> None:
     assert not asked & set(hints["pins"])
     if "MPICH" in MPI.Get_library_version():
         assert hints["index"]["accumulate_ops"] == "same_op_no_op"
+    if OPEN_MPI and MPI.COMM_WORLD.size > 1:  # else the CASes of two nodes on a word are not atomic with each other
+        assert {hints[name]["acc_single_intrinsic"] for name in ("index", "spaces")} == {"true"}
 
 
 def test_auto_takes_a_layout_that_maps_the_node(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
@@ -92,10 +95,33 @@ def test_auto_takes_a_layout_that_maps_the_node(open_store: Callable[..., Store]
     assert comm.rank in ranks
 
 
+def test_a_layout_that_does_not_map_the_node_is_refused(
+    comm: MPI.Intracomm, node: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch, raises_all: Callable[..., str]
+) -> None:
+    if comm.allreduce(node.size, MPI.MAX) == 1:
+        assert window.choose_layout("allocate", comm, node) == ("allocate", "requested")
+        pytest.skip("no two ranks share a node")
+    if not OPEN_MPI:  # which maps nobody by itself
+        map_peers = window._map_peers
+
+        def map_nobody(table: np.ndarray, *arguments: Any, in_node: bool) -> None:
+            map_peers(table, *arguments, in_node=in_node)
+            if not in_node:
+                table[:, 0] *= np.arange(comm.size) == comm.rank
+
+        monkeypatch.setattr(window, "_map_peers", map_nobody)
+    text = raises_all(comm, ProtocolError, lambda: Store(comm, dram_bytes="1MiB", windows="allocate"))
+    assert "(allocate: a peer of the node is not mapped)" in text
+    assert text.endswith('use windows="auto"')
+    layout, reason = window.choose_layout("auto", comm, node)
+    assert layout == "shared"
+    assert reason.startswith("allocate: a peer of the node is not mapped;")
+
+
 def test_memory_is_given_back_when_stores_are_closed(comm: MPI.Intracomm) -> None:
     arena, sizes = 3 << 20, []
     for number in range(30 if comm.size <= 2 else 10):
-        store = Store(comm, dram_bytes=arena, windows=window.LAYOUTS[number % 2], progress="none")
+        store = Store(comm, dram_bytes=arena, windows=LAYOUTS[number % len(LAYOUTS)], progress="none")
         store.put(f"{comm.rank}", np.ones(arena // 2, np.uint8))
         store.close()
         sizes.append(shared_bytes())

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts import LAYOUTS
 from mpi4py import MPI
 
 from cascade_mpi import workload
@@ -44,7 +45,7 @@ def is_exact(result: Result) -> bool:
 
 @pytest.mark.core
 @pytest.mark.parametrize("block_bytes", [4096, 9000, 200_000])
-@pytest.mark.parametrize("windows", ["allocate", "shared"])
+@pytest.mark.parametrize("windows", LAYOUTS)
 def test_every_rank_gets_the_same_exact_result(
     any_comm: MPI.Intracomm, assert_all: Callable[..., None], block_bytes: int, windows: str
 ) -> None:
