@@ -3,6 +3,7 @@
 Covers finding, starting and ending it, and one job at a time by srun or sbatch. Does not cover what a job tests.
 
 A site's Slurm is used only if `TEST_SLURM=site` asks for it: its jobs wait in queues and cost somebody's hours.
+With `TEST_SLURM=required` a machine that cannot run them fails the tests.
 Otherwise root starts one with the script that lies beside the checkout, which installs Slurm's packages where
 there are none, and whose "nodes" are both this host.
 """
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import launch
 import psutil
@@ -158,11 +159,11 @@ def daemons() -> list[str]:
 def _start() -> bool:
     """Bring a Slurm up; True when it answers."""
     if not MANAGER.is_file():
-        pytest.skip("no Slurm answers, and ../shared/tools/slurm_up.sh is not there to start one")
+        _do_without("no Slurm answers, and ../shared/tools/slurm_up.sh is not there to start one")
     if os.geteuid() != 0:
-        pytest.skip("no Slurm answers, and only root can start one")
+        _do_without("no Slurm answers, and only root can start one")
     if CONFIGURED.exists() and not _configured_for_tests():
-        pytest.skip(f"{CONFIGURED} configures another Slurm, which does not answer")
+        _do_without(f"{CONFIGURED} configures another Slurm, which does not answer")
     if AUTOGROUP.exists() and AUTOGROUP.read_text().strip() == "1" and os.access(CPU_GROUP.parent, os.W_OK):
         CPU_GROUP.mkdir(exist_ok=True)
     started = _manage(str(NODES), str(CPUS), seconds=START_LIMIT_S)
@@ -171,6 +172,13 @@ def _start() -> bool:
         return True
     assert started.status == 0, started
     return True
+
+
+def _do_without(reason: str) -> NoReturn:
+    """Where the tests under Slurm are asked for, a machine that cannot run them is a failure."""
+    if os.environ.get(SITE) == "required":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 def _configured_for_tests() -> bool:
