@@ -622,6 +622,7 @@ class Store:
 
     def _let_epochs_pass(self) -> None:
         """Take out a few blocks of epochs that have passed: nobody finds them, they are only in the way."""
+        self._check_open()
         passed = self._registry.passed()
         if passed:
             self._dram.let_pass(passed)
