@@ -42,8 +42,11 @@ def test_the_mpi_tests(tmp_path: Path, ranks: int | None, cliques: int) -> None:
         "-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider",
         "-o", "faulthandler_timeout=180", "-o", "faulthandler_exit_on_timeout=true",
     ]  # fmt: skip
-    # Without a launcher there is one rank too: only what may differ then is run once more.
+    # Without a launcher there is one rank too: only what may differ then is run once more. 4 ranks of one node
+    # take the paths of 2 ranks of one and 4 of two: the essential tests will do.
     command += ["tests/mpi"] if ranks else ["tests/mpi/test_store.py", "tests/mpi/test_embedding.py"]
+    if (ranks, cliques) == (4, 1):
+        command += ["-m", "core"]
     results = tmp_path / "results"
     results.mkdir()
     ended = launch.run(command, ranks=ranks, cliques=cliques, seconds=SUITE_LIMIT_S, TEST_RESULTS_DIR=str(results))
@@ -54,7 +57,7 @@ def test_the_mpi_tests(tmp_path: Path, ranks: int | None, cliques: int) -> None:
         assert each["size"] == (ranks or 1)
         assert each["failed"] == each["testsfailed"] == 0
         assert each["passed"] == counted[0]["passed"]
-        assert each["passed"] > 120, ended  # they really ran
+        assert each["passed"] > (40 if (ranks, cliques) == (4, 1) else 120), ended  # they really ran
 
 
 @needs_mpiexec
