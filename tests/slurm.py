@@ -94,7 +94,10 @@ class Cluster:
         if not self.started:
             return []
         self.started = False
-        self.cancel()  # else their processes outlive the daemons
+        self.cancel()
+        deadline = time.monotonic() + ASK_LIMIT_S
+        while any(name.startswith("slurmstepd") for name in daemons()) and time.monotonic() < deadline:
+            time.sleep(0.1)  # without the daemons a step that ends would wait for them for ever
         _manage("down", seconds=ASK_LIMIT_S)
         left = daemons()
         if CPU_GROUP.exists() and not left:
