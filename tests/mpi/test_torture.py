@@ -64,7 +64,8 @@ def test_a_short_torture(
     assert result["reads"] >= READS
     assert result["hit_rate"] >= 0.3
     assert [result[name] for name in ("wrong", "stale", "resurrected", "lost", "rounds_failed")] == [0] * 5
-    assert result["recheck_retries"] >= options.least_retries > 0
+    assert result["recheck_retries"] >= options.least_retries
+    assert options.least_retries > 0 or OPEN_MPI
     assert result["cell_reuses"] >= options.least_reuses > 0
     assert min(result["paused"].values()) > 0
     assert sum(result["rounds_won_by"]) == 40
