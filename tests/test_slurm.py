@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import launch
@@ -98,32 +101,63 @@ def test_a_killed_rank_ends_the_step(cluster: slurm.Cluster) -> None:
     assert "task 3: Killed" in ended.errors, ended
 
 
-def cancel(cluster: slurm.Cluster, name: str, job: subprocess.Popen[str]) -> str:
-    slurm.ask("scancel", *cluster.jobs(name))
-    return ""
-
-
-def test_a_job_that_is_ended_says_why(cluster: slurm.Cluster) -> None:
-    name = f"cascade-{os.getpid()}"
-    # All ranks end with the status of the signal: srun must not kill the one that speaks because another was first.
+@contextmanager
+def replaying(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The name and the srun of a job in the middle of a replay, which its first line of metrics has told."""
+    name, fifo = f"cascade-{os.getpid()}", folder / "metrics"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    command = slurm.step([*ENDLESS, "--metrics", str(fifo)], f"--job-name={name}")
     with subprocess.Popen(
-        launch.limited(slurm.step(ENDLESS, f"--job-name={name}", "--kill-on-bad-exit=0"), LIMIT_S),
-        cwd=launch.ROOT,
-        env=launch.environment(**slurm.RELIABLE),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as job:
-        assert job.stdout is not None
-        first = job.stdout.readline()
-        assert "4 ranks on 2 nodes" in first, first
-        said = cancel(cluster, name, job)
-        output, errors = job.communicate(timeout=LIMIT_S)
-    ended = launch.Ended(job.returncode, first + output, said + errors)
+        command, cwd=launch.ROOT, env=launch.environment(**slurm.RELIABLE), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as srun:  # fmt: skip
+        try:
+            assert select.select([reader], [], [], LIMIT_S)[0], "the replay did not begin"
+            yield name, srun
+        finally:
+            srun.kill()  # it has ended, unless the test failed
+            os.close(reader)
+            fifo.unlink()
+
+
+@pytest.mark.parametrize("options", [[], ["--signal=INT"]], ids=["scancel", "scancel-int"])
+def test_a_job_that_is_cancelled_shows_what_it_has_done(
+    cluster: slurm.Cluster, tmp_path: Path, options: list[str]
+) -> None:
+    """After scancel Slurm leaves the ranks KillWait seconds, 2 here; after a signal of one's choice all they need."""
+    with replaying(tmp_path) as (name, srun):
+        slurm.ask("scancel", *options, *cluster.jobs(name))
+        output, errors = srun.communicate(timeout=LIMIT_S)
+    cluster.cancel(name)
+    ended = launch.Ended(srun.returncode, output, errors)
     assert ended.status not in (0, 124), ended
-    assert "cascade: SIGTERM" in ended.errors, ended
+    assert ended.errors.count(f"cascade: {'SIGINT' if options else 'SIGTERM'} (") == 1, ended
     assert "Traceback" not in ended.errors, ended
+    if options:
+        assert ended.output.count("interrupted after ") == 1, ended
+
+
+def test_ctrl_c_ends_a_job_at_once(cluster: slurm.Cluster, tmp_path: Path) -> None:
+    """srun answers a second Ctrl-C with SIGINT and, within a tenth of a second, SIGKILL: one line is all there is
+    time for, and on busy cores not even that, so it has three tries."""
+    for _ in range(3):
+        with replaying(tmp_path) as (name, srun):
+            srun.send_signal(signal.SIGINT)  # after the first one srun only tells how its tasks are
+            assert srun.stderr is not None
+            said = ""
+            while "one more within" not in said and (line := srun.stderr.readline()):
+                said += line
+            srun.send_signal(signal.SIGINT)
+            output, errors = srun.communicate(timeout=LIMIT_S)
+        cluster.cancel(name)
+        ended = launch.Ended(srun.returncode, output, said + errors)
+        assert ended.status not in (0, 124), ended
+        assert "Traceback" not in ended.errors, ended
+        if "cascade: SIGINT (Ctrl-C): ending with what is done so far" in ended.errors:
+            break
+    else:
+        pytest.fail(f"rank 0 never said why it ended: {ended}")
 
 
 def test_workload_sbatch(cluster: slurm.Cluster, site: dict[str, str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ cover the replay (see `workload`).
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 from fractions import Fraction
 from pathlib import Path
@@ -287,11 +288,15 @@ def run(options: WorkloadOptions) -> int:
                 traceback.print_exc()
             ends.over()
             abort(comm, 1)
-        ends.over()
         written = True
-        if comm.rank == 0:
-            show(result)
-            written = options.json is None or _write_json(options.json, result.record())
+        try:
+            if comm.rank == 0:
+                show(result)
+                sys.stdout.flush()
+                written = options.json is None or _write_json(options.json, result.record())
+        finally:
+            comm.Barrier()  # with `srun --kill-on-bad-exit` the first bad exit kills all: rank 0 is done by now
+            ends.over()
         if result.signal:
             return 128 + result.signal
         return 1 if result.corrupt or result.unwritten or not written else 0

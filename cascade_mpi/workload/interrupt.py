@@ -96,9 +96,15 @@ class Interruption:
             for number in os.read(self._read, 64):
                 if not number:
                     return None
-                if number in CAUGHT and self._received(number):
+                if number not in CAUGHT:
+                    continue
+                tell = not self.signal and self._stage == REPLAYING
+                if self._received(number):
                     name = signal.Signals(number).name
                     return self._force(f"{name} for the second time: ended at once, without a result")
+                if tell:
+                    # At once, before the ranks agree: `srun` follows up Ctrl-C with SIGKILL within a tenth of a second.
+                    self._say(f"{self._reason()}: ending with what is done so far; once more ends at once")
 
     def _received(self, number: int) -> bool:
         """Note a signal; true when it is the second one."""
@@ -111,24 +117,29 @@ class Interruption:
         return False
 
     def _stuck(self) -> str:
-        name = signal.Signals(self.signal).name
-        why = "Ctrl-C" if self.signal == signal.SIGINT else "the launcher ends this job, or its time is up"
         if self._stage == STARTING:
-            return f"{name} ({why}): interrupted before the replay began"
+            return f"{self._reason()}: interrupted before the replay began"
         if self._stage == REPLAYING:
             return (
-                f"{name} ({why}): not all ranks came to the next barrier within {AGREE_S:.0f} s, so a rank is stuck or"
-                " has died; ended without a result"
+                f"{self._reason()}: not all ranks came to the next barrier within {AGREE_S:.0f} s, so a rank is stuck"
+                " or has died; ended without a result"
             )
-        return f"{name} ({why}): the store was not closed within {CLOSE_S:.0f} s; ended without a result"
+        return f"{self._reason()}: the store was not closed within {CLOSE_S:.0f} s; ended without a result"
+
+    def _reason(self) -> str:
+        why = "Ctrl-C" if self.signal == signal.SIGINT else "the launcher ends this job, or its time is up"
+        return f"{signal.Signals(self.signal).name} ({why})"
+
+    def _say(self, text: str) -> None:
+        if self._speaks:
+            with contextlib.suppress(OSError):
+                os.write(2, f"cascade: {text}\n".encode())  # not through sys.stderr: the main thread may hold its lock
 
     def _force(self, text: str) -> None:
         if self._before_end is not None:
             with contextlib.suppress(OSError, ValueError):  # a pipe whose reader is gone must not save this process
                 self._before_end()
-        if self._speaks:
-            with contextlib.suppress(OSError):
-                os.write(2, f"cascade: {text}\n".encode())  # not through sys.stderr: the main thread may hold its lock
+        self._say(text)
         self._end(128 + self.signal)
 
 

@@ -44,7 +44,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_during_the_replay_is_told_and_leaves_time(process: Process, number: signal.Signals) -> None:
+def test_a_signal_during_the_replay_is_told_and_leaves_time(
+    process: Process, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
     came = threading.Event()
     with Interruption(speaks=True, end=process.end) as interruption:
         interruption.replaying()
@@ -54,6 +56,9 @@ def test_a_signal_during_the_replay_is_told_and_leaves_time(process: Process, nu
             came.wait(0.001)
         interruption.ending()
     assert (interruption.signal, process.status) == (number, None)
+    said = capfd.readouterr().err
+    assert said.startswith(f"cascade: {number.name} (")
+    assert said.endswith("): ending with what is done so far; once more ends at once\n")
 
 
 def test_before_the_replay_a_signal_ends_the_process(process: Process, capfd: pytest.CaptureFixture[str]) -> None:
