@@ -20,7 +20,7 @@ from cascade_mpi.errors import BufferSizeError, KeyExistsError, NoPinSlotError
 from cascade_mpi.store import Store, View
 
 ARENA = 256 << 10
-EXAMPLES = 20 if MPI.COMM_WORLD.size == 1 else 4  # a second rank does the same beside the first
+EXAMPLES = 20 if MPI.COMM_WORLD.size == 1 else 8  # a second rank does the same beside the first
 KEYS = st.one_of(st.sampled_from(["a", "b", "c", b"a", "ü"]), st.integers(0, 6), st.just((1 << 128) - 1))
 SPACES = st.sampled_from([None, "", "tenant"])
 SIZES = st.one_of(st.integers(0, 70), st.sampled_from([4095, 4096, 4097, 20_000, 70_000, ARENA, ARENA + 1]))
@@ -207,4 +207,5 @@ def test_any_sequence_of_calls(when_full: str, calls: str) -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )  # fmt: skip
-        assert opened.stats()["puts"] > EXAMPLES
+        # How many puts are among the 40 calls of an example is drawn (6 on average): few means that most were refused.
+        assert opened.stats()["puts"] > 2 * EXAMPLES
