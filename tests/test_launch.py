@@ -45,10 +45,8 @@ def test_the_mpi_tests(tmp_path: Path, ranks: int | None, cliques: int) -> None:
     # Without a launcher there is one rank too: only what may differ then is run once more. 4 ranks of one node
     # take the paths of 2 ranks of one and 4 of two: the essential tests will do.
     command += ["tests/mpi"] if ranks else ["tests/mpi/test_store.py", "tests/mpi/test_embedding.py"]
-    if (ranks, cliques) == (4, 1):
-        command += ["-m", "core"]
-    if ranks == 4:  # what the workload's options do with files is no matter of how many ranks there are
-        command += ["--ignore=tests/mpi/test_workload_options.py"]
+    if ranks == 4:
+        command += ["-m", "core" if cliques == 1 else "core or not alone"]
     results = tmp_path / "results"
     results.mkdir()
     ended = launch.run(command, ranks=ranks, cliques=cliques, seconds=SUITE_LIMIT_S, TEST_RESULTS_DIR=str(results))

@@ -14,6 +14,8 @@ from patterns import block
 
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 ARENA = 4 << 20
 BLOCK = 256 << 10
 

@@ -14,6 +14,8 @@ from mpi4py import MPI
 from cascade_mpi import layout
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = ("case", "block_bytes", "ranks", "nodes", "value", "limit", "ratio", "unit")
 EVERYWHERE = {"get_self", "get_4k_self", "lookup_local", "put_self", "copy"}

@@ -10,6 +10,8 @@ from mpi4py import MPI
 
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 SHAPES: list[tuple[int, ...]] = [
     (), (0,), (1,), (7,), (0, 5), (5, 0), (3, 4), (2, 3, 4), (1, 1, 1, 1), (2, 1, 3, 1, 2), (2,) * 8, (1, 0, 1, 1, 1),
 ]  # fmt: skip

@@ -28,7 +28,7 @@ from cascade_mpi.workload.replay import Replay
 from cascade_mpi.workload.sampling import Meeting, Verdict
 from cascade_mpi.workload.server import Server
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.alone]
 
 SMALL = WorkloadOptions(block_bytes=4 << 10, requests=100, live=False, store={"copy_threads": 1})
 
