@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cascade_mpi.copies import Copies
 from cascade_mpi.errors import BufferSizeError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.layout import DESCRIPTOR_BYTES
+from cascade_mpi.onesided import BATCH
 from cascade_mpi.reader import Reader, decode, wrong_size
 from cascade_mpi.values import empty, result_dtype, target
 
@@ -26,8 +28,8 @@ Keys = npt.NDArray[np.uint64]
 class BatchReader:
     """The batched read path of one rank."""
 
-    def __init__(self, fabric: Fabric, reader: Reader) -> None:
-        self._fabric, self._reader = fabric, reader
+    def __init__(self, fabric: Fabric, reader: Reader, copies: Copies) -> None:
+        self._fabric, self._reader, self._copies = fabric, reader, copies
 
     def get(self, keys: Keys, outs: Sequence[Any] | None) -> list[Any]:
         """Local. Each block's new array, or the bytes read into its buffer; None for a miss. See `Store.get_many`."""
@@ -45,12 +47,16 @@ class BatchReader:
         else:
             pairs = np.array([target(out) for out in outs], np.int64).reshape(n, 2)
             targets, rooms = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
-        outcome = fabric.get_many(
-            fabric.ctx, s.address, keys.ctypes.data, n, targets.ctypes.data, rooms.ctypes.data,
-            results.ctypes.data, s.work_address, s.flags_address,
-        )  # fmt: skip
-        if outcome == c.MPI_FAILED:
-            fabric.raise_mpi_error(s)
+        step = BATCH if self._copies.on else max(n, 1)  # what is to be copied lies in the work area until the next call
+        for at in range(0, n, step):
+            outcome = fabric.get_many(
+                fabric.ctx, s.address, keys.ctypes.data + 16 * at, min(step, n - at), targets.ctypes.data + 8 * at,
+                rooms.ctypes.data + 8 * at, results.ctypes.data + 8 * at, s.work_address, s.flags_address,
+            )  # fmt: skip
+            if outcome == c.MPI_FAILED:
+                fabric.raise_mpi_error(s)
+            if self._copies.on:
+                self._keep_due(keys, results, targets, rooms, at, min(step, n - at))
         if outs is None and n:
             # A block that was replaced meanwhile by one of the same size may have another type or shape.
             lengths, again = self._describe(keys, want=True)
@@ -58,6 +64,16 @@ class BatchReader:
         if results.size and results.min() >= 0:
             return results.tolist() if outs is not None else made
         return self._settle(keys, results, targets, rooms, None if outs is not None else made)
+
+    def _keep_due(
+        self, keys: Keys, results: npt.NDArray[np.int64], targets: npt.NDArray[np.int64],
+        rooms: npt.NDArray[np.int64], begin: int, count: int,
+    ) -> None:  # fmt: skip
+        """Copy what a call has found due. Before waiting for other ranks' copies: they may wait for these."""
+        for number in np.flatnonzero(results[begin : begin + count] == c.DUE).tolist():
+            at = begin + number
+            self._copies.keep_batched(number, int(keys[at, 0]), int(keys[at, 1]), int(targets[at]))
+            results[at] = rooms[at]
 
     def _settle(
         self, keys: Keys, results: npt.NDArray[np.int64], targets: npt.NDArray[np.int64],

@@ -1,7 +1,7 @@
 """`Store.check()`: every invariant of the memory tiers, over all ranks.
 
-Covers words against descriptors against cells, pins, and payload checksums. A later tier adds its cells to
-`Claims`. Must not run beside writes: it begins and ends with a barrier, and the caller keeps still.
+Covers words (of the index, of copy tables) against descriptors against cells, pins, and payload checksums. A later
+tier adds its cells to `Claims`. Must not run beside writes: it begins and ends with a barrier, and the caller keeps still.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from mpi4py import MPI
 
 from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import ProtocolError
@@ -23,6 +24,7 @@ from cascade_mpi.layout import (
     DESCRIPTOR,
     DESCRIPTOR_BYTES,
     FLAG_CHECKSUM,
+    FLAG_COPY,
     GENERATION_SHIFT,
     MAGIC,
     MAX_GENERATION,
@@ -52,8 +54,9 @@ def check(fabric: Fabric, dram: DramTier, pins: PinTable, drafts: Set[int] = fro
     comm.Barrier()
     problems: list[str] = []
     claims = _check_words(fabric, problems)
-    named = [word for words in comm.alltoall([claims.get(rank, []) for rank in range(comm.size)]) for word in words]
-    _check_cells(fabric, dram, named, problems)
+    named = _sent(comm, claims)
+    copied = _sent(comm, _check_copies(fabric, problems))
+    _check_cells(fabric, dram, named, copied, problems)
     for first in dram.allocator.live().keys() - drafts:
         if not dram.words[first]:
             problems.append(f"cell {first} is allocated, but no word was published for it")
@@ -68,9 +71,17 @@ def check(fabric: Fabric, dram: DramTier, pins: PinTable, drafts: Set[int] = fro
     if found:
         more = f" (and {len(found) - 20} more)" if len(found) > 20 else ""
         raise ProtocolError("check() found broken invariants: " + "; ".join(found[:20]) + more)
-    counts = {"words": len(named), "cells": dram.allocator.live_pages, "checksums": summed, "pins": len(pins.held())}
+    counts = {
+        "words": len(named), "cells": dram.allocator.live_pages, "checksums": summed, "pins": len(pins.held()),
+        "copies": len(copied),
+    }  # fmt: skip
     totals = comm.allreduce(np.array(list(counts.values())))  # nobody writes before all have looked
     return dict(zip(counts, totals.tolist(), strict=True))
+
+
+def _sent(comm: MPI.Intracomm, claims: Claims) -> list[int]:
+    """The words of all ranks that name this rank's cells."""
+    return [word for words in comm.alltoall([claims.get(rank, []) for rank in range(comm.size)]) for word in words]
 
 
 def _check_words(fabric: Fabric, problems: list[str]) -> Claims:
@@ -101,6 +112,54 @@ def _check_words(fabric: Fabric, problems: list[str]) -> Claims:
     return claims
 
 
+def _check_copies(fabric: Fabric, problems: list[str]) -> Claims:
+    """Every word of the own part of the copy table: a copy of this node, of a key that belongs here, and no double.
+
+    Where the index still has the word that it was made from, that block is of the same size, type and put.
+    """
+    claims: Claims = {}
+    seen: set[tuple[int, int]] = set()
+    for at in np.flatnonzero(fabric.copy_words).tolist():
+        bucket, slot = divmod(at, BUCKET_WORDS)
+        value = int(fabric.copy_words[at])
+        word = unpack_word(value)
+        where = f"copy {value:016x} in bucket {bucket} slot {slot}"
+        if word.tier != TIER_DRAM or word.hard or word.rank not in fabric.node_ranks or word.page >= fabric.pages:
+            problems.append(f"{where} is no word of a copy of this node: {word}")
+            continue
+        claims.setdefault(word.rank, []).append(value)
+        record = _fetch_descriptor(fabric, word.rank, word.page)
+        key = int(record["key_hi"]), int(record["key_lo"])
+        if record["magic"] != MAGIC or record["generation"] != word.generation or not record["flags"] & FLAG_COPY:
+            problems.append(
+                f"{where} names a descriptor of magic {record['magic']} generation {record['generation']} "
+                f"flags {record['flags']}"
+            )
+            continue
+        home, expected, fp = place(*key, len(fabric.node_ranks), fabric.copy_buckets)
+        if (fabric.node_ranks[home], expected, fp) != (fabric.comm.rank, bucket, word.fp):
+            problems.append(f"{where} names a key that belongs to {fabric.node_ranks[home], expected, fp}")
+        if key in seen:
+            problems.append(f"{where} is a double of the copy of block {shown(*key)}")
+        seen.add(key)
+        origin = int(record["content_hi"])
+        if origin in _fetch_bucket(fabric, key):
+            block = _fetch_descriptor(fabric, unpack_word(origin).rank, unpack_word(origin).page)
+            for name in ("length", "sequence", "key_hi", "key_lo", "dtype", "ndim", "dim0"):
+                if block[name] != record[name]:
+                    problems.append(f"{where} has {name} {record[name]}, its block {block[name]}")
+    return claims
+
+
+def _fetch_bucket(fabric: Fabric, key: tuple[int, int]) -> list[int]:
+    home, bucket, _ = place(*key, fabric.comm.size, fabric.buckets)
+    words = np.zeros(BUCKET_WORDS, np.uint64)
+    at = int(fabric.index.table[home, 1]) + bucket * words.nbytes
+    fabric.index.world.Get([words, words.nbytes, MPI.BYTE], home, [at, words.nbytes, MPI.BYTE])
+    fabric.index.world.Flush(home)
+    return [int(word) for word in words]
+
+
 def _fetch_descriptor(fabric: Fabric, rank: int, page: int) -> Any:
     buffer = np.zeros(DESCRIPTOR_BYTES, np.uint8)
     at = int(fabric.data.table[rank, 1]) + fabric.descriptor_at + page * DESCRIPTOR_BYTES
@@ -109,13 +168,17 @@ def _fetch_descriptor(fabric: Fabric, rank: int, page: int) -> Any:
     return buffer.view(DESCRIPTOR)[0]
 
 
-def _check_cells(fabric: Fabric, dram: DramTier, named: list[int], problems: list[str]) -> None:
-    """Every live cell is named by exactly one word, and no word names anything else."""
+def _check_cells(fabric: Fabric, dram: DramTier, named: list[int], copied: list[int], problems: list[str]) -> None:
+    """Every live cell is named by exactly one word, a copy in the copy table and a block in the index, and no other."""
     counted: dict[int, int] = {}
-    for word in named:
+    for word in named + copied:
         counted[word] = counted.get(word, 0) + 1
+    in_table = set(copied)
     for word, times in counted.items():
         first = unpack_word(word).page
+        if bool(dram.copies[first]) != (word in in_table):
+            problems.append(f"word {word:016x} stands in the {'copy table' if word in in_table else 'index'}, its cell "
+                            f"is {'a' if dram.copies[first] else 'no'} copy")  # fmt: skip
         if int(dram.words[first]) != word:
             problems.append(f"word {word:016x} stands in the index, its cell has word {int(dram.words[first]):016x}")
         elif times != 1:

@@ -116,6 +116,11 @@ class Config:
         name; "" is the default one.
     namespace_slots
         Namespaces that the store can have at most, 4 words of memory each.
+    promote_after
+        Reads of another node's block by one rank after which it keeps a copy for its node (blocks put with
+        `is_prefix=True`: after the first); 0: no copies.
+    copy_share
+        The part of each arena that such copies may take, more than 0 and at most 1.
     """
 
     dram_bytes: int = 256 << 20
@@ -132,6 +137,8 @@ class Config:
     rest_ms: float = 1.0
     namespace: AnyNamespace = ""
     namespace_slots: int = 1024
+    promote_after: int = 3
+    copy_share: float = 0.25
 
     def __post_init__(self) -> None:
         """Check every field; ConfigError names the field, its value and what is allowed."""
@@ -150,6 +157,8 @@ class Config:
         self._set("rest_ms", _milliseconds("rest_ms", self.rest_ms))
         self._set("namespace_slots", _integer("namespace_slots", self.namespace_slots, 2, 1 << 20))
         self._set("namespace", _namespace(self.namespace))
+        self._set("promote_after", _integer("promote_after", self.promote_after, 0, 100))
+        self._set("copy_share", _share("copy_share", self.copy_share))
 
     @classmethod
     def make(cls, config: ConfigLike = None, **overrides: Any) -> Config:
@@ -203,6 +212,13 @@ def _milliseconds(name: str, value: object) -> float:
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
     if not MIN_REST_MS <= number < math.inf:
         raise ConfigError(f"{name} is {value!r}: it must be a finite number of milliseconds, {MIN_REST_MS} or more")
+    return number
+
+
+def _share(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not 0 < number <= 1:
+        raise ConfigError(f"{name} is {value!r}: it must be a number above 0 and at most 1")
     return number
 
 

@@ -52,6 +52,8 @@ class DramTier:
         self._passed: deque[int] = deque()  # words of blocks of epochs that have passed
         self.counted = np.zeros(fabric.pages, np.bool_)  # by first page: the block counts against a quota
         self.freed: Callable[[int, int, int], None] | None = None  # told namespace id, epoch and bytes of what counted
+        self.copies = np.zeros(fabric.pages, np.bool_)  # by first page: a copy, its word is in the node's copy table
+        self.copy_pages = self.copy_bytes = self.demoted = self.stale = 0
         self._rest, self._evicts = rest, evict
         self._last_retired = -1.0
         self.pause: Callable[[str], None] | None = None  # test hook
@@ -78,13 +80,40 @@ class DramTier:
             cell = self.allocator.allocate(pages, now)
             while cell is None:
                 cell = self._settle(pages)
-                if (
-                    cell is None
-                    and not (self.sweep() or self.drop_passed())
-                    and not (self._evicts and self._evict(pages))
-                ):
+                if cell is None and not (self.sweep() or self.drop_passed()) and not self._evict(pages):
                     return None
             return cell
+
+    def reserve_copy(self, nbytes: int, most: int, *, wait: bool = False) -> tuple[int, int] | None:
+        """Local. The same for a copy; copies may take `most` pages. None if there is no room, without `wait`: now.
+
+        What makes room (older copies beyond `most`; else what an eviction takes) is free after its rest: a later
+        attempt finds it.
+        """
+        pages = self.pages_for(nbytes)
+        if pages > most:
+            return None
+        with self.lock:
+            now = time.monotonic()
+            self.drain(now)
+            if self.copy_pages + pages > most:
+                oldest = self._victims(np.flatnonzero(self.words * self.copies))
+                for first in oldest:
+                    if self.copy_pages + pages <= most:
+                        break
+                    self._evict_one(first)
+            cell = self.allocator.allocate(pages, now)
+            if cell is None and self.allocator.limbo_pages < pages and self._evicts:
+                self._evict(pages)
+            return self._settle(pages) if cell is None and wait else cell
+
+    def enter_copy(self, word: int, nbytes: int) -> None:
+        """Local. Note a word as published in the node's copy table; the caller holds the lock as for `enter`."""
+        first = word & _PAGE_MASK
+        self.copies[first] = True
+        self.copy_pages += self.pages_for(nbytes)
+        self.copy_bytes += nbytes
+        self.enter(word, nbytes)
 
     def enter(self, word: int, nbytes: int, *, unsummed: bool = False) -> None:
         """Local. Note a word as published; the caller holds the lock since before its CAS (rule R8)."""
@@ -135,6 +164,10 @@ class DramTier:
                 return False
             self.words[first] = 0
             self.live_bytes -= int(self._lengths[first])
+            if self.copies[first]:
+                self.copies[first] = False
+                self.copy_pages -= self.pages_for(int(self._lengths[first]))
+                self.copy_bytes -= int(self._lengths[first])
             self._leave(first)
             return True
 
@@ -173,20 +206,28 @@ class DramTier:
                 if word and self._slot_of(first, word) == c.MISS:
                     self.retire(word)
                     found += 1
+                elif word and self.copies[first] and not everything:
+                    self.remove(first)  # a reader found that its origin has changed
+                    self.stale += 1
+                    found += 1
             self.swept += found
             return found
 
     def _slot_of(self, first: int, word: int) -> int:
         record, fabric = self.records[first], self.fabric
         s = self._scratch
-        slot = fabric.slot_of(fabric.ctx, s.address, int(record["key_hi"]), int(record["key_lo"]), word)
+        look = fabric.slot_of_copy if self.copies[first] else fabric.slot_of
+        slot = look(fabric.ctx, s.address, int(record["key_hi"]), int(record["key_lo"]), word)
         if slot == c.MPI_FAILED:
             fabric.raise_mpi_error(s)
         return slot
 
     def _evict(self, pages: int) -> bool:
-        """Take the longest untouched blocks out, hard ones never; False if there is nothing to take."""
-        victims = self._victims(np.flatnonzero(self.words))
+        """Take the longest untouched blocks out, hard ones never; False if there is nothing to take.
+
+        Without eviction only copies: what is lost with them can be fetched again.
+        """
+        victims = self._victims(np.flatnonzero(self.words if self._evicts else self.words * self.copies))
         if not victims or not self._could_fit(pages, set(victims)):
             return False
         want, taken = max(pages, self.fabric.pages // _EVICT_SHARE), 0
@@ -205,7 +246,11 @@ class DramTier:
         return found
 
     def _evict_one(self, first: int) -> int:
+        copied = bool(self.copies[first])
         nbytes = self.remove(first)
+        if copied:
+            self.demoted += 1
+            return nbytes
         self.evicted_bytes += nbytes
         self.evicted += 1
         return nbytes
@@ -229,8 +274,8 @@ class DramTier:
     # ------------------------------------------------------------------------------------------- namespaces
 
     def cells_of(self, namespace_id: int, epoch: int) -> npt.NDArray[np.int64]:
-        """Local. The first pages of the live cells of a namespace at an epoch."""
-        live = np.flatnonzero(self.words)
+        """Local. The first pages of the blocks of a namespace at an epoch; copies are no blocks."""
+        live = np.flatnonzero(self.words * ~self.copies)
         records = self.records
         mine = (records["namespace"][live] == np.uint64(namespace_id)) & (records["epoch"][live] == epoch)
         found: npt.NDArray[np.int64] = live[mine]
@@ -239,7 +284,7 @@ class DramTier:
     def held(self, namespace_id: int, epoch: int) -> tuple[int, int, int]:
         """Local. Of a namespace: its blocks at this epoch, their bytes, and the bytes of its blocks of other epochs."""
         with self.lock:
-            live = np.flatnonzero(self.words)
+            live = np.flatnonzero(self.words * ~self.copies)
             live = live[self.records["namespace"][live] == np.uint64(namespace_id)]
             lengths, at = self.records["length"][live], self.records["epoch"][live] == epoch
         return int(at.sum()), int(lengths[at].sum()), int(lengths[~at].sum())
@@ -396,5 +441,13 @@ class DramTier:
                         f"cell {first}: {self.allocator.pages_of(first)} pages, {record['length']} bytes"
                     )
                 total += int(record["length"])
+            copied = np.flatnonzero(self.copies)
+            if not self.words[copied].all():
+                raise ProtocolError(
+                    f"of {copied.size} cells that are copies {np.count_nonzero(self.words[copied])} have words"
+                )
+            pages = sum(self.allocator.pages_of(first) for first in copied.tolist())
+            if (pages, int(self._lengths[copied].sum())) != (self.copy_pages, self.copy_bytes):
+                raise ProtocolError(f"copies take {pages} pages, counted {self.copy_pages} ({self.copy_bytes} bytes)")
             if total != self.live_bytes:
                 raise ProtocolError(f"live bytes are {total}, counted {self.live_bytes}")

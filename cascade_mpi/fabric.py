@@ -32,7 +32,7 @@ LEVELS = {
 }
 _CALLS = (
     "get", "get_pinned", "find", "publish", "remove", "slot_of", "hint_gone", "pin", "unpin",
-    "get_many", "describe_many", "probe_many", "poll",
+    "get_many", "describe_many", "probe_many", "poll", "find_copies", "slot_of_copy", "note_origin", "end_claim",
 )  # fmt: skip
 
 
@@ -59,8 +59,9 @@ class Fabric:
     """The windows of one store and the calls on them."""
 
     def __init__(
-        self, comm: MPI.Intracomm, config: Config, pages: int, page_bytes: int, buckets: int, space_bytes: int
-    ) -> None:
+        self, comm: MPI.Intracomm, config: Config, pages: int, page_bytes: int, buckets: int, space_bytes: int,
+        copy_buckets: int,
+    ) -> None:  # fmt: skip
         """Collective. Open the windows. Sizes are per rank and equal on all ranks."""
         functions = find_functions()
         if config.mpi_calls == "compiled" and functions.problem:
@@ -73,7 +74,10 @@ class Fabric:
         self.gone_at, self.touch_at, self.descriptor_at, self.arena_at, data_bytes = data_layout(pages, page_bytes)
         self.thread_level = MPI.Query_thread()
         self.layout, self.layout_reason = window.choose_layout(config.windows, comm, self.node)
-        self.index = window.allocate("index", buckets * BUCKET_BYTES, comm, self.node, self.layout, atomics=True)
+        # The node's copy table stands behind the index: its words are read, published and removed by the same calls.
+        self.copy_buckets = copy_buckets if self.nodes > 1 else 0
+        index_bytes = buckets * BUCKET_BYTES + copy_table_bytes(self.copy_buckets)
+        self.index = window.allocate("index", index_bytes, comm, self.node, self.layout, atomics=True)
         self.data = window.allocate("data", data_bytes, comm, self.node, self.layout, atomics=False)
         pin_bytes = comm.size * onesided.SLOTS_PER_PEER * 8
         self.pins = window.allocate("pins", pin_bytes, comm, self.node, self.layout, atomics=False)
@@ -87,6 +91,10 @@ class Fabric:
         self.descriptors_address: int = descriptors.ctypes.data
         self.arena_address: int = self.data.memory.ctypes.data + self.arena_at
         self.index_words = self.index.memory[: buckets * BUCKET_BYTES].view(np.uint64)
+        copies_end = (buckets + self.copy_buckets) * BUCKET_BYTES
+        self.copy_words = self.index.memory[buckets * BUCKET_BYTES : copies_end].view(np.uint64)
+        self._copy_ranks = np.array(self.node_ranks, np.int64)
+        self.read_counts = np.zeros(8 + c.READ_COUNT_BYTES, np.uint8)
         self.pin_words = self.pins.memory[:pin_bytes].view(np.uint64)
 
         self._mpi_lock = threading.RLock()  # a view may be let go, and unpinned, while this thread holds it
@@ -134,6 +142,9 @@ class Fabric:
             c.ANY_SOURCE: MPI.ANY_SOURCE, c.ANY_TAG: MPI.ANY_TAG,
             c.TIME: ctypes.cast(ctypes.CDLL(None).time, ctypes.c_void_p).value, c.EPOCH: self.epoch,
             c.ATTEMPT: int(attempt), c.VERIFY: int(config.verify_reads),
+            c.COPY_BUCKETS: self.copy_buckets, c.COPY_AFTER: config.promote_after,
+            c.COPY_RANKS: len(self.node_ranks), c.COPY_RANKS_AT: self._copy_ranks.ctypes.data,
+            c.READ_COUNTS: self.read_counts.ctypes.data,
         }.items():  # fmt: skip
             context[name] = value
         return context
@@ -173,6 +184,10 @@ class Fabric:
     describe_many: Callable[..., int]
     probe_many: Callable[..., int]
     poll: Callable[..., None]
+    find_copies: Callable[..., int]
+    slot_of_copy: Callable[..., int]
+    note_origin: Callable[..., None]
+    end_claim: Callable[..., None]
 
     def guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Local. `call` kept to the thread level of MPI: one thread at a time, or the main one only."""
@@ -225,11 +240,17 @@ class Fabric:
         """Collective. Free the windows and communicators; views of their memory are invalid afterwards."""
         empty = np.empty(0, np.uint8)
         self.gone, self.descriptors = empty, empty.reshape(0, DESCRIPTOR_BYTES)
-        self.touched, self.index_words, self.pin_words = empty.view(np.uint32), empty.view("u8"), empty.view("u8")
+        self.touched = empty.view(np.uint32)
+        self.index_words, self.copy_words, self.pin_words = empty.view("u8"), empty.view("u8"), empty.view("u8")
         for each in (self.spaces, self.pins, self.data, self.index):
             each.free()
         self.probe_comm.Free()
         self.node.Free()
+
+
+def copy_table_bytes(copy_buckets: int) -> int:
+    """Local. Bytes of a rank's part of its node's copy table: words, when their origins were seen, and claims."""
+    return copy_buckets * (2 * BUCKET_BYTES + 8)
 
 
 def data_layout(pages: int, page_bytes: int) -> tuple[int, int, int, int, int]:

@@ -40,6 +40,8 @@ MAX_DIMS = 8
 
 FLAG_CHECKSUM = 1  # the payload checksum is valid
 FLAG_PREFIX = 2  # put with is_prefix=True
+FLAG_COPY = 16  # a copy for one node; `content_hi` is the index word that it was made from
+FLAG_FIXED = 32  # the key determines the content: the namespace has content_keys
 
 DESCRIPTOR = np.dtype(
     {

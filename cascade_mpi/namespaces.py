@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 DEFAULT_DIGEST = bytes(16)
@@ -26,6 +26,10 @@ class Namespace:
     salt
         A secret of the tenant, at most 64 bytes (a str is taken as UTF-8): without it neither a key of the tenant
         nor whether one is stored can be found. Give 16 random bytes or more. It is never shown.
+    content_keys
+        The key of a block determines its content, as keys made of token sequences do: whatever is put under a key of
+        an epoch has the same bytes. Then a copy needs no look at what it was made from, and is still read after a
+        delete until it is dropped or the epoch ends.
     """
 
     name: str = ""
@@ -33,6 +37,7 @@ class Namespace:
     dtype: str = ""
     layout: str = ""
     salt: bytes = field(default=b"", repr=False)
+    content_keys: bool = False
 
     def __post_init__(self) -> None:
         """Check the parts; TypeError and ValueError name the one that is wrong."""
@@ -53,17 +58,19 @@ class Namespace:
         if len(salt) > MAX_SALT_BYTES:
             raise ValueError(f"salt of a namespace has {len(salt)} bytes: at most {MAX_SALT_BYTES}")
         object.__setattr__(self, "salt", salt)
+        if not isinstance(self.content_keys, bool):
+            raise TypeError(f"content_keys of a namespace is True or False, not {type(self.content_keys).__name__}")
 
     def __str__(self) -> str:
         """For people: the parts that are set, never the salt."""
-        parts = [str(getattr(self, each.name)) for each in fields(self) if each.name != "salt"]
+        parts = (self.name, self.model, self.dtype, self.layout)
         text = "/".join(part for part in parts if part) or "default"
-        return f"{text} (salted)" if self.salt else text
+        return text + (" (content keys)" if self.content_keys else "") + (" (salted)" if self.salt else "")
 
     @property
     def is_default(self) -> bool:
         """Whether all parts are empty."""
-        return not (self.name or self.model or self.dtype or self.layout or self.salt)
+        return not (self.name or self.model or self.dtype or self.layout or self.salt or self.content_keys)
 
     @property
     def id(self) -> int:
@@ -86,7 +93,8 @@ class Namespace:
 
     def _parts(self) -> bytes:
         encoded = [part.encode() for part in (self.name, self.model, self.dtype, self.layout)]
-        return b"".join(struct.pack(">I", len(each)) + each for each in encoded)
+        text = b"".join(struct.pack(">I", len(each)) + each for each in encoded)
+        return text + b"content keys" if self.content_keys else text  # names with and without never meet
 
 
 AnyNamespace = str | Namespace

@@ -17,8 +17,10 @@ from cascade_mpi.kernels.intrinsics import (
     call_int,
     fence_acquire,
     fence_seq_cst,
+    load8,
     load64,
     load_acquire,
+    load_relaxed,
     memcpy,
     prefetch,
     store8,
@@ -32,6 +34,8 @@ from cascade_mpi.kernels.probe import (
     BUCKET_WORDS,
     DESCRIPTOR_BYTES,
     O_LENGTH,
+    O_ORIGIN,
+    O_SEQUENCE,
     checksum_holds,
     copy_then_reload,
     count,
@@ -42,6 +46,9 @@ from cascade_mpi.kernels.probe import (
     hook,
     in_bounds,
     is_cell_of,
+    is_copy,
+    is_fixed,
+    is_hard,
     match_from,
     page_of,
     payload_address,
@@ -59,9 +66,11 @@ _ATTEMPTS = 4  # the first and three more; then the reader pins
 _LOOKUP_ATTEMPTS = 1000  # a writer looks again until the bucket holds still
 BATCH = 256  # keys between two flushes: queues of the network stay short
 
-# What a get fetches.
-WHOLE, RANGE, DESCRIBE = 0, 1, 2
+# What a get fetches. DESCRIBE_ANY may find a copy of this node; FETCH is WHOLE, whoever else is about to fetch it.
+WHOLE, RANGE, DESCRIBE, DESCRIBE_ANY, FETCH = 0, 1, 2, 3, 4
 SLOTS_PER_PEER = 8
+_MIX = _U(0x9E3779B97F4A7C15)
+_CLAIM_S = 2  # a claim that is older counts nothing: who made it is late, or gave up
 
 
 # ------------------------------------------------------------------------------------------- MPI calls
@@ -239,6 +248,251 @@ def _count_hit(ctx, s, rank, nbytes):  # type: ignore[no-untyped-def]
     count(s, c.C_BYTES_SELF + where, nbytes)
 
 
+# ------------------------------------------------------------------------------------------------ copies
+
+
+@device
+def _place_copy(ctx, hi, lo):  # type: ignore[no-untyped-def]
+    """(rank, bucket in its index window, fingerprint) of a key in the copy table of this node."""
+    at, bucket, fp = place(hi, lo, field(ctx, c.COPY_RANKS), field(ctx, c.COPY_BUCKETS))
+    return field(field(ctx, c.COPY_RANKS_AT), at), field(ctx, c.BUCKETS) + bucket, fp
+
+
+@device
+def _drop_hint(ctx, data, word):  # type: ignore[no-untyped-def]
+    """Tell the manager of a copy that its origin has changed: its sweep takes the copy out."""
+    store8(data + field(ctx, c.GONE_AT) + page_of(word), 1)
+
+
+@device
+def _origin_stays(ctx, s, hi, lo, origin, descriptor, seen_at, began):  # type: ignore[no-untyped-def]
+    """(rc, is the index word that was just read still that of the block that was copied?).
+
+    A word comes back when its cell has passed through all generations. So who has not seen it for half of an
+    attempt's time asks the cell: a sequence number never comes back. 1 Get + 1 Flush then.
+    """
+    if np.int64(began) - np.int64(load_relaxed(seen_at)) > field(ctx, c.ATTEMPT) // 2:
+        rank, asked = rank_of(origin), s + c.ORIGIN_COPY * 8
+        at = field(ctx, c.DESCRIPTOR_AT) + page_of(origin) * DESCRIPTOR_BYTES
+        rc = _get(ctx, asked, DESCRIPTOR_BYTES, rank, at, DATA)
+        if rc == 0:
+            rc = _flush(ctx, rank, DATA)
+        if rc != 0:
+            return rc, False
+        set_field(s, c.COPY_ASKED, 1)
+        if not is_cell_of(asked, origin, hi, lo) or load64(asked + O_SEQUENCE) != load64(descriptor + O_SEQUENCE):
+            return np.int64(0), False
+    store_relaxed(seen_at, began)
+    return np.int64(0), True
+
+
+@device
+def _get_copy(ctx, s, hi, lo, target, room, offset, what, origin, began):  # type: ignore[no-untyped-def]
+    """Read a copy that this node has: bytes, or MISS where none counts (the block is read the long way), MPI_FAILED.
+
+    `origin` is the word with which the index named the block after this read began: a copy of anything else is
+    stale. 0: nobody has looked; then only blocks count whose key determines the content. No MPI call, but see
+    `_origin_stays`.
+    """
+    rank, bucket, fp = _place_copy(ctx, hi, lo)
+    table = _base(ctx, c.INDEX_BASES, rank)
+    words, descriptor = s + c.COPIES_COPY * 8, s + c.DESCRIPTOR_COPY * 8
+    read_bucket_mapped(table, bucket, words)
+    slot = match_from(words, 0, fp)
+    while slot >= 0:
+        word = load64(words + slot * 8)
+        data = _base(ctx, c.DATA_BASES, rank_of(word)) if in_bounds(ctx, word) else np.int64(0)
+        if data != 0:
+            memcpy(descriptor, descriptor_address(ctx, data, page_of(word)), DESCRIPTOR_BYTES)
+            if is_cell_of(descriptor, word, hi, lo) and is_copy(descriptor):
+                at = bucket * BUCKET_BYTES + slot * 8
+                seen_at = table + field(ctx, c.COPY_BUCKETS) * BUCKET_BYTES + at
+                outcome = _read_copy(
+                    ctx, s, hi, lo, target, room, offset, what, origin, began, word, data, table + at, seen_at
+                )
+                if outcome != c.MISS:
+                    set_field(s, c.HOME, rank)
+                    set_field(s, c.BUCKET, bucket)
+                    set_field(s, c.SLOT, slot)
+                    return outcome
+        slot = match_from(words, slot + 1, fp)
+    return np.int64(c.MISS)
+
+
+@device
+def _read_copy(  # type: ignore[no-untyped-def]
+    ctx, s, hi, lo, target, room, offset, what, origin, began, word, data, word_at, seen_at
+):  # fmt: skip
+    descriptor = s + c.DESCRIPTOR_COPY * 8
+    length, made_from = np.int64(load64(descriptor + O_LENGTH)), load64(descriptor + O_ORIGIN)
+    if not fits(ctx, page_of(word), length):
+        return np.int64(c.MISS)
+    set_field(s, c.COPY_ASKED, 0)
+    if not is_fixed(descriptor):
+        if origin == _ZERO:
+            return np.int64(c.MISS)
+        stays = made_from == origin
+        if stays:
+            rc, stays = _origin_stays(ctx, s, hi, lo, origin, descriptor, seen_at, began)
+            if rc != 0:
+                return _failed(s, rc)
+        if not stays:
+            count(s, c.C_STALE_COPIES, 1)
+            _drop_hint(ctx, data, word)
+            return np.int64(c.MISS)
+    nbytes = room
+    if what == DESCRIBE_ANY:
+        nbytes = np.int64(0)
+    elif (what == WHOLE and room != length) or (what == RANGE and room > length - offset):
+        return np.int64(c.MISS)  # the block itself is asked, and says so
+    # The word of the copy leaves before its bytes change: unchanged behind the payload, they were the copy's.
+    again = copy_then_reload(target, payload_address(ctx, data, page_of(word)) + offset, nbytes, word_at, ctx)
+    if again != word:
+        count(s, c.C_RETRIES, 1)
+        return np.int64(c.MISS)
+    if field(ctx, c.VERIFY) and what == WHOLE and not checksum_holds(descriptor, target, room):
+        _drop_hint(ctx, data, word)
+        return np.int64(c.MISS)
+    set_field(s, c.LENGTH, length)
+    store64(s + c.WORD * 8, word)
+    if what == DESCRIBE_ANY:
+        return length
+    count(s, c.C_COPY_HITS, 1)
+    count(s, c.C_COPY_BYTES, room)
+    asked = field(s, c.COPY_ASKED) != 0 or field(ctx, c.POLL) != 0
+    if not asked and (origin == _ZERO or _base(ctx, c.INDEX_BASES, field(s, c.HOME)) != 0):
+        count(s, c.C_COPY_FREE, 1)
+    _touch(ctx, s, made_from)  # or its manager would take a block for cold that all others read from copies
+    return room
+
+
+@device
+def _key_mix(hi, lo):  # type: ignore[no-untyped-def]
+    return (lo ^ (hi * _MIX)) * _MIX
+
+
+@device
+def _counters_of(ctx, hi, lo):  # type: ignore[no-untyped-def]
+    """Addresses of the two counters of a key; the smaller one counts."""
+    mixed, first = _key_mix(hi, lo), field(ctx, c.READ_COUNTS) + 8
+    last = _U(c.READ_COUNT_BYTES - 1)
+    return first + np.int64((mixed >> _U(48)) & last), first + np.int64((mixed >> _U(24)) & last)
+
+
+@device
+def _is_next(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
+    """Is the block to be copied with the next remote read?"""
+    if is_hard(word) or field(s, c.KEEP_ALL):
+        return True
+    one, other = _counters_of(ctx, hi, lo)
+    return np.int64(min(load8(one), load8(other))) + 1 >= field(ctx, c.COPY_AFTER)
+
+
+@device
+def _is_due(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
+    """Count a remote read of a block; is it to be copied now? Threads may lose each other's counts: they are hints."""
+    counts = field(ctx, c.READ_COUNTS)
+    reads = load64(counts) + _U(1)
+    if reads >= _U(c.READ_COUNT_BYTES):  # what was read long ago counts half
+        reads = _ZERO
+        for at in range(counts + 8, counts + 8 + c.READ_COUNT_BYTES, 8):
+            store64(at, (load64(at) >> _U(1)) & _U(0x7F7F7F7F7F7F7F7F))
+    store64(counts, reads)
+    due = _is_next(ctx, s, hi, lo, word)
+    one, other = _counters_of(ctx, hi, lo)
+    smaller = min(load8(one), load8(other))
+    for at in (one, other):
+        if due:
+            store8(at, 0)  # should the copy go, it is earned anew
+        elif load8(at) == smaller:
+            store8(at, smaller + _U(1))
+    return due
+
+
+@device
+def _claim_tag(hi, lo):  # type: ignore[no-untyped-def]
+    return (_key_mix(hi, lo) >> _U(32)) | _U(1)  # no claim is 0
+
+
+@device
+def _claim_at(ctx, hi, lo):  # type: ignore[no-untyped-def]
+    rank, bucket, _ = _place_copy(ctx, hi, lo)
+    first = (field(ctx, c.BUCKETS) + 2 * field(ctx, c.COPY_BUCKETS)) * BUCKET_BYTES
+    return _base(ctx, c.INDEX_BASES, rank) + first + (bucket - field(ctx, c.BUCKETS)) * 8
+
+
+@device
+def _claim(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
+    """False if another rank of this node is about to fetch and copy the block: its bytes leave the owner once a node.
+
+    A claim is `tag 32 | rank 12 | second 20`, written without an atomic: a hint. Where two are made at once both fetch.
+    """
+    set_field(s, c.CLAIMING, 0)
+    if not _is_next(ctx, s, hi, lo, word):
+        return True
+    at, tag, rank = _claim_at(ctx, hi, lo), _claim_tag(hi, lo), _U(field(ctx, c.RANK))
+    second = _now(ctx) & _U(0xFFFFF)
+    mine = (tag << _U(32)) | (rank << _U(20)) | second
+    for look in range(2):
+        seen = load_relaxed(at)
+        others = (seen >> _U(32)) == tag and ((seen >> _U(20)) & _U(0xFFF)) != rank
+        if others and ((second - seen) & _U(0xFFFFF)) <= _U(_CLAIM_S):
+            return False
+        if look == 0:
+            store_relaxed(at, mine)
+            fence_seq_cst()
+    set_field(s, c.CLAIMING, 1)
+    return True
+
+
+@device
+def _end_claim(ctx, hi, lo):  # type: ignore[no-untyped-def]
+    at = _claim_at(ctx, hi, lo)
+    seen = load_relaxed(at)
+    if (seen >> _U(32)) == _claim_tag(hi, lo) and ((seen >> _U(20)) & _U(0xFFF)) == _U(field(ctx, c.RANK)):
+        store_relaxed(at, _ZERO)
+
+
+@device
+def _then_copy(ctx, s, hi, lo, outcome, what):  # type: ignore[no-untyped-def]
+    """DUE in the place of bytes that were read from another node and are to be copied; else the claim ends."""
+    if field(ctx, c.COPY_BUCKETS) == 0:
+        return outcome
+    whole = outcome >= 0 and what in (WHOLE, FETCH)
+    if whole and base_remote(ctx, load64(s + c.WORD * 8)) and _is_due(ctx, s, hi, lo, load64(s + c.WORD * 8)):
+        return np.int64(c.DUE)
+    if field(s, c.CLAIMING):
+        _end_claim(ctx, hi, lo)
+    return outcome
+
+
+@kernel("void(int64,int64,uint64,uint64)")
+def end_claim(ctx, s, hi, lo):  # type: ignore[no-untyped-def]
+    """The block that this rank was about to copy is copied, or will not be: who waits for it goes on."""
+    _end_claim(ctx, hi, lo)
+
+
+@kernel("int64(int64,int64,uint64,uint64,uint64)")
+def find_copies(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
+    """As `find`, in the copy table of this node. No MPI call."""
+    rank, bucket, fp = _place_copy(ctx, hi, lo)
+    return _find(ctx, s, rank, bucket, fp, hi, lo, skip)
+
+
+@kernel("int64(int64,int64,uint64,uint64,uint64)")
+def slot_of_copy(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
+    """As `slot_of`, in the copy table of this node. No MPI call."""
+    rank, bucket, _ = _place_copy(ctx, hi, lo)
+    return _slot_in(ctx, s, rank, bucket, word)
+
+
+@kernel("void(int64,int64,int64,int64,int64,int64)")
+def note_origin(ctx, s, rank, bucket, slot, second):  # type: ignore[no-untyped-def]
+    """Note beside a word of the copy table when its origin was seen in the index."""
+    at = (bucket + field(ctx, c.COPY_BUCKETS)) * BUCKET_BYTES + slot * 8
+    store_relaxed(_base(ctx, c.INDEX_BASES, rank) + at, _U(second))
+
+
 # --------------------------------------------------------------------------------------------------- get
 
 
@@ -298,8 +552,20 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
     set_field(s, c.BUCKET, bucket)
     words = s + c.BUCKET_COPY * 8
     index_base = _base(ctx, c.INDEX_BASES, home)
+    heed = what == WHOLE
+    if what == FETCH:
+        what = np.int64(WHOLE)
+    copies = field(ctx, c.COPY_BUCKETS) != 0 and what != DESCRIBE
+    if copies:
+        set_field(s, c.CLAIMING, 0)
+        if index_base == 0:
+            outcome = _get_copy(ctx, s, hi, lo, target, room, offset, what, _ZERO, _ZERO)
+            if outcome != c.MISS:
+                return outcome
+    parts = np.int64(DESCRIBE) if what == DESCRIBE_ANY else what
     for _ in range(_ATTEMPTS):
         began = _now(ctx)
+        store64(s + c.BEGAN * 8, began)
         rc = _read_bucket(ctx, s, home, bucket)
         if rc != 0:
             return _failed(s, rc)
@@ -313,7 +579,16 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
                 word_at = np.int64(0)
                 if index_base != 0:
                     word_at = index_base + bucket * BUCKET_BYTES + slot * 8
-                outcome, again = _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at)
+                if copies and base_remote(ctx, word):
+                    outcome = _get_copy(ctx, s, hi, lo, target, room, offset, what, word, began)
+                    if outcome != c.MISS:
+                        if outcome != c.MPI_FAILED and _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):
+                            changed = True
+                            break
+                        return outcome
+                    if heed and not _claim(ctx, s, hi, lo, word):
+                        return np.int64(c.CLAIMED)
+                outcome, again = _fetch(ctx, s, word, hi, lo, target, room, offset, parts, word_at)
                 if outcome == c.MPI_FAILED:
                     return outcome
                 # Any doubt is settled by the word, not by the descriptor: look at it again, match or not.
@@ -347,11 +622,12 @@ def base_remote(ctx, word):  # type: ignore[no-untyped-def]
 
 @device
 def _account(ctx, s, outcome, what):  # type: ignore[no-untyped-def]
-    if outcome >= 0 and what != DESCRIBE:
+    read = what not in (DESCRIBE, DESCRIBE_ANY)
+    if outcome >= 0 and read:
         word = load64(s + c.WORD * 8)
         _count_hit(ctx, s, rank_of(word), outcome)
         _touch(ctx, s, word)
-    elif outcome == c.MISS and what != DESCRIBE:
+    elif outcome == c.MISS and read:
         count(s, c.C_MISSES, 1)
 
 
@@ -360,14 +636,15 @@ def get(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-
     """Read one block: bytes or an outcome; LENGTH, WORD, SLOT, HOME, BUCKET and the descriptor in the scratch.
 
     WHOLE: `room` must be the block's length. RANGE: `room` bytes from `offset`. DESCRIBE: no payload.
-    Another node: 4 Gets + 3 Flushes (3 Gets without payload).
+    Another node: 4 Gets + 3 Flushes (3 Gets without payload); 1 Get + 1 Flush where this node has a copy, none if the
+    key determines the content. DUE: `room` bytes were read, and the block is to be copied. CLAIMED: nothing was read.
     """
     outcome = _get_one(ctx, s, hi, lo, target, room, offset, what)
     if room >= STREAM_BYTES:
         fence_seq_cst()  # streaming stores, before another thread is told that `target` is ready
     _account(ctx, s, outcome, what)
     _poll(ctx, s)
-    return outcome
+    return _then_copy(ctx, s, hi, lo, outcome, what)
 
 
 @kernel("int64(int64,int64,uint64,uint64,uint64,int64,int64,int64)")
@@ -383,8 +660,7 @@ def get_pinned(ctx, s, word, hi, lo, target, room, offset):  # type: ignore[no-u
 
 
 @device
-def _find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
-    home, bucket, fp = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
+def _find(ctx, s, home, bucket, fp, hi, lo, skip):  # type: ignore[no-untyped-def]
     set_field(s, c.HOME, home)
     set_field(s, c.BUCKET, bucket)
     words = s + c.BUCKET_COPY * 8
@@ -435,7 +711,8 @@ def find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
 
     `skip` is a word that is known to be the key's (0: none). 1 Get + 1 Flush, and as much for each match.
     """
-    return _find(ctx, s, hi, lo, skip)
+    home, bucket, fp = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
+    return _find(ctx, s, home, bucket, fp, hi, lo, skip)
 
 
 @device
@@ -494,6 +771,11 @@ def remove(ctx, s, home, bucket, slot, word):  # type: ignore[no-untyped-def]
 def slot_of(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
     """The slot in which a word of this key stands now, or MISS. 1 Get + 1 Flush."""
     home, bucket, _ = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
+    return _slot_in(ctx, s, home, bucket, word)
+
+
+@device
+def _slot_in(ctx, s, home, bucket, word):  # type: ignore[no-untyped-def]
     set_field(s, c.HOME, home)
     set_field(s, c.BUCKET, bucket)
     rc = _read_bucket(ctx, s, home, bucket)
@@ -569,9 +851,9 @@ def unpin(ctx, s, manager, pin_slot):  # type: ignore[no-untyped-def]
 # ---------------------------------------------------------------------------------------------- batches
 
 # Work area of a batch: one record per key.
-W_STATE, W_HOME, W_BUCKET, W_SLOT, W_WORD, W_AGAIN = 0, 1, 2, 3, 4, 5
+W_STATE, W_HOME, W_BUCKET, W_SLOT, W_WORD, W_AGAIN, W_CLAIMING = 0, 1, 2, 3, 4, 5, 6
 W_BUCKET_COPY, W_DESCRIPTOR, WORK_WORDS = 8, 24, 40
-_NONE, _CANDIDATE, _FETCHED, _SLOW = 0, 1, 2, 3
+_NONE, _CANDIDATE, _FETCHED, _SLOW, _DONE = 0, 1, 2, 3, 4
 
 
 @device
@@ -592,6 +874,8 @@ def _batch_buckets(ctx, keys, n, work, flags):  # type: ignore[no-untyped-def]
     ranks, buckets = field(ctx, c.RANKS), field(ctx, c.BUCKETS)
     for i in range(n):
         w = work + i * WORK_WORDS * 8
+        if field(w, W_STATE) == _DONE:
+            continue
         home, bucket, _ = place(load64(keys + 16 * i), load64(keys + 16 * i + 8), ranks, buckets)
         set_field(w, W_HOME, home)
         set_field(w, W_BUCKET, bucket)
@@ -609,6 +893,8 @@ def _batch_buckets(ctx, keys, n, work, flags):  # type: ignore[no-untyped-def]
         return rc
     for i in range(n):
         w = work + i * WORK_WORDS * 8
+        if field(w, W_STATE) == _DONE:
+            continue
         _, _, fp = place(load64(keys + 16 * i), load64(keys + 16 * i + 8), ranks, buckets)
         base = _base(ctx, c.INDEX_BASES, field(w, W_HOME))
         if base != 0:
@@ -629,8 +915,39 @@ def _batch_buckets(ctx, keys, n, work, flags):  # type: ignore[no-untyped-def]
 
 
 @device
+def _batch_begin(n, work):  # type: ignore[no-untyped-def]
+    for i in range(n):
+        set_field(work + i * WORK_WORDS * 8, W_STATE, _NONE)
+
+
+@device
+def _batch_fixed_copies(ctx, s, keys, n, targets, rooms, results, work):  # type: ignore[no-untyped-def]
+    """What this node has copies of and needs no look at its home: done before the first Get."""
+    for i in range(n):
+        w = work + i * WORK_WORDS * 8
+        hi, lo = load64(keys + 16 * i), load64(keys + 16 * i + 8)
+        home, _, _ = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
+        if _base(ctx, c.INDEX_BASES, home) == 0:
+            outcome = _get_copy(ctx, s, hi, lo, field(targets, i), field(rooms, i), 0, WHOLE, _ZERO, _ZERO)
+            if outcome >= 0:
+                _batch_done(ctx, s, i, outcome, results, w)
+
+
+@device
+def _batch_done(ctx, s, i, outcome, results, w):  # type: ignore[no-untyped-def]
+    _account(ctx, s, outcome, WHOLE)
+    set_field(results, i, outcome)
+    set_field(w, W_STATE, _DONE)
+
+
+@device
 def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: ignore[no-untyped-def]
     began = _now(ctx)
+    copies = field(ctx, c.COPY_BUCKETS) != 0
+    store64(s + c.BEGAN * 8, began)
+    _batch_begin(n, work)
+    if copies:
+        _batch_fixed_copies(ctx, s, keys, n, targets, rooms, results, work)
     rc = _batch_buckets(ctx, keys, n, work, flags)
     if rc != 0:
         return _failed(s, rc)
@@ -644,6 +961,22 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
         if not base_remote(ctx, word):
             set_field(w, W_STATE, _SLOW)  # a copy by loads: as fast one by one
             continue
+        if copies:
+            hi, lo = load64(keys + 16 * i), load64(keys + 16 * i + 8)
+            set_field(s, c.HOME, field(w, W_HOME))
+            outcome = _get_copy(ctx, s, hi, lo, field(targets, i), field(rooms, i), 0, WHOLE, word, began)
+            if outcome == c.MPI_FAILED:
+                return outcome
+            if outcome >= 0 and _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):
+                set_field(w, W_STATE, _SLOW)
+                continue
+            if outcome >= 0:
+                _batch_done(ctx, s, i, outcome, results, w)
+                continue
+            if not _claim(ctx, s, hi, lo, word):
+                _batch_done(ctx, s, i, np.int64(c.CLAIMED), results, w)
+                continue
+            set_field(w, W_CLAIMING, field(s, c.CLAIMING))
         rank, page = rank_of(word), page_of(word)
         at = field(ctx, c.DESCRIPTOR_AT) + page * DESCRIPTOR_BYTES
         rc = _get(ctx, w + W_DESCRIPTOR * 8, DESCRIPTOR_BYTES, rank, at, DATA)
@@ -685,6 +1018,9 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
         outcome = np.int64(c.MISS)
         word = load64(w + W_WORD * 8)
         state = field(w, W_STATE)
+        if state == _DONE:
+            continue
+        due = False
         if state == _CANDIDATE:
             descriptor = w + W_DESCRIPTOR * 8
             whole = (
@@ -698,17 +1034,22 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
             if whole:
                 outcome = room
                 store64(s + c.WORD * 8, word)
+                due = copies and _is_due(ctx, s, hi, lo, word)
             else:
                 state = _SLOW
+            if copies and not due and field(w, W_CLAIMING):
+                _end_claim(ctx, hi, lo)
         if state == _SLOW:
             outcome = _get_one(ctx, s, hi, lo, field(targets, i), room, 0, WHOLE)
+            if copies and field(s, c.CLAIMING):
+                _end_claim(ctx, hi, lo)
             if outcome == c.WRONG_SIZE:
                 set_field(results, i, -10 - field(s, c.LENGTH))
                 continue
             if outcome == c.MPI_FAILED:
                 return outcome
         _account(ctx, s, outcome, WHOLE)
-        set_field(results, i, outcome)
+        set_field(results, i, np.int64(c.DUE) if due else outcome)
     return np.int64(0)
 
 
@@ -734,6 +1075,7 @@ def get_many(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: ig
 
 @device
 def _describe_chunk(ctx, s, keys, n, descriptors, results, work, flags):  # type: ignore[no-untyped-def]
+    _batch_begin(n, work)
     rc = _batch_buckets(ctx, keys, n, work, flags)
     if rc != 0:
         return _failed(s, rc)

@@ -23,7 +23,10 @@ from cascade_mpi.layout import (
     DESCRIPTOR,
     DESCRIPTOR_BYTES,
     FLAG_CHECKSUM,
+    FLAG_COPY,
+    FLAG_FIXED,
     FP_SHIFT,
+    HARD_SHIFT,
     MAGIC,
     TIER_DRAM,
     place,
@@ -33,12 +36,16 @@ from cascade_mpi.onesided import (
     BATCH,
     DATA,
     DESCRIBE,
+    DESCRIBE_ANY,
+    FETCH,
     INDEX,
     PINS,
     RANGE,
     SLOTS_PER_PEER,
     W_BUCKET_COPY,
     W_DESCRIPTOR,
+    W_SLOT,
+    W_WORD,
     WHOLE,
     WORK_WORDS,
 )
@@ -51,13 +58,16 @@ WRONG_SIZE: int = c.WRONG_SIZE
 CHANGED: int = c.CHANGED
 MPI_FAILED: int = c.MPI_FAILED
 CORRUPT: int = c.CORRUPT
+DUE: int = c.DUE
+CLAIMED: int = c.CLAIMED
 LARGEST_PIECE = 1 << 30  # an MPI count is an int; larger payloads are fetched in pieces
-_ATTEMPTS, _LOOKUP_ATTEMPTS = 4, 1000
+_ATTEMPTS, _LOOKUP_ATTEMPTS, _CLAIM_S = 4, 1000, 2
 _MASK64 = (1 << 64) - 1
-_TOUCH_MIX = 0x9E3779B97F4A7C15
-_O_GENERATION, _O_FLAGS, _O_LENGTH, _O_HI, _O_LO, _O_CHECKSUM = (
+_MIX = 0x9E3779B97F4A7C15
+_HALVED = int.from_bytes(b"\x7f" * c.READ_COUNT_BYTES)
+_O_GENERATION, _O_FLAGS, _O_LENGTH, _O_HI, _O_LO, _O_CHECKSUM, _O_ORIGIN, _O_SEQUENCE = (
     DESCRIPTOR.fields[name][1]  # type: ignore[index]
-    for name in ("generation", "flags", "length", "key_hi", "key_lo", "checksum")
+    for name in ("generation", "flags", "length", "key_hi", "key_lo", "checksum", "content_hi", "sequence")
 )
 
 
@@ -96,6 +106,8 @@ class _Cell(NamedTuple):
     hi: int
     lo: int
     checksum: int
+    origin: int  # of a copy
+    sequence: int
 
     @classmethod
     def read(cls, address: int) -> _Cell:
@@ -107,7 +119,7 @@ class _Cell(NamedTuple):
 
         return cls(
             number(0, 4), number(_O_GENERATION, 2), number(_O_FLAGS, 2), number(_O_LENGTH, 8),
-            number(_O_HI, 8), number(_O_LO, 8), number(_O_CHECKSUM, 8),
+            number(_O_HI, 8), number(_O_LO, 8), number(_O_CHECKSUM, 8), number(_O_ORIGIN, 8), number(_O_SEQUENCE, 8),
         )  # fmt: skip
 
     def holds(self, word: int, hi: int, lo: int) -> bool:
@@ -124,7 +136,7 @@ class _Item:
         self.bucket_copy = work + number % BATCH * WORK_WORDS * 8 + W_BUCKET_COPY * 8
         self.descriptor = work + number % BATCH * WORK_WORDS * 8 + W_DESCRIPTOR * 8
         self.again = _Words(self.bucket_copy, 1)  # the bucket's copy has been read by then
-        self.word, self.slot, self.doubt = 0, -1, False
+        self.word, self.slot, self.doubt, self.done, self.claiming = 0, -1, False, False, False
 
 
 def _reporting(call: Callable[..., int]) -> Callable[..., int]:
@@ -246,7 +258,7 @@ class PythonCalls:
         if base:
             ctypes.c_uint32.from_address(base + self._field(c.TOUCH_AT) + 4 * page).value = now
             return
-        entry = c.TOUCH_FILTER + 2 * ((word * _TOUCH_MIX & _MASK64) >> 56)
+        entry = c.TOUCH_FILTER + 2 * ((word * _MIX & _MASK64) >> 56)
         pending = s.signed[c.TOUCHES]
         if (s.unsigned[entry], s.unsigned[entry + 1]) == (word, now) or pending == c.TOUCH_RING_ENTRIES:
             return
@@ -271,11 +283,12 @@ class PythonCalls:
         s.count(c.C_BYTES_SELF + where, nbytes)
 
     def _account(self, s: _Scratch, outcome: int, what: int) -> None:
-        if outcome >= 0 and what != DESCRIBE:
+        read = what not in (DESCRIBE, DESCRIBE_ANY)
+        if outcome >= 0 and read:
             word = s.unsigned[c.WORD]
             self._count_hit(s, unpack_word(word).rank, outcome)
             self._touch(s, word)
-        elif outcome == MISS and what != DESCRIBE:
+        elif outcome == MISS and read:
             s.count(c.C_MISSES)
 
     def _enter_mpi(self) -> None:
@@ -285,6 +298,187 @@ class PythonCalls:
         """What public calls end with, so that peers' CASes on this rank's words proceed."""
         if self._field(c.POLL):
             self._enter_mpi()
+
+    # ---------------------------------------------------------------------------------------------- copies
+
+    def _place_copy(self, hi: int, lo: int) -> tuple[int, int, int]:
+        """(rank, bucket in its index window, fingerprint) of a key in the copy table of this node."""
+        at, bucket, fp = place(hi, lo, self._field(c.COPY_RANKS), self._field(c.COPY_BUCKETS))
+        rank = ctypes.c_int64.from_address(self._field(c.COPY_RANKS_AT) + 8 * at).value
+        return rank, self._field(c.BUCKETS) + bucket, fp
+
+    def _drop_hint(self, data: int, word: int) -> None:
+        """Tell the manager of a copy that its origin has changed: its sweep takes the copy out."""
+        ctypes.c_uint8.from_address(data + self._field(c.GONE_AT) + unpack_word(word).page).value = 1
+
+    def _origin_stays(self, s: _Scratch, hi: int, lo: int, origin: int, cell: _Cell, seen_at: int, began: int) -> bool:
+        """Is the index word that was just read still that of the block that was copied? See the kernel."""
+        seen = ctypes.c_int64.from_address(seen_at)
+        if began - seen.value > self._field(c.ATTEMPT) // 2:
+            asked, named = s.at(c.ORIGIN_COPY), unpack_word(origin)
+            self._get(asked, DESCRIPTOR_BYTES, named.rank, self._descriptor_at(named.page), DATA)
+            self._flush(named.rank, DATA)
+            s.signed[c.COPY_ASKED] = 1
+            there = _Cell.read(asked)
+            if not there.holds(origin, hi, lo) or there.sequence != cell.sequence:
+                return False
+        seen.value = began
+        return True
+
+    def _get_copy(
+        self, s: _Scratch, hi: int, lo: int, target: int, room: int, offset: int, what: int, origin: int, began: int
+    ) -> int:
+        """Read a copy that this node has: bytes, or MISS where none counts. See the kernel."""
+        rank, bucket, fp = self._place_copy(hi, lo)
+        table, descriptor = self._base(INDEX, rank), s.at(c.DESCRIPTOR_COPY)
+        probe.copy_bucket(table, bucket, s.at(c.COPIES_COPY))
+        for slot, word in _matches(s.unsigned[c.COPIES_COPY : c.COPIES_COPY + BUCKET_WORDS].tolist(), fp):
+            data = self._base(DATA, unpack_word(word).rank) if self._in_bounds(word) else 0
+            if not data:
+                continue
+            self._copy_descriptor(data, unpack_word(word).page, descriptor)
+            cell = _Cell.read(descriptor)
+            if not (
+                cell.holds(word, hi, lo) and cell.flags & FLAG_COPY and self._fits(unpack_word(word).page, cell.length)
+            ):
+                continue
+            at = bucket * BUCKET_BYTES + slot * 8
+            s.signed[c.COPY_ASKED] = 0
+            if not cell.flags & FLAG_FIXED:
+                if not origin:
+                    continue
+                seen_at = table + self._field(c.COPY_BUCKETS) * BUCKET_BYTES + at
+                if cell.origin != origin or not self._origin_stays(s, hi, lo, origin, cell, seen_at, began):
+                    s.count(c.C_STALE_COPIES)
+                    self._drop_hint(data, word)
+                    continue
+            outcome = self._read_copy(s, cell, target, room, offset, what, word, data, table + at)
+            if outcome != MISS:
+                self._count_copy(s, cell, outcome, what, known=bool(origin))
+                s.unsigned[c.LENGTH], s.unsigned[c.WORD] = cell.length, word
+                s.signed[c.HOME], s.signed[c.BUCKET], s.signed[c.SLOT] = rank, bucket, slot
+                return outcome
+        return MISS
+
+    def _read_copy(
+        self, s: _Scratch, cell: _Cell, target: int, room: int, offset: int, what: int, word: int, data: int,
+        word_at: int,
+    ) -> int:  # fmt: skip
+        nbytes = 0 if what == DESCRIBE_ANY else room
+        if (what == WHOLE and room != cell.length) or (what == RANGE and offset + room > cell.length):
+            return MISS  # the block itself is asked, and says so
+        source = data + self._payload_at(unpack_word(word).page) + offset
+        # The word of the copy leaves before its bytes change: unchanged behind the payload, they were the copy's.
+        if int(probe.copy_and_reload(target, source, nbytes, word_at, self._ctx)) != word:
+            s.count(c.C_RETRIES)
+            return MISS
+        if what == WHOLE and not self._checksum_holds(cell, target, room):
+            self._drop_hint(data, word)
+            return MISS
+        return cell.length if what == DESCRIBE_ANY else room
+
+    def _count_copy(self, s: _Scratch, cell: _Cell, outcome: int, what: int, *, known: bool) -> None:
+        if what == DESCRIBE_ANY:
+            return
+        s.count(c.C_COPY_HITS)
+        s.count(c.C_COPY_BYTES, outcome)
+        asked = s.signed[c.COPY_ASKED] or self._field(c.POLL)
+        if not asked and (not known or self._base(INDEX, s.signed[c.HOME])):
+            s.count(c.C_COPY_FREE)
+        self._touch(s, cell.origin)  # or its manager would take a block for cold that all others read from copies
+
+    def _counters_of(self, hi: int, lo: int) -> tuple[Any, Any]:
+        """The two counters of a key; the smaller one counts."""
+        mixed, first = _key_mix(hi, lo), self._field(c.READ_COUNTS) + 8
+        last = c.READ_COUNT_BYTES - 1
+        one, other = (ctypes.c_uint8.from_address(first + (mixed >> shift & last)) for shift in (48, 24))
+        return one, other
+
+    def _is_next(self, s: _Scratch, hi: int, lo: int, word: int) -> bool:
+        if word >> HARD_SHIFT & 1 or s.signed[c.KEEP_ALL]:
+            return True
+        one, other = self._counters_of(hi, lo)
+        return bool(min(one.value, other.value) + 1 >= self._field(c.COPY_AFTER))
+
+    def _is_due(self, s: _Scratch, hi: int, lo: int, word: int) -> bool:
+        """Count a remote read of a block; is it to be copied now?"""
+        counts = self._field(c.READ_COUNTS)
+        reads = ctypes.c_uint64.from_address(counts)
+        reads.value += 1
+        if reads.value >= c.READ_COUNT_BYTES:
+            reads.value = 0
+            counters = (ctypes.c_uint8 * c.READ_COUNT_BYTES).from_address(counts + 8)
+            halved = int.from_bytes(counters) >> 1 & _HALVED
+            counters[:] = list(halved.to_bytes(c.READ_COUNT_BYTES))
+        due = self._is_next(s, hi, lo, word)
+        one, other = self._counters_of(hi, lo)
+        smaller = min(one.value, other.value)
+        for counter in (one, other):
+            if due:
+                counter.value = 0
+            elif counter.value == smaller:
+                counter.value = smaller + 1
+        return due
+
+    def _claim_word(self, hi: int, lo: int) -> Any:
+        rank, bucket, _ = self._place_copy(hi, lo)
+        first = (self._field(c.BUCKETS) + 2 * self._field(c.COPY_BUCKETS)) * BUCKET_BYTES
+        at = self._base(INDEX, rank) + first + (bucket - self._field(c.BUCKETS)) * 8
+        return ctypes.c_uint64.from_address(at)
+
+    def _claim(self, s: _Scratch, hi: int, lo: int, word: int) -> bool:
+        """False if another rank of this node is about to fetch and copy the block. See the kernel."""
+        s.signed[c.CLAIMING] = 0
+        if not self._is_next(s, hi, lo, word):
+            return True
+        claim, tag, rank, second = self._claim_word(hi, lo), _claim_tag(hi, lo), self._field(c.RANK), self._now()
+        for look in range(2):
+            seen = claim.value
+            others = seen >> 32 == tag and seen >> 20 & 0xFFF != rank
+            if others and (second - seen) & 0xFFFFF <= _CLAIM_S:
+                return False
+            if look == 0:
+                claim.value = tag << 32 | rank << 20 | second & 0xFFFFF
+                probe.full_fence()
+        s.signed[c.CLAIMING] = 1
+        return True
+
+    def _end_claim(self, hi: int, lo: int) -> None:
+        claim = self._claim_word(hi, lo)
+        if claim.value >> 20 == _claim_tag(hi, lo) << 12 | self._field(c.RANK):
+            claim.value = 0
+
+    def _then_copy(self, s: _Scratch, hi: int, lo: int, outcome: int, what: int) -> int:
+        """DUE in the place of bytes that were read from another node and are to be copied; else the claim ends."""
+        if not self._field(c.COPY_BUCKETS):
+            return outcome
+        if outcome >= 0 and what in (WHOLE, FETCH):
+            word = s.unsigned[c.WORD]
+            if not self._base(DATA, unpack_word(word).rank) and self._is_due(s, hi, lo, word):
+                return DUE
+        if s.signed[c.CLAIMING]:
+            self._end_claim(hi, lo)
+        return outcome
+
+    def end_claim(self, ctx: int, s: int, hi: int, lo: int) -> None:
+        """Local. The block that this rank was about to copy is copied, or will not be."""
+        self._end_claim(hi, lo)
+
+    @_reporting
+    def find_copies(self, ctx: int, s: int, hi: int, lo: int, skip: int) -> int:
+        """Local. As `find`, in the copy table of this node."""
+        return self._find(_Scratch(s), *self._place_copy(hi, lo), hi, lo, skip)
+
+    @_reporting
+    def slot_of_copy(self, ctx: int, s: int, hi: int, lo: int, word: int) -> int:
+        """Local. As `slot_of`, in the copy table of this node."""
+        rank, bucket, _ = self._place_copy(hi, lo)
+        return self._slot_in(_Scratch(s), rank, bucket, word)
+
+    def note_origin(self, ctx: int, s: int, rank: int, bucket: int, slot: int, second: int) -> None:
+        """Local. Note beside a word of the copy table when its origin was seen in the index."""
+        at = (bucket + self._field(c.COPY_BUCKETS)) * BUCKET_BYTES + slot * 8
+        ctypes.c_int64.from_address(self._base(INDEX, rank) + at).value = second
 
     # ------------------------------------------------------------------------------------------------- get
 
@@ -332,15 +526,32 @@ class PythonCalls:
 
     def _get_one(self, s: _Scratch, hi: int, lo: int, target: int, room: int, offset: int, what: int) -> int:
         home, bucket, fp = self._place(s, hi, lo)
-        index_base = self._base(INDEX, home)
+        index_base, heed = self._base(INDEX, home), what == WHOLE
+        what = WHOLE if what == FETCH else what
+        copies = bool(self._field(c.COPY_BUCKETS)) and what != DESCRIBE
+        if copies:
+            s.signed[c.CLAIMING] = 0
+            if not index_base and (outcome := self._get_copy(s, hi, lo, target, room, offset, what, 0, 0)) != MISS:
+                return outcome
+        parts = DESCRIBE if what == DESCRIBE_ANY else what
         for _ in range(_ATTEMPTS):
             began, changed = self._now(), False
+            s.unsigned[c.BEGAN] = began & _MASK64
             for slot, word in _matches(self._read_bucket(s, home, bucket), fp):
                 if not self._in_bounds(word):
                     s.count(c.C_BAD_WORDS)  # never follow it
                     continue
                 word_at = index_base + bucket * BUCKET_BYTES + slot * 8 if index_base else 0
-                outcome, again = self._fetch(s, word, hi, lo, target, room, offset, what, word_at)
+                if copies and not self._base(DATA, unpack_word(word).rank):
+                    outcome = self._get_copy(s, hi, lo, target, room, offset, what, word, began)
+                    if outcome != MISS:
+                        if not self._too_late(began):
+                            return outcome
+                        changed = True
+                        break
+                    if heed and not self._claim(s, hi, lo, word):
+                        return CLAIMED
+                outcome, again = self._fetch(s, word, hi, lo, target, room, offset, parts, word_at)
                 # Any doubt is settled by the word, not by the descriptor: look at it again, match or not.
                 if again is None:
                     probe.pause(self._ctx, c.H_READER)
@@ -368,7 +579,7 @@ class PythonCalls:
         outcome = self._get_one(scratch, hi, lo, target, room, offset, what)
         self._account(scratch, outcome, what)
         self._end()
-        return outcome
+        return self._then_copy(scratch, hi, lo, outcome, what)
 
     @_reporting
     def get_pinned(self, ctx: int, s: int, word: int, hi: int, lo: int, target: int, room: int, offset: int) -> int:
@@ -385,17 +596,20 @@ class PythonCalls:
     def find(self, ctx: int, s: int, hi: int, lo: int, skip: int) -> int:
         """Local. Every word of a key, for put and delete: their number; the words are in the scratch."""
         scratch = _Scratch(s)
-        home, bucket, fp = self._place(scratch, hi, lo)
+        return self._find(scratch, *self._place(scratch, hi, lo), hi, lo, skip)
+
+    def _find(self, s: _Scratch, home: int, bucket: int, fp: int, hi: int, lo: int, skip: int) -> int:
+        s.signed[c.HOME], s.signed[c.BUCKET] = home, bucket
         for _ in range(_LOOKUP_ATTEMPTS):
-            words = self._read_bucket(scratch, home, bucket)
-            found = self._words_of(scratch, words, home, bucket, fp, hi, lo, skip)
+            words = self._read_bucket(s, home, bucket)
+            found = self._words_of(s, words, home, bucket, fp, hi, lo, skip)
             if found is not None:
                 for i, (slot, word) in enumerate(found):
-                    scratch.signed[c.FOUND_WORDS + 2 * i], scratch.unsigned[c.FOUND_WORDS + 2 * i + 1] = slot, word
-                scratch.signed[c.FOUND] = len(found)
-                scratch.signed[c.FREE_SLOT] = words.index(0) if 0 in words else -1
+                    s.signed[c.FOUND_WORDS + 2 * i], s.unsigned[c.FOUND_WORDS + 2 * i + 1] = slot, word
+                s.signed[c.FOUND] = len(found)
+                s.signed[c.FREE_SLOT] = words.index(0) if 0 in words else -1
                 return len(found)
-            scratch.count(c.C_RETRIES)
+            s.count(c.C_RETRIES)
         return CHANGED
 
     def _words_of(
@@ -459,7 +673,11 @@ class PythonCalls:
         """Local. The slot in which a word of this key stands now, or MISS."""
         scratch = _Scratch(s)
         home, bucket, _ = self._place(scratch, hi, lo)
-        words = self._read_bucket(scratch, home, bucket)
+        return self._slot_in(scratch, home, bucket, word)
+
+    def _slot_in(self, s: _Scratch, home: int, bucket: int, word: int) -> int:
+        s.signed[c.HOME], s.signed[c.BUCKET] = home, bucket
+        words = self._read_bucket(s, home, bucket)
         return words.index(word) if word in words else MISS
 
     @_reporting
@@ -520,6 +738,7 @@ class PythonCalls:
 
     def _read_buckets(self, items: list[_Item]) -> list[list[int]]:
         """Every bucket, one Flush per home."""
+        items = [item for item in items if not item.done]
         remote = [item for item in items if not self._base(INDEX, item.home)]
         for item in remote:
             self._get(item.bucket_copy, BUCKET_BYTES, item.home, item.bucket * BUCKET_BYTES, INDEX)
@@ -534,6 +753,7 @@ class PythonCalls:
 
     def _choose_candidates(self, items: list[_Item]) -> list[_Item]:
         """Give each key its first candidate; the items that have one that may be followed."""
+        items = [item for item in items if not item.done]
         for item, words in zip(items, self._read_buckets(items), strict=True):
             item.slot, item.word = next(_matches(words, item.fp), (-1, 0))
             item.doubt = bool(item.word) and not self._in_bounds(item.word)
@@ -542,10 +762,16 @@ class PythonCalls:
     def _get_chunk(self, s: _Scratch, items: list[_Item], targets: Any, rooms: Any, results: Any) -> None:
         began, flags = self._now(), set()
         remote = []
+        copies = bool(self._field(c.COPY_BUCKETS))
+        s.unsigned[c.BEGAN] = began & _MASK64
+        if copies:
+            self._get_fixed_copies(s, items, targets, rooms, results)
         for item in self._choose_candidates(items):
             _, _, _, _, rank, page = unpack_word(item.word)
             if self._base(DATA, rank):
                 item.doubt = True  # a copy by loads: as fast one by one
+                continue
+            if copies and self._copy_decides(s, item, targets[item.number], rooms[item.number], results, began):
                 continue
             self._get(item.descriptor, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
             self._get_payload(targets[item.number], rooms[item.number], rank, page, 0)
@@ -555,17 +781,52 @@ class PythonCalls:
         self._reload_all(remote)
         late = self._too_late(began)
         for item in items:
-            room, outcome = rooms[item.number], MISS
+            if item.done:
+                continue
+            room, outcome, due = rooms[item.number], MISS, False
             if item in remote:
                 item.doubt = late or not self._is_whole(item, targets[item.number], room)
                 outcome, s.unsigned[c.WORD] = room, item.word
+                due = copies and not item.doubt and self._is_due(s, item.hi, item.lo, item.word)
+                if item.claiming and not due:
+                    self._end_claim(item.hi, item.lo)
             if item.doubt:
                 outcome = self._get_one(s, item.hi, item.lo, targets[item.number], room, 0, WHOLE)
+                if copies and s.signed[c.CLAIMING]:
+                    self._end_claim(item.hi, item.lo)
             if outcome == WRONG_SIZE:
                 results[item.number] = -10 - s.signed[c.LENGTH]
                 continue
             self._account(s, outcome, WHOLE)
-            results[item.number] = outcome
+            results[item.number] = DUE if due else outcome
+
+    def _get_fixed_copies(self, s: _Scratch, items: list[_Item], targets: Any, rooms: Any, results: Any) -> None:
+        """What this node has copies of and needs no look at its home: done before the first Get."""
+        for item in items:
+            at = item.number
+            if not self._base(INDEX, item.home):
+                outcome = self._get_copy(s, item.hi, item.lo, targets[at], rooms[at], 0, WHOLE, 0, 0)
+                if outcome >= 0:
+                    self._account(s, outcome, WHOLE)
+                    results[at], item.done = outcome, True
+
+    def _copy_decides(self, s: _Scratch, item: _Item, target: int, room: int, results: Any, began: int) -> bool:
+        """Whether nothing has to be fetched for a key: this node has a copy, or another rank is about to make one."""
+        s.signed[c.HOME] = item.home
+        outcome = self._get_copy(s, item.hi, item.lo, target, room, 0, WHOLE, item.word, began)
+        if outcome >= 0 and self._too_late(began):
+            item.doubt = True
+            return True
+        if outcome < 0 and not self._claim(s, item.hi, item.lo, item.word):
+            outcome = CLAIMED
+        if outcome == MISS:
+            item.claiming = bool(s.signed[c.CLAIMING])
+            words = _Words(item.bucket_copy - W_BUCKET_COPY * 8, WORK_WORDS)
+            words.signed[W_SLOT], words.unsigned[W_WORD] = item.slot, item.word  # who copies the block needs them
+            return False
+        self._account(s, outcome, WHOLE)
+        results[item.number], item.done = outcome, True
+        return True
 
     def _reload_all(self, items: list[_Item]) -> None:
         """The words again, after the payloads are complete; one Flush per home."""
@@ -653,6 +914,14 @@ class PythonCalls:
         """Local. Enter MPI once, whatever POLL says, and send the touches that wait."""
         self._send_touches(_Scratch(s))
         self._enter_mpi()
+
+
+def _key_mix(hi: int, lo: int) -> int:
+    return (lo ^ hi * _MIX & _MASK64) * _MIX & _MASK64
+
+
+def _claim_tag(hi: int, lo: int) -> int:
+    return _key_mix(hi, lo) >> 32 | 1  # no claim is 0
 
 
 def _matches(words: list[int], fp: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ from mpi4py import MPI
 from cascade_mpi import log, memory
 from cascade_mpi.config import Config, ConfigLike, format_size
 from cascade_mpi.errors import CascadeError, ConfigError
-from cascade_mpi.fabric import LEVELS, data_layout
+from cascade_mpi.fabric import LEVELS, copy_table_bytes, data_layout
 from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, MAX_RANKS, page_bytes_for
 from cascade_mpi.onesided import SLOTS_PER_PEER
 from cascade_mpi.registry import table_bytes
@@ -33,6 +33,7 @@ class Geometry(NamedTuple):
     page_bytes: int
     buckets: int
     space_bytes: int
+    copy_buckets: int  # of the table of copies, should there be several nodes
 
 
 def agree(comm: MPI.Intracomm, config: ConfigLike, overrides: Mapping[str, Any]) -> Config:
@@ -69,12 +70,18 @@ def geometry(config: Config, ranks: int) -> Geometry:
     buckets = 1
     while buckets * BUCKET_WORDS * ranks < blocks * _WORDS_PER_BLOCK:
         buckets *= 2
-    return Geometry(pages, page_bytes, buckets, table_bytes(config.namespace_slots))
+    copy_buckets = 0
+    if config.promote_after and ranks > 1:
+        copy_buckets = 1
+        while copy_buckets < buckets * config.copy_share:
+            copy_buckets *= 2
+    return Geometry(pages, page_bytes, buckets, table_bytes(config.namespace_slots), copy_buckets)
 
 
 def check_memory(comm: MPI.Intracomm, config: Config, sizes: Geometry) -> None:
     """Collective. MemoryLimitError on all ranks if the windows do not fit a node; nothing is allocated before."""
-    fixed = sizes.buckets * BUCKET_BYTES + comm.size * SLOTS_PER_PEER * 8 + sizes.space_bytes + _WINDOWS * _ROUNDING
+    index = sizes.buckets * BUCKET_BYTES + copy_table_bytes(sizes.copy_buckets)
+    fixed = index + comm.size * SLOTS_PER_PEER * 8 + sizes.space_bytes + _WINDOWS * _ROUNDING
     needed = data_layout(sizes.pages, sizes.page_bytes)[-1] + fixed
     problem: CascadeError | None = None
     hosts = comm.allgather(MPI.Get_processor_name())

@@ -14,17 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.copier import Copier
+from cascade_mpi.copies import Copies
 from cascade_mpi.errors import BufferSizeError, CascadeError, NoPinSlotError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_bytes
 from cascade_mpi.keys import shown
 from cascade_mpi.layout import DESCRIPTOR, FLAG_CHECKSUM, FLAG_PREFIX, TIER_NAMES, unpack_word
-from cascade_mpi.onesided import DESCRIBE, RANGE, WHOLE
+from cascade_mpi.onesided import DESCRIBE, DESCRIBE_ANY, FETCH, RANGE, WHOLE
 from cascade_mpi.pins import Pin, PinTable
 from cascade_mpi.values import decode_dims, dtype_name, empty
 
 _log = logging.getLogger("cascade")
+_CLAIM_WAIT_S, _CLAIM_BYTES_S, _CLAIM_POLL_S = 0.02, 2e8, 2e-5  # how long a reader leaves a fetch to another rank
 _PIN_ATTEMPTS = 10_000  # pins lost in a row before a reader gives up: far beyond any real rate of replaces
 
 
@@ -58,15 +60,18 @@ class Found(NamedTuple):
 class Reader:
     """The read path of one rank."""
 
-    def __init__(self, fabric: Fabric, pins: PinTable, copier: Copier, *, verify: bool) -> None:
+    def __init__(self, fabric: Fabric, pins: PinTable, copier: Copier, copies: Copies, *, verify: bool) -> None:
         self._fabric, self._pins, self._copier, self._verify = fabric, pins, copier, verify
+        self._copies = copies
+        self._sizing = DESCRIBE_ANY if copies.on else DESCRIBE
+        self.waited = 0
 
     # ------------------------------------------------------------------------------------------- one block
 
     def into(self, hi: int, lo: int, address: int, room: int) -> int | None:
         """Local. Read a block into a buffer of exactly its size: its bytes, or None for a miss."""
         if self._copier.splits(room) and not self._verify:
-            found = self.find(hi, lo)
+            found = self.find(hi, lo, self._sizing)
             if found is None:
                 self._count(c.C_MISSES)  # seen without a read
                 return None
@@ -87,6 +92,11 @@ class Reader:
             raise wrong_size(room, int(self._fabric.scratch.words[c.LENGTH]))
         if outcome == c.CHANGED:
             return self._pinned(hi, lo, address, room, 0, WHOLE)
+        if outcome == c.DUE:
+            self._copies.keep_read(hi, lo, address)
+            return room
+        if outcome == c.CLAIMED:
+            return self.settle(self._after_claim(hi, lo, address, room), hi, lo, address, room)
         if outcome == c.CORRUPT and again:
             # A checksum that is entered later may have been read half: a second read settles it.
             fabric = self._fabric
@@ -94,6 +104,19 @@ class Reader:
             return self.settle(outcome, hi, lo, address, room, again=False)
         self._fail(outcome, hi, lo)
         return None
+
+    def _after_claim(self, hi: int, lo: int, address: int, room: int) -> int:
+        """Another rank of this node is about to copy the block: read its copy, or after a while fetch the block too."""
+        fabric, s = self._fabric, self._fabric.scratch
+        self.waited += 1
+        deadline = time.monotonic() + _CLAIM_WAIT_S + room / _CLAIM_BYTES_S
+        while True:
+            what = WHOLE if time.monotonic() < deadline else FETCH
+            outcome: int = fabric.get(fabric.ctx, s.address, hi, lo, address, room, 0, what)
+            if outcome != c.CLAIMED:
+                return outcome
+            fabric.poll(fabric.ctx, s.address)
+            time.sleep(_CLAIM_POLL_S)
 
     def part(self, hi: int, lo: int, address: int, room: int, offset: int) -> int | None:
         """Local. Read `room` bytes of a block from `offset`; BufferSizeError if the block ends before."""
@@ -111,7 +134,7 @@ class Reader:
     def new(self, hi: int, lo: int) -> npt.NDArray[Any] | None:
         """Local. Read a block into a new array of its dtype and shape, or None for a miss."""
         while True:
-            found = self.find(hi, lo)
+            found = self.find(hi, lo, self._sizing)
             if found is None:
                 self._count(c.C_MISSES)  # seen without a read
                 return None
@@ -124,11 +147,14 @@ class Reader:
             if decode(self._fabric.scratch.descriptor)[:2] == (found.dtype, found.shape):
                 return made  # else replaced by one of the same size, but of another type or shape
 
-    def find(self, hi: int, lo: int) -> Found | None:
-        """Local. The word and the descriptor of a key's block, or None. 3 Gets + 3 Flushes on another node."""
+    def find(self, hi: int, lo: int, what: int = DESCRIBE) -> Found | None:
+        """Local. The word and the descriptor of a key's block, or None. 3 Gets + 3 Flushes on another node.
+
+        With DESCRIBE_ANY those of a copy that this node has, if there is one.
+        """
         fabric, s = self._fabric, self._fabric.scratch
         for _ in range(_PIN_ATTEMPTS):
-            outcome = fabric.get(fabric.ctx, s.address, hi, lo, 0, 0, 0, DESCRIBE)
+            outcome = fabric.get(fabric.ctx, s.address, hi, lo, 0, 0, 0, what)
             if outcome >= 0:
                 return self.described(outcome)
             if outcome != c.CHANGED:

@@ -186,6 +186,11 @@ class Registry:
                     self._spaces[name] = new
         return new
 
+    def by_id(self, namespace_id: int) -> Space | None:
+        """Local. The namespace of this id at its present epoch, if this rank has used it."""
+        space = self._by_id.get(namespace_id)
+        return None if space is None else self.current(space.namespace)
+
     # -------------------------------------------------------------------------------------------- epochs
 
     def bump(self, namespace: AnyNamespace) -> int:

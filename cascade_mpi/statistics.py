@@ -12,10 +12,12 @@ from mpi4py import MPI
 
 from cascade_mpi.config import Config
 from cascade_mpi.copier import Copier
+from cascade_mpi.copies import Copies
 from cascade_mpi.dram import DramTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels.jit import KERNELS
 from cascade_mpi.pins import PinTable
+from cascade_mpi.reader import Reader
 from cascade_mpi.registry import Registry
 from cascade_mpi.writer import Writer
 
@@ -43,7 +45,33 @@ def stats(fabric: Fabric, dram: DramTier, writer: Writer, pins: PinTable) -> dic
             "bytes": a.pages * page, "live_bytes": dram.live_bytes, "live": a.live_pages * page,
             "limbo": a.limbo_pages * page, "free": a.free_pages * page,
         },
-        "blocks": int(np.count_nonzero(dram.words)),
+        "blocks": int(np.count_nonzero(dram.words * ~dram.copies)),
+    }  # fmt: skip
+
+
+def copies(fabric: Fabric, dram: DramTier, copies: Copies, reader: Reader) -> dict[str, int]:
+    """Local. The copies of other nodes' blocks: made and held by this rank, read by it from any rank of its node.
+
+    `hits` are among the reads from the own arena and the node's; `hits_without_mpi` called MPI for nothing at all.
+    `stale` counts looks at copies whose block was another one by then; `waited` reads that another rank was to fetch.
+    """
+    count = fabric.counters()
+    return {
+        "promotions": copies.made, "promoted_bytes": copies.made_bytes, "refused": copies.refused,
+        "demotions": dram.demoted, "held": int(np.count_nonzero(dram.copies)), "held_bytes": dram.copy_bytes,
+        "hits": count["copy_hits"], "bytes": count["copy_bytes"], "hits_without_mpi": count["copy_hits_without_mpi"],
+        "stale": count["stale_copies"], "stale_dropped": dram.stale, "waited": reader.waited,
+    }  # fmt: skip
+
+
+def about_copies(config: Config, fabric: Fabric, copies: Copies) -> dict[str, Any]:
+    """Local. Whether this node keeps copies of other nodes' blocks, and why."""
+    reason = f"after {config.promote_after} reads of another node's block by one rank, protected blocks after the first"
+    if not copies.on:
+        reason = "promote_after is 0" if fabric.nodes > 1 else "there is one node"
+    return {
+        "on": copies.on, "reason": reason, "promote_after": config.promote_after, "share": config.copy_share,
+        "most_bytes": copies.most_pages * fabric.page_bytes if copies.on else 0, "buckets": fabric.copy_buckets,
     }  # fmt: skip
 
 

@@ -27,10 +27,12 @@ from cascade_mpi import selftest, statistics
 from cascade_mpi.batch import BatchReader
 from cascade_mpi.config import ConfigLike, parse_size
 from cascade_mpi.copier import Copier
+from cascade_mpi.copies import Copies, Replicated
 from cascade_mpi.deferred import Deferred
 from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import (
     BufferSizeError,
+    CascadeError,
     ConfigError,
     NotConfiguredError,
     NotOnNodeError,
@@ -100,8 +102,9 @@ class Store:
         self._dram = DramTier(fabric, rest=self.config.rest_ms / 1e3, evict=self.config.when_full == "evict")
         self._pins = PinTable(fabric)
         self._registry = Registry(fabric, self.config.namespace_slots)
-        self._reader = Reader(fabric, self._pins, self._copier, verify=self.config.verify_reads)
-        self._batch = BatchReader(fabric, self._reader)
+        self._copies = Copies(fabric, self._dram, self._registry, share=self.config.copy_share)
+        self._reader = Reader(fabric, self._pins, self._copier, self._copies, verify=self.config.verify_reads)
+        self._batch = BatchReader(fabric, self._reader, self._copies)
         self._writer = Writer(
             fabric, self._dram, self._copier, self._registry, checksum=self.config.checksum, attempt=fabric.attempt
         )
@@ -158,6 +161,9 @@ class Store:
             raise
         if outcome == c.MISS:
             return None
+        if outcome == c.DUE:
+            self._copies.keep_read(hi, lo, address)
+            outcome = room
         if outcome >= 0 and not (self._mixed[0] if space is None else self._registry.has_passed(space)):
             return outcome
         return self._read(key, namespace, lambda hi, lo: self._whole(hi, lo, address, room))
@@ -291,6 +297,29 @@ class Store:
         result = self._writer.put(hi, lo, space, source(data), prefix=is_prefix, exists=exists)
         self._poll()
         return result
+
+    def replicate(self, keys: Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None) -> Replicated:
+        """Collective. Let every node have a copy of these blocks; all ranks give the same keys. Counts over all nodes.
+
+        Each block leaves its owner once for every other node: one rank of a node fetches it, in batches, and the
+        node's ranks read the copy. A copy counts for as long as the block is not replaced or deleted; it goes when its
+        rank needs the memory. With blocks of this node alone nothing is done.
+
+        Raises
+        ------
+        ConfigError
+            The ranks were given different keys, or keys that are none (on all ranks).
+        NotConfiguredError
+            There are several nodes and `promote_after` is 0.
+        """
+        self._check_open()
+        problem, array = "", np.empty((0, 2), np.uint64)
+        try:
+            array = key_array(keys, self._space(namespace).digest)
+            self._publish_waiting(array)
+        except (TypeError, ValueError, CascadeError) as error:  # whatever it is, the others are told
+            problem = str(error)
+        return self._copies.replicate(array, problem)
 
     def publish(self) -> int:
         """Collective. Publish the deferred puts of all ranks; how many this rank had.
@@ -533,7 +562,8 @@ class Store:
         """Local. What this rank has done since the store was opened: counters, and the fill of its arena (bytes)."""
         self._check_open()
         return {
-            **statistics.stats(self._fabric, self._dram, self._writer, self._pins), "pending": len(self._deferred)
+            **statistics.stats(self._fabric, self._dram, self._writer, self._pins), "pending": len(self._deferred),
+            "copies": statistics.copies(self._fabric, self._dram, self._copies, self._reader),
         }  # fmt: skip
 
     def stats_all(self) -> list[dict[str, Any]]:
@@ -546,6 +576,7 @@ class Store:
         found = statistics.report(
             self.config, self._fabric, self._copier, self._writer, self._registry, self._self_test
         )
+        found["copies"] = statistics.about_copies(self.config, self._fabric, self._copies)
         return {**found, "progress": {"thread": self._progress is not None, "reason": self._progress_reason}}
 
     def check(self) -> dict[str, int]:

@@ -23,6 +23,7 @@ from cascade_mpi.keys import shown
 from cascade_mpi.layout import (
     BUCKET_WORDS,
     FLAG_CHECKSUM,
+    FLAG_FIXED,
     FLAG_PREFIX,
     HARD_SHIFT,
     MAX_PAGES,
@@ -145,6 +146,7 @@ class Writer:
             s.dims[:7] = dims
         self._sequence = max(self._sequence + 1, time.time_ns())
         flags = (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if prefix else 0)
+        flags |= FLAG_FIXED if space.namespace.content_keys else 0
         word: int = write_cell(
             fabric.ctx, first, hi, lo, generation, flags, source.nbytes, space.id, space.epoch, source.dtype, ndim,
             self._sequence, dim0, s.dims_address if ndim > 1 else 0, payload, total,

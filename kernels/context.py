@@ -42,6 +42,11 @@ TIME = next(_field)  # address of libc's time(): seconds, coarse, for touches
 EPOCH = next(_field)  # the time() at which the store was opened, the same on all ranks
 VERIFY = next(_field)  # 1: compare the payload checksum on every read
 HOOKS = next(_field)  # address of the test hooks, 0 in production
+COPY_BUCKETS = next(_field)  # of the node's copy table, on each rank; 0: copies are off
+COPY_RANKS = next(_field)  # how many ranks of this node share it, and the address of their numbers (int64)
+COPY_RANKS_AT = next(_field)
+COPY_AFTER = next(_field)  # remote reads of a block after which it is copied
+READ_COUNTS = next(_field)  # address of a u64, the reads counted, and READ_COUNT_BYTES counters behind it
 CONTEXT_WORDS = next(_field)
 
 _field = count()
@@ -56,6 +61,10 @@ FOUND = next(_field)  # number of entries of FOUND_WORDS
 FREE_SLOT = next(_field)  # lowest empty slot, -1 if none
 CHECKSUM = next(_field)
 MPI_ERROR = next(_field)
+BEGAN = next(_field)  # second at which the last read looked at the word for the first time
+COPY_ASKED = next(_field)  # 1: the origin of the copy that was read last was asked by MPI
+KEEP_ALL = next(_field)  # 1: every block of another node that is read whole is to be copied
+CLAIMING = next(_field)  # 1: this read has claimed the block for its node
 FLAG = next(_field)  # of Iprobe
 STATUS = next(_field)  # an MPI_Status, at most 64 bytes
 _field = count(STATUS + 8)
@@ -70,12 +79,15 @@ COUNTERS = next(_field)
 C_HITS_SELF, C_HITS_NODE, C_HITS_REMOTE = 0, 1, 2
 C_BYTES_SELF, C_BYTES_NODE, C_BYTES_REMOTE = 3, 4, 5
 C_MISSES, C_RETRIES, C_EXHAUSTED, C_BAD_WORDS, C_CORRUPT, C_COLLISIONS = range(6, 12)
-COUNTER_WORDS = 16
+C_COPY_HITS, C_COPY_BYTES, C_COPY_FREE, C_STALE_COPIES = range(12, 16)
+COUNTER_WORDS = 24
 COUNTER_NAMES = {
     "hits_self": C_HITS_SELF, "hits_node": C_HITS_NODE, "hits_remote": C_HITS_REMOTE,
     "bytes_self": C_BYTES_SELF, "bytes_node": C_BYTES_NODE, "bytes_remote": C_BYTES_REMOTE,
     "misses": C_MISSES, "recheck_retries": C_RETRIES, "retries_exhausted": C_EXHAUSTED,
     "bad_words": C_BAD_WORDS, "corrupt": C_CORRUPT, "fingerprint_collisions": C_COLLISIONS,
+    "copy_hits": C_COPY_HITS, "copy_bytes": C_COPY_BYTES, "copy_hits_without_mpi": C_COPY_FREE,
+    "stale_copies": C_STALE_COPIES,
 }  # fmt: skip
 _field = count(COUNTERS + COUNTER_WORDS)
 BUCKET_COPY = -(-next(_field) // 8) * 8  # 16 words, on a cache line
@@ -86,10 +98,14 @@ TOUCH_RING = DIMS + 4  # pairs (rank, page) of touches to send
 TOUCH_RING_ENTRIES = 64
 TOUCH_FILTER = TOUCH_RING + 2 * TOUCH_RING_ENTRIES  # pairs (word, second) sent lately
 TOUCH_FILTER_ENTRIES = 256
-SCRATCH_WORDS = TOUCH_FILTER + 2 * TOUCH_FILTER_ENTRIES
+COPIES_COPY = TOUCH_FILTER + 2 * TOUCH_FILTER_ENTRIES  # 16 words: a bucket of the copy table
+ORIGIN_COPY = COPIES_COPY + 16  # 16 words: the descriptor of a copy's origin
+SCRATCH_WORDS = ORIGIN_COPY + 16
+READ_COUNT_BYTES = 1 << 14
 
 # Results of the kernels; a value >= 0 is a number of bytes (or what the kernel says).
 MISS, WRONG_SIZE, CHANGED, MPI_FAILED, CORRUPT = -1, -2, -3, -4, -5
+DUE, CLAIMED = -6, -7  # read, and to be copied for this node; not read: another rank of the node is about to
 
 # Hooks: a test area of words. Mode of a point: 0 nothing, n > 0 spin at random up to n, -1 wait at a gate.
 H_READER = 0  # between the copy and the re-check

@@ -40,6 +40,7 @@ _TIER_SHIFT, _TIER_MASK, _DRAM = _U(layout.TIER_SHIFT), _U(3), _U(layout.TIER_DR
 _ONE = _U(1)
 _MAGIC = _U(layout.MAGIC)
 _FLAG_CHECKSUM, _FLAG_PREFIX = _U(layout.FLAG_CHECKSUM), _U(layout.FLAG_PREFIX)
+_FLAG_COPY, _FLAG_FIXED = _U(layout.FLAG_COPY), _U(layout.FLAG_FIXED)
 _PREFIX_SHIFT, _HARD_SHIFT = _U(layout.FLAG_PREFIX.bit_length() - 1), _U(layout.HARD_SHIFT)
 
 (
@@ -52,6 +53,7 @@ _PREFIX_SHIFT, _HARD_SHIFT = _U(layout.FLAG_PREFIX.bit_length() - 1), _U(layout.
         "dtype", "ndim",
     )
 )  # fmt: skip
+O_ORIGIN = layout.DESCRIPTOR.fields["content_hi"][1]  # type: ignore[index]  # of a copy
 O_DIM0, O_DIMS = layout.DESCRIPTOR.fields["dim0"][1], layout.DESCRIPTOR.fields["dims"][1]  # type: ignore[index]
 DIMS_BYTES = 4 * (layout.MAX_DIMS - 1)
 BUCKET_WORDS, BUCKET_BYTES, DESCRIPTOR_BYTES = layout.BUCKET_WORDS, layout.BUCKET_BYTES, layout.DESCRIPTOR_BYTES
@@ -293,6 +295,60 @@ def write_cell(  # type: ignore[no-untyped-def]
         (fp << _FP_SHIFT) | (generation << _GENERATION_SHIFT) | (hard << _HARD_SHIFT) | (_DRAM << _TIER_SHIFT)
         | (np.uint64(rank) << _RANK_SHIFT) | np.uint64(page)
     )  # fmt: skip
+
+
+@kernel("uint64(int64,int64,int64,uint64,int64,int64)")
+def write_copy(ctx, page, generation, origin, described, source):  # type: ignore[no-untyped-def]
+    """Write a copy into an own cell that no word names yet, then the fence: the word for it.
+
+    `origin` is the index word that was read, `described` the address of a private copy of its descriptor, `source`
+    that of the payload (0: it is there already). 0 if the payload does not have the checksum that it should have.
+    """
+    rank = field(ctx, c.RANK)
+    base = field(field(ctx, c.DATA_BASES), 2 * rank)
+    descriptor, target = descriptor_address(ctx, base, page), payload_address(ctx, base, page)
+    length, flags = np.int64(load64(described + O_LENGTH)), load16(described + O_FLAGS)
+    store32(descriptor, 0)  # as in write_cell
+    fence_seq_cst()
+    total = load64(described + O_CHECKSUM)
+    if flags & _FLAG_CHECKSUM and source != 0:
+        total = copy_checksum(target, source, length)
+    elif flags & _FLAG_CHECKSUM:
+        total = checksum(target, length)
+    elif source != 0:
+        copy(target, source, length)
+    if total != load64(described + O_CHECKSUM):
+        return _U(0)  # damaged, or its descriptor was read while the checksum was entered: not to be handed on
+    memcpy(descriptor + 4, described + 4, DESCRIPTOR_BYTES - 4)
+    store16(descriptor + O_GENERATION, generation)
+    store16(descriptor + O_FLAGS, (flags | _FLAG_COPY) & ~_FLAG_PREFIX)  # never hard: it can be fetched again
+    store64(descriptor + O_ORIGIN, origin)
+    store16(descriptor + O_MANAGER, rank)
+    fence_seq_cst()
+    store32(descriptor, _MAGIC)
+    fence_seq_cst()
+    return (
+        (fingerprint_of(origin) << _FP_SHIFT) | (_U(generation) << _GENERATION_SHIFT) | (_DRAM << _TIER_SHIFT)
+        | (_U(rank) << _RANK_SHIFT) | _U(page)
+    )  # fmt: skip
+
+
+@device
+def is_copy(descriptor):  # type: ignore[no-untyped-def]
+    """Does a descriptor say that its cell is a copy?"""
+    return load16(descriptor + O_FLAGS) & _FLAG_COPY != _U(0)
+
+
+@device
+def is_fixed(descriptor):  # type: ignore[no-untyped-def]
+    """Does a descriptor say that its key determines the content?"""
+    return load16(descriptor + O_FLAGS) & _FLAG_FIXED != _U(0)
+
+
+@device
+def is_hard(word):  # type: ignore[no-untyped-def]
+    """Does a word name a block that may not be dropped?"""
+    return (word >> _HARD_SHIFT) & _ONE != _U(0)
 
 
 @kernel("void()")

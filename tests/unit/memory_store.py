@@ -25,7 +25,7 @@ from cascade_mpi.kernels.checksum import checksum_twin
 
 CALLS = (
     "get", "get_pinned", "find", "publish", "remove", "slot_of", "hint_gone", "pin", "unpin",
-    "get_many", "describe_many", "probe_many", "poll",
+    "get_many", "describe_many", "probe_many", "poll", "find_copies", "slot_of_copy", "note_origin", "end_claim",
 )  # fmt: skip
 INDEX, DATA, PINS = onesided.INDEX, onesided.DATA, onesided.PINS
 HANDLES = {INDEX: -1610612735, DATA: 77, PINS: 78}  # MPICH's handles are negative as ints
