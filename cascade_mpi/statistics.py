@@ -42,7 +42,7 @@ def stats(fabric: Fabric, dram: DramTier, writer: Writer, pins: PinTable) -> dic
         "swept": dram.swept, "cell_allocations": a.allocations, "cell_reuses": a.reuses,
         "pins": len(pins.held()),
         "arena": {
-            "bytes": a.pages * page, "live_bytes": dram.live_bytes, "live": a.live_pages * page,
+            "bytes": a.pages * page, "live_bytes": dram.live_bytes - dram.copy_bytes, "live": a.live_pages * page,
             "limbo": a.limbo_pages * page, "free": a.free_pages * page,
         },
         "blocks": int(np.count_nonzero(dram.words * ~dram.copies)),

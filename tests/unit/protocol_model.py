@@ -2,9 +2,10 @@
 
 Covers the index words of one bucket, cells (payload in halves), descriptors, hazard-slot pins, limbo,
 reuse with bounded generations, and get, view, put, delete, evict, move and sweep as the store does them,
-with CAS publishing and the look at the bucket after it. Does not cover memory fences (a step is atomic
-and steps are sequentially consistent: see the assembly tests), clocks, aliases, leases, copies, and the
-disk tier.
+with CAS publishing and the look at the bucket after it; the copy table of a node (one word), with "copy" (read a
+block, then keep a copy), "near" (a get that may find the copy) and "drop" (its manager takes it out). Does not
+cover memory fences (a step is atomic and steps are sequentially consistent: see the assembly tests), clocks,
+aliases, leases, and the disk tier.
 
 How it works. An operation is a generator: it yields one remote action at a time, as plain data, and is
 sent what the action observed. A list of actions means that any of them may come first. The explorer
@@ -71,6 +72,9 @@ class Rules:
     sweep: str = "live"  # takes cells that are acknowledged | also those "under way"
     guard: bool = True  # reclaim asks that the cell is still live in the generation that was found gone
     final_sweep: bool = True  # managers sweep once all is quiet
+    copy_origin: str = "first"  # a copy counts if its origin is the key's first word | "any" word | "unasked"
+    copy_recheck: bool = True  # the copy's word is read again after its payload
+    drop: str = "word first"  # a dropped copy's word leaves before its cell is reused | "cell first"
 
 
 @dataclass(frozen=True)
@@ -258,7 +262,75 @@ class Protocol:
                 return ("miss",)
             now = descriptor = None
 
+    def near(self, me: int, key: str) -> Operation:
+        """A get by a rank whose node may have a copy; any doubt is left to the get."""
+        rules = self.rules
+        words = yield from self.bucket()
+        candidates = self.matching(words, key)
+        del words
+        copy = (yield ("get copy",)) if candidates else 0
+        if copy:
+            _, descriptor = yield ("get part", copy.cell, "D")
+            origins = tuple(word for _, word in candidates)
+            origins = origins[:1] if rules.copy_origin == "first" else origins
+            is_copy = descriptor is not None and descriptor[:2] == (key, copy.generation) and len(descriptor) == 3
+            if is_copy and (rules.copy_origin == "unasked" or descriptor[2] in origins):
+                got = yield from self.fetch(self.row.halves, 0, copy)
+                now = copy
+                if rules.copy_recheck:
+                    now = yield ("get copy",)
+                if now == copy:
+                    return ("value", *(half for _, half in got))
+                got = now = None
+            del descriptor, origins, is_copy
+        candidates = copy = None
+        outcome = yield from self.get(me, key)
+        return outcome
+
     # Writers.
+
+    def copy(self, me: int, key: str) -> Operation:
+        """Read a block as a get does; if nothing was in doubt keep a copy of it for the node."""
+        words = yield from self.bucket()
+        candidates = self.matching(words, key)
+        del words
+        if not candidates:
+            return ("nothing",)
+        slot, origin = candidates[0]
+        got = yield from self.fetch("D" + self.row.halves, slot, origin)
+        now = yield ("get word", slot)
+        if now != origin or not self.is_of(dict(got)["D"], key, origin):
+            return ("gave up",)
+        value = dict(got)["A"]
+        del got, now, candidates, slot
+        new = yield ("take", key.upper())
+        if new is None:
+            return ("refused",)
+        yield ("store", new.cell, "D", None)
+        for half in self.row.halves:
+            yield ("store", new.cell, half, value)
+        yield ("store", new.cell, "D", (key, new.generation, origin))
+        old = yield ("get copy",)
+        published = yield ("publish copy", old, new)
+        if not published:
+            yield ("reclaim", new, None)
+            return ("gave up",)
+        if old and self.mine(me, old):
+            yield ("reclaim", old, None)
+        return ("copied", value, new)
+
+    def drop(self, me: int, key: str) -> Operation:
+        """Take the own copy of `key` out of the node's table."""
+        word, _ = yield ("owned", key.upper())
+        if word is None:
+            return ("nothing",)
+        if self.rules.drop == "cell first":
+            yield ("reclaim", word, None)
+            yield ("cas copy", word, 0)
+            return ("dropped",)
+        yield ("cas copy", word, 0)
+        yield ("reclaim", word, None)
+        return ("dropped",)
 
     def put(self, me: int, key: str, value: str) -> Operation:
         """Put or replace: always into a cell from the free list, in a new generation."""
@@ -435,7 +507,7 @@ class Machine:
 
 FIELDS = (
     "slots", "payloads", "descriptors", "table", "free", "pins", "pending", "local", "begun",
-    "acknowledged", "known", "dead", "disturbed",
+    "acknowledged", "known", "dead", "disturbed", "copy",
 )  # fmt: skip
 
 
@@ -443,9 +515,10 @@ class World:
     """One state, thawed: an action or a step of the bookkeeping changes it, `freeze` gives the new state.
 
     slots, payloads, descriptors and pins are shared memory; `table` (status, generation, key of each cell)
-    and `free` (in order of their release) belong to the managers; `pending` are unflushed CASes. The last five
-    are the ghosts of the properties: what each process knew when its operation began; keys acknowledged;
-    values known to readers or putters; values superseded; keys ever evicted or deleted.
+    and `free` (in order of their release) belong to the managers; `pending` are unflushed CASes; `copy` is the word
+    of the node's copy table, whose cell has its key in capitals in `table`. The five before it are the ghosts of
+    the properties: what each process knew when its operation began; keys acknowledged; values known to readers or
+    putters; values superseded; keys ever evicted or deleted.
     """
 
     __slots__ = ("row", *FIELDS)
@@ -453,7 +526,7 @@ class World:
     def __init__(self, row: Row, state: tuple[Any, ...]) -> None:
         self.row = row
         (slots, payloads, descriptors, table, free, pins, self.pending, local, begun,
-         self.acknowledged, self.known, self.dead, self.disturbed) = state  # fmt: skip
+         self.acknowledged, self.known, self.dead, self.disturbed, self.copy) = state  # fmt: skip
         self.slots, self.payloads, self.descriptors = list(slots), list(payloads), list(descriptors)
         self.table, self.free, self.pins = list(table), free, list(pins)
         self.local, self.begun = list(local), list(begun)
@@ -466,7 +539,7 @@ class World:
         world = cls(
             row,
             ((0,) * row.slots, (nothing,) * cells, (None,) * cells, ((FREE, 0, ""),) * cells, (), (0,) * processes,
-             (), local, ((),) * processes, frozenset(), frozenset(), frozenset(), frozenset()),
+             (), local, ((),) * processes, frozenset(), frozenset(), frozenset(), frozenset(), 0),
         )  # fmt: skip
         for place, value in enumerate(row.init.split()):
             if value == "-":
@@ -484,7 +557,7 @@ class World:
         return (
             tuple(self.slots), tuple(self.payloads), tuple(self.descriptors), tuple(self.table), self.free,
             tuple(self.pins), self.pending, tuple(self.local), tuple(self.begun),
-            self.acknowledged, self.known, self.dead, self.disturbed,
+            self.acknowledged, self.known, self.dead, self.disturbed, self.copy,
         )  # fmt: skip
 
     def word(self, cell: int) -> Word:
@@ -547,6 +620,19 @@ class World:
         self.pending += ((slot, old, new),)
         self._reclaim(me, old, True)
 
+    def _get_copy(self, me: int) -> Any:
+        return self.copy
+
+    def _cas_copy(self, me: int, old: Any, new: Any) -> Any:
+        found = self.copy == old
+        self.copy = new if found else self.copy
+        return found
+
+    def _publish_copy(self, me: int, old: Any, new: Word) -> Any:
+        _, generation, key = self.table[new.cell]
+        self.table[new.cell] = (PUBLISHING, generation, key)
+        return self._cas_copy(me, old, new)
+
     def _pin(self, me: int, word: Word) -> Any:
         self.pins[me] = word
 
@@ -567,8 +653,8 @@ class World:
         wanted = (WRITING, PUBLISHING, LIVE) if self.row.rules.sweep == "under way" else (LIVE,)
         return tuple(
             self.word(cell)
-            for cell, (status, _, _) in enumerate(self.table)
-            if status in wanted and self.row.cells[cell] == self.row.ranks[me]
+            for cell, (status, _, key) in enumerate(self.table)
+            if status in wanted and self.row.cells[cell] == self.row.ranks[me] and not key.isupper()
         )
 
     def _take(self, me: int, key: str) -> Any:
@@ -612,7 +698,7 @@ class World:
         name, key, _ = op
         if name in ("evict", "delete"):
             self.disturbed |= {key}
-        if name in ("get", "view"):
+        if name in ("get", "view", "near"):
             must = key in self.acknowledged and key not in self.disturbed
             self.begun[me] = (name, key, self.values(self.known, key), self.values(self.dead, key), must)
         else:
@@ -623,7 +709,7 @@ class World:
         (name, key, before, *reader), kind, broken = self.begun[me], outcome[0], set()
         self.begun[me] = ()
         self._end_attempt(me)
-        if kind in ("stored", "superseded", "moved"):
+        if kind in ("stored", "superseded", "moved", "copied"):
             status, generation, of = self.table[outcome[2].cell]
             if generation == outcome[2].generation and status in (WRITING, PUBLISHING):
                 self.table[outcome[2].cell] = (LIVE, generation, of)
@@ -656,6 +742,10 @@ class World:
                 broken.add("dangling")
             else:
                 keys.append(key)
+        if self.copy:
+            status, generation, _ = self.table[self.copy.cell]
+            if status not in (PUBLISHING, LIVE) or generation != self.copy.generation:
+                broken.add("dangling")
         if len(set(keys)) < len(keys):
             writing = {begun[1] for begun in self.begun if begun and begun[0] == "put"}
             if any(keys.count(key) > 1 for key in set(keys) - writing):
@@ -666,7 +756,7 @@ class World:
         """The properties broken when nobody can go on: each manager sweeps once and looks at the pins again."""
         broken = set()
         for cell, (status, _, _) in enumerate(self.table):
-            named = self.word(cell) in self.slots
+            named = self.word(cell) in (*self.slots, self.copy)
             swept = status == LIMBO or (status == LIVE and self.row.rules.final_sweep)
             if status != FREE and not named and not (swept and self._look_at_pins(0, cell)):
                 broken.add("leak")

@@ -24,6 +24,8 @@ TWO: dict[str, Any] = {"cells": "00"}
 LEAN: dict[str, Any] = {"halves": "A", "stores": "at once"}  # where no cell is reused and nothing can tear
 # Slot 0 is taken when one putter looks and free when the other does: the way to two words of one key.
 DOUBLES: dict[str, Any] = LEAN | {"init": "y1", "cells": "1001", "one_fingerprint": False}
+# Another rank's block x1, and a reader with one cell for copies (and whatever comes into it afterwards).
+COPY: dict[str, Any] = {"cells": "901", "ranks": "0123"}
 REUSE = "evict x, put y2, evict y, put x3 | get x"
 CYCLE = ["evict x, put y2", "evict y, put x3", "evict x, put y4", "evict y, put x5"]
 
@@ -68,6 +70,16 @@ GOOD = [
     Row("move, evict, replace, two reads", "move x, evict x | put x2 | get x, get x", cells="001", halves="A"),
     Row("move, evict, replace, delete", "move x, evict x, put y1 | put x2 | delete x | get x",
         cells="001", halves="A", big=True),
+    Row("copy and replace", "put x2 | copy x | near x, near x", **COPY),
+    Row("copy, then replace twice", "put x2, put x3 | copy x, near x | near x", cells="0001", halves="A", big=True),
+    Row("copy and delete, another key in its cell", "delete x, put y2 | copy x | near x", **COPY),
+    Row("copy, drop and reuse for another key", "copy x, drop x, put y2 | near x", **COPY),
+    Row("copy, drop, replace and copy again", "copy x, drop x, copy x | put x2 | near x", **COPY),
+    Row("two ranks of a node copy", "put x2 | copy x | copy x, near x", cells="0012"),
+    Row("copy of one of two doubles", "put x1 | evict y, put x2 | copy x, get x, near x",
+        **DOUBLES | {"cells": "10012"}),
+    Row("copy of one of two doubles, another reads", "put x1 | evict y, put x2 | copy x | near x, near x",
+        **DOUBLES | {"cells": "10012"}, big=True),
     Row("two keys, bucket in any order", "evict x, put y1 | put x2, delete y | get x, get y",
         halves="A", torn="any", big=True),
     Row("doubles, delete, two reads", "put x1 | evict y, put x2 | delete x | get x, get x", **DOUBLES, big=True),
@@ -110,6 +122,13 @@ BAD = [
     Row("reclaim does not look at the generation", "put x2, put x3 | evict x", "dangling",
         Rules(guard=False), **TWO, ranks="00"),
     Row("no sweep", "put y1 | put x2", "leak", Rules(final_sweep=False)),
+    # Copies.
+    Row("a copy's origin is not asked", "put x2, near x | copy x", "stale", Rules(copy_origin="unasked"), **COPY),
+    Row("a copy's origin is any word of the key", "put x1 | evict y, put x2 | copy x, get x, near x", "stale",
+        Rules(copy_origin="any"), **DOUBLES | {"cells": "10012"}),
+    Row("a copy's word is not read again", "copy x, drop x, put y2 | near x", "bytes", Rules(copy_recheck=False),
+        **COPY),
+    Row("a copy's cell goes before its word", "copy x, drop x | near x", "dangling", Rules(drop="cell first"), **COPY),
     # Pins.
     Row("view: word, then pin", "evict x, put x2 | view x", "bytes", Rules(pin="late"), **ONE),
     Row("view without a pin", "evict x, put x2 | view x", "bytes", Rules(pin="none"), **ONE),
@@ -183,6 +202,7 @@ def test_the_good_rows_reach_every_outcome() -> None:
     assert reached >= {
         ("get", "value"), ("get", "miss"), ("view", "value"), ("view", "miss"),
         ("put", "stored"), ("put", "superseded"), ("put", "refused"), ("delete", "deleted"),
+        ("copy", "copied"), ("copy", "gave up"), ("near", "value"), ("near", "miss"), ("drop", "dropped"),
         ("evict", "evicted"), ("evict", "nothing"), ("move", "moved"), ("move", "gave up"), ("sweep", "swept"),
     }  # fmt: skip
 
