@@ -106,6 +106,33 @@ def copy(
     context.obj.append(lambda: run(options, json_file))
 
 
+@app.command("hot-prefix")
+def hot_prefix(
+    context: typer.Context,
+    json_file: _Json = None,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of the prefix.")] = 64,
+    block_bytes: Annotated[str, typer.Option(help="Bytes of a block.")] = "1MiB",
+    passes: Annotated[int, typer.Option(min=2, help="How often every other rank reads all of them.")] = 15,
+) -> None:
+    """Let all ranks of other nodes read one rank's prefix: what leaves the owner, and how fast it is from copies."""
+    from bench.hot_prefix import run
+
+    context.obj.append(lambda: run(blocks, _sizes(block_bytes)[0], passes, json_file))
+
+
+@app.command("stale-copies")
+def stale_copies(
+    context: typer.Context,
+    json_file: _Json = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Writes, each raced by reads of all other ranks.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Who writes what.")] = 1,
+) -> None:
+    """Replace and delete blocks while they are copied and copies are read: nothing old after a call has returned."""
+    from bench.stale import run
+
+    context.obj.append(lambda: run(rounds, seed, json_file))
+
+
 @app.command(context_settings=_PASS_ON)
 def torture(context: typer.Context) -> None:
     """Race readers, writers and deleters on few keys, and check every history (options: torture --help)."""

@@ -146,6 +146,7 @@ def _torture(
 
     began = time.monotonic()
     settings = {name: getattr(phase, name) for name in ("dram_bytes", "when_full", "rest_ms", "index_blocks")}
+    settings["promote_after"] = 1  # on several nodes every block that is read twice has been copied
     meeting = comm.Dup()
     with Store(comm, **(settings | options.settings)) as store:
         report = store.report()
@@ -172,6 +173,7 @@ def _torture(
         checked = store.check()
         stats = store.stats()
         counts = racer.counts | {name: int(stats[name]) for name in _COUNTERS}
+        counts |= {f"copies_{name}": int(stats["copies"][name]) for name in ("promotions", "hits", "stale")}
         counts |= {"spun": pauses.spun, **{f"slept_{who}": times for who, times in pauses.slept.items()}}
         if comm.rank in readers:
             counts["reader_retries"] = counts["recheck_retries"]
@@ -187,7 +189,8 @@ def _torture(
         comm,
         f"phase {phase.name}: {summed['reads']} reads in {raced:.1f} s ({time.monotonic() - began:.1f} s with "
         f"judging), {summed['hits'] / max(1, summed['reads']):.0%} hits, {summed['reader_retries']} failed "
-        f"re-checks, {summed['cell_reuses']} cell reuses, {checked['words']} words checked",
+        f"re-checks, {summed['copies_hits']} reads of {summed['copies_promotions']} copies, "
+        f"{summed['cell_reuses']} cell reuses, {checked['words']} words checked",
     )
     return report
 

@@ -1,7 +1,8 @@
 """`Store.check()`: every invariant of the memory tiers, over all ranks.
 
 Covers words (of the index, of copy tables) against descriptors against cells, pins, and payload checksums. A later
-tier adds its cells to `Claims`. Must not run beside writes: it begins and ends with a barrier, and the caller keeps still.
+tier adds its cells to `Claims`. Must not run beside writes: it begins and ends with a barrier, and the caller keeps
+still.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from cascade_mpi.layout import (
     place,
     unpack_word,
 )
-from cascade_mpi.onesided import BATCH, W_DESCRIPTOR, W_WORD
+from cascade_mpi.onesided import BATCH, W_DESCRIPTOR, W_WORD, WHOLE
 from cascade_mpi.registry import Registry
 
 Keys = npt.NDArray[np.uint64]
@@ -267,19 +267,24 @@ class Copies:
                 cells[i] = cell
         again = [i for i in range(step) if lengths[i] < 0 and lengths[i] != c.MISS]
         wanted = np.array(list(cells), np.int64)
-        for number, (i, outcome) in enumerate(zip(cells, self._read_into(keys[wanted], cells, lengths), strict=True)):
+        for number, (i, found) in enumerate(zip(cells, self._read_into(keys[wanted], cells, lengths), strict=True)):
             hi, lo = keys[i].tolist()
+            work = s.work[number]
+            outcome, origin, described = found, int(work[W_WORD]), work.ctypes.data + 8 * W_DESCRIPTOR
+            if outcome >= 0:  # the batch went the long way, by another key's word: this one once more, alone
+                outcome = self._read_alone(hi, lo, cells[i], int(lengths[i]))
+                origin, described = int(s.words[c.WORD]), s.address + 8 * c.DESCRIPTOR_COPY
             if outcome == c.DUE:
-                work = s.work[number]
-                described = work.ctypes.data + 8 * W_DESCRIPTOR
-                if self.publish(hi, lo, int(work[W_WORD]), described, cells[i], 0):
+                if self.publish(hi, lo, origin, described, cells[i], 0):
                     copied, nbytes = copied + 1, nbytes + int(lengths[i])
                 else:
                     again.append(i)
                 fabric.end_claim(fabric.ctx, s.address, hi, lo)
                 continue
             dram.abandon(cells[i][0])
-            if outcome == c.MISS:
+            if outcome >= 0:
+                present += 1  # by now
+            elif outcome == c.MISS:
                 missing += 1
             else:
                 again.append(i)
@@ -301,13 +306,25 @@ class Copies:
         targets, rooms = fabric.arena_address + pages * fabric.page_bytes, lengths[list(cells)]
         results = np.empty(n, np.int64)
         keys = np.ascontiguousarray(keys)
-        fabric.scratch.words[c.KEEP_ALL] = 1
+        fabric.scratch.words[c.KEEP_ALL] = 1  # of a block of another node the outcome is DUE
         try:
             self._batch(fabric.get_many, keys, targets.ctypes.data, rooms.ctypes.data, results.ctypes.data)
         finally:
             fabric.scratch.words[c.KEEP_ALL] = 0
         found: list[int] = results.tolist()
         return found
+
+    def _read_alone(self, hi: int, lo: int, cell: tuple[int, int], nbytes: int) -> int:
+        fabric, s = self._fabric, self._fabric.scratch
+        target = fabric.arena_address + cell[0] * fabric.page_bytes
+        s.words[c.KEEP_ALL] = 1
+        try:
+            outcome = fabric.get(fabric.ctx, s.address, hi, lo, target, nbytes, 0, WHOLE)
+        finally:
+            s.words[c.KEEP_ALL] = 0
+        if outcome == c.MPI_FAILED:
+            fabric.raise_mpi_error(s)
+        return outcome
 
     def _batch(self, call: Callable[..., int], keys: Keys, *areas: int) -> None:
         s = self._fabric.scratch

@@ -757,6 +757,8 @@ class PythonCalls:
         for item, words in zip(items, self._read_buckets(items), strict=True):
             item.slot, item.word = next(_matches(words, item.fp), (-1, 0))
             item.doubt = bool(item.word) and not self._in_bounds(item.word)
+            work = _Words(item.bucket_copy - W_BUCKET_COPY * 8, WORK_WORDS)
+            work.signed[W_SLOT], work.unsigned[W_WORD] = item.slot, item.word  # who copies blocks needs them
         return [item for item in items if item.word and not item.doubt]
 
     def _get_chunk(self, s: _Scratch, items: list[_Item], targets: Any, rooms: Any, results: Any) -> None:
@@ -821,8 +823,6 @@ class PythonCalls:
             outcome = CLAIMED
         if outcome == MISS:
             item.claiming = bool(s.signed[c.CLAIMING])
-            words = _Words(item.bucket_copy - W_BUCKET_COPY * 8, WORK_WORDS)
-            words.signed[W_SLOT], words.unsigned[W_WORD] = item.slot, item.word  # who copies the block needs them
             return False
         self._account(s, outcome, WHOLE)
         results[item.number], item.done = outcome, True

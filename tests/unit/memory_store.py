@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cascade_mpi import layout, onesided
+from cascade_mpi.fabric import copy_table_bytes
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_twin
 
@@ -262,7 +263,8 @@ class MemoryStore:
     """R ranks' memory and the calls of one of them, `rank`, on it.
 
     `index`, `data` and `pins` are the ranks that are mapped in each window (None: all); `calls` is "compiled"
-    or "python"; `backed` bytes of each arena exist (None: all). After each call the emulation is checked.
+    or "python"; `backed` bytes of each arena exist (None: all). With `copy_buckets` the ranks that are mapped in the
+    index window share a copy table. After each call the emulation is checked.
     """
 
     def __init__(
@@ -278,6 +280,7 @@ class MemoryStore:
         data: set[int] | None = None,
         pins: set[int] | None = None,
         backed: int | None = None,
+        copy_buckets: int = 0,
     ) -> None:
         everybody = set(range(ranks))
         self.ranks, self.rank, self.pages, self.page_bytes, self.buckets = ranks, rank, pages, page_bytes, buckets
@@ -286,8 +289,10 @@ class MemoryStore:
         self.descriptor_at = -(-(self.touch_at + 4 * pages) // 128) * 128
         self.arena_at = self.descriptor_at + 128 * pages + 64
         mapped = [everybody if each is None else each for each in (index, data, pins)]
+        self.copy_buckets, self.node_ranks = copy_buckets, np.array(sorted(mapped[INDEX]), np.int64)
+        self.read_counts = np.zeros(8 + c.READ_COUNT_BYTES, np.uint8)
         sizes = [
-            buckets * layout.BUCKET_BYTES,
+            buckets * layout.BUCKET_BYTES + copy_table_bytes(copy_buckets),
             self.arena_at + pages * page_bytes,
             ranks * onesided.SLOTS_PER_PEER * 8,
         ]
@@ -322,6 +327,8 @@ class MemoryStore:
             c.IPROBE: self.functions.address("iprobe"), c.ANY_SOURCE: -2, c.ANY_TAG: -1,
             c.TIME: self.functions.address("time"), c.EPOCH: 900, c.ATTEMPT: 10,
             c.HOOKS: self.hooks.ctypes.data,
+            c.COPY_BUCKETS: self.copy_buckets, c.COPY_RANKS: self.node_ranks.size,
+            c.COPY_RANKS_AT: self.node_ranks.ctypes.data, c.COPY_AFTER: 3, c.READ_COUNTS: self.read_counts.ctypes.data,
         }.items():  # fmt: skip
             context[name] = value
         return context
@@ -346,7 +353,14 @@ class MemoryStore:
 
     def words(self, home: int) -> np.ndarray:
         """The index words of a rank, one row for each bucket."""
-        return self.windows[INDEX].memory[home].view(np.uint64).reshape(self.buckets, layout.BUCKET_WORDS)
+        words = self.windows[INDEX].memory[home][: self.buckets * layout.BUCKET_BYTES].view(np.uint64)
+        return words.reshape(self.buckets, layout.BUCKET_WORDS)
+
+    def copy_words(self, rank: int, what: int = 0) -> np.ndarray:
+        """A rank's part of the copy table, one row for each bucket; with `what` 1 when their origins were seen."""
+        begin = (self.buckets + what * self.copy_buckets) * layout.BUCKET_BYTES
+        words = self.windows[INDEX].memory[rank][begin : begin + self.copy_buckets * layout.BUCKET_BYTES]
+        return words.view(np.uint64).reshape(self.copy_buckets, layout.BUCKET_WORDS)
 
     def pin_words(self, manager: int) -> np.ndarray:
         """The hazard slots at a manager, one row for each rank."""
@@ -396,6 +410,22 @@ class MemoryStore:
         slot = int(np.flatnonzero(row == 0)[0]) if slot is None else slot
         row[slot] = word
         return Placed(key, word, home, bucket, slot, rank, page, payload)
+
+    def put_copy(
+        self, of: Placed, rank: int, page: int, payload: bytes | None = None, generation: int = 1, *,
+        seen: int = 100, fixed: bool = False, **more: bool,
+    ) -> Placed:  # fmt: skip
+        """A copy of a block in a rank's cell, and its word in the copy table; its origin was seen at second `seen`."""
+        payload = of.payload if payload is None else payload
+        word = self.write_cell(rank, page, of.key, payload, generation, **more)
+        record = self.records(rank)[page]
+        record["flags"] |= layout.FLAG_COPY | layout.FLAG_FIXED * fixed
+        record["content_hi"], record["sequence"] = of.word, self.records(of.rank)[of.page]["sequence"]
+        at, bucket, _ = layout.place(*of.key, self.node_ranks.size, self.copy_buckets)
+        home = int(self.node_ranks[at])
+        slot = int(np.flatnonzero(self.copy_words(home)[bucket] == 0)[0])
+        self.copy_words(home)[bucket, slot], self.copy_words(home, 1)[bucket, slot] = word, seen
+        return Placed(of.key, word, home, bucket, slot, rank, page, payload)
 
     def counters(self) -> Counter[str]:
         """The counters that are not 0."""
