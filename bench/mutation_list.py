@@ -13,6 +13,7 @@ DRAM, WRITER, READER = "cascade_mpi/dram.py", "cascade_mpi/writer.py", "cascade_
 BATCH, ALLOCATOR = "cascade_mpi/batch.py", "cascade_mpi/allocator.py"
 CALLS, ASSEMBLY = "tests/unit/test_onesided.py::", "tests/unit/test_protocol_assembly.py::"
 TARGETS = "tests/mpi/test_mutation_targets.py::"
+COPIES = "tests/unit/test_onesided_copies.py::"
 REGISTRY, SPACES = "cascade_mpi/registry.py", "tests/mpi/test_namespaces.py::"
 
 
@@ -435,6 +436,75 @@ MUTATIONS = (
         '"""Clear a hazard slot, after everything that was read under it. 1 Put + 1 Flush."""\n    ',
         "fence_seq_cst",
         "test_unpin_after_everything_that_was_read",
+    ),
+    # ------------------------------------------------------------------------------------------------ copies
+    Mutation(
+        "copy-without-origin",
+        "a copy counts only while the index has the word that it was made from",
+        ONESIDED,
+        (("        stays = made_from == origin\n        if stays:\n", "        stays = True\n        if stays:\n"),),
+        (f"{COPIES}test_a_copy_of_what_was_replaced_is_stale",
+         f"{COPIES}test_a_lower_word_of_the_key_hides_the_origin_of_a_copy"),
+    ),
+    Mutation(
+        "copy-without-origin-python",
+        "so in the same read made of mpi4py's calls",
+        TWIN,
+        (("if cell.origin != origin or not self._origin_stays(", "if not self._origin_stays("),),
+        (f"{COPIES}test_a_copy_of_what_was_replaced_is_stale",),
+    ),
+    Mutation(
+        "copy-not-looked-at-again",
+        "the word of a copy is read again behind its payload",
+        ONESIDED,
+        (("    if again != word:\n        count(s, c.C_RETRIES, 1)\n        return np.int64(c.MISS)\n", ""),),
+        (f"{COPIES}test_the_word_of_a_copy_leaves_while_its_payload_is_read",
+         f"{COPIES}test_a_fixed_copy_too_is_looked_at_again"),
+    ),
+    Mutation(
+        "copy-not-looked-at-again-python",
+        "so in the same read made of mpi4py's calls",
+        TWIN,
+        (("if int(probe.copy_and_reload(target, source, nbytes, word_at, self._ctx)) != word:",
+          "if probe.copy_and_reload(target, source, nbytes, word_at, self._ctx) < 0:"),),
+        (f"{COPIES}test_the_word_of_a_copy_leaves_while_its_payload_is_read",),
+    ),
+    Mutation(
+        "copy-of-a-name-unasked",
+        "without a look at the index only copies of content keys count",
+        ONESIDED,
+        (("        if origin == _ZERO:\n            return np.int64(c.MISS)\n        stays",
+          "        if origin == _ZERO:\n            origin = made_from\n        stays"),),
+        (f"{COPIES}test_a_copy_of_what_was_deleted_is_not_read",),
+    ),
+    Mutation(
+        "copy-origin-comes-back",
+        "an origin that was not seen for long is known by its sequence number",
+        ONESIDED,
+        ((" or load64(asked + O_SEQUENCE) != load64(descriptor + O_SEQUENCE):", ":"),),
+        (f"{COPIES}test_a_word_that_came_back_is_not_the_origin",),
+    ),
+    Mutation(
+        "copy-any-descriptor",
+        "the cell of a copy says that it is one",
+        ONESIDED,
+        (("if is_cell_of(descriptor, word, hi, lo) and is_copy(descriptor):",
+          "if is_cell_of(descriptor, word, hi, lo):"),),
+        (f"{COPIES}test_every_field_that_makes_a_copy_is_compared",),
+    ),
+    Mutation(
+        "copy-of-damage",
+        "bytes that do not have their checksum are not copied on",
+        PROBE,
+        (("    if total != load64(described + O_CHECKSUM):\n", "    if False:\n"),),
+        (f"{COPIES}test_damaged_bytes_are_not_copied_on",),
+    ),
+    Mutation(
+        "claim-not-heeded",
+        "one rank of a node fetches a block that is to be copied",
+        ONESIDED,
+        (("if others and ((second - seen) & _U(0xFFFFF)) <= _U(_CLAIM_S):", "if others and seen == second:"),),
+        (f"{COPIES}test_a_block_that_another_rank_is_about_to_copy_is_left_to_it",),
     ),
     # -------------------------------------------------------------------------------------------- namespaces
     Mutation(
