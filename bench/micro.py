@@ -40,7 +40,8 @@ def measure(options: Options, comm: MPI.Intracomm) -> tuple[list[Row], dict[str,
     big, little = job.possible(LARGE), job.possible(SMALL)
     if big or little:
         sizes = [SMALL_BYTES, *(options.sizes if big else ()), *(options.remote_sizes if big else ())]
-        with Store(comm, dram_bytes=options.arena(sizes), copy_threads=1) as store:
+        # Without copies: what is read from another node again and again is to come from there.
+        with Store(comm, dram_bytes=options.arena(sizes), copy_threads=1, promote_after=0) as store:
             job.about |= store_block(store)
             large.measure(job, store, big)
             small.measure(job, store, little)

@@ -131,7 +131,8 @@ class Store:
         """Local. Read a block: a new array of its dtype and shape, or with `out` its number of bytes; None for a miss.
 
         `out` is a writable C-contiguous buffer of exactly the block's size. After an error, or a miss on
-        another node, its contents are undefined. On the same node no MPI call; else 4 Gets + 3 Flushes.
+        another node, its contents are undefined. On the same node no MPI call; else 4 Gets + 3 Flushes,
+        where the node has a copy 1 Get + 1 Flush, or none (see `replicate` and `Namespace.content_keys`).
 
         Raises
         ------
@@ -161,11 +162,12 @@ class Store:
             raise
         if outcome == c.MISS:
             return None
-        if outcome == c.DUE:
-            self._copies.keep_read(hi, lo, address)
-            outcome = room
         if outcome >= 0 and not (self._mixed[0] if space is None else self._registry.has_passed(space)):
             return outcome
+        if outcome == c.DUE:
+            self._copies.keep_read(hi, lo, address)
+            if not (self._mixed[0] if space is None else self._registry.has_passed(space)):
+                return room
         return self._read(key, namespace, lambda hi, lo: self._whole(hi, lo, address, room))
 
     def _whole(self, hi: int, lo: int, address: int, room: int) -> int | None:

@@ -108,6 +108,7 @@ def test_fields_take_their_normal_form() -> None:
         ("rest_ms", 0, "0.1 or more"), ("rest_ms", -0.5, "0.1 or more"), ("rest_ms", float("nan"), "finite"),
         ("rest_ms", float("inf"), "finite"),
         ("rest_ms", "1", "milliseconds"), ("rest_ms", True, "milliseconds"),
+        ("promote_after", -1, "in 0..100"), ("copy_share", 0, "above 0 and at most 1"), ("copy_share", 1.5, "at most 1"),
         ("namespace_slots", 1, "2..1048576"), ("namespace", None, "must be text"),
         ("namespace", b"a", "must be text"), ("namespace", "\ud800", "UTF-8"),
     ],
