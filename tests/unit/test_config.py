@@ -74,7 +74,7 @@ def test_defaults() -> None:
         "dram_bytes": 256 * MIB, "index_blocks": None, "windows": "auto", "progress": "auto",
         "progress_period_us": 200, "publish": "now", "copy_threads": "auto", "checksum": "inline",
         "verify_reads": False, "when_full": "evict", "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "",
-        "namespace_slots": 1024,
+        "namespace_slots": 1024, "promote_after": 3, "copy_share": 0.25,
     }  # fmt: skip
 
 
@@ -108,7 +108,8 @@ def test_fields_take_their_normal_form() -> None:
         ("rest_ms", 0, "0.1 or more"), ("rest_ms", -0.5, "0.1 or more"), ("rest_ms", float("nan"), "finite"),
         ("rest_ms", float("inf"), "finite"),
         ("rest_ms", "1", "milliseconds"), ("rest_ms", True, "milliseconds"),
-        ("promote_after", -1, "in 0..100"), ("copy_share", 0, "above 0 and at most 1"), ("copy_share", 1.5, "at most 1"),
+        ("promote_after", -1, "in 0..100"),
+        ("copy_share", 0, "above 0 and at most 1"), ("copy_share", 1.5, "at most 1"),
         ("namespace_slots", 1, "2..1048576"), ("namespace", None, "must be text"),
         ("namespace", b"a", "must be text"), ("namespace", "\ud800", "UTF-8"),
     ],
