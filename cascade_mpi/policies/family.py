@@ -23,6 +23,10 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
+STORE_POLICIES: dict[str, type[Policy]] = {name: POLICIES[name] for name in ("lru", "arc", "s3fifo")}
+"""Those that a store can be opened with."""
+
+
 def make(name: str, capacity: int, blocks: int, **options: Any) -> Policy:
     """Local. The policy of this name, with the parameters of its class; ValueError for an unknown name."""
     if name not in POLICIES:

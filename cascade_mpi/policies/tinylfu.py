@@ -10,7 +10,7 @@ One thing differs: there a hit may evict when the segments' shares do not add up
 from __future__ import annotations
 
 from cascade_mpi.policies import sketch
-from cascade_mpi.policies.compiled import device
+from cascade_mpi.policies.compiled import device, shared
 from cascade_mpi.policies.links import back, empty, push_back, push_front, take_out, to_front
 from cascade_mpi.policies.loops import Operations, forget
 from cascade_mpi.policies.policy import Policy, expect
@@ -76,7 +76,7 @@ def insert(state: State, i: int) -> None:
     _count(state, i)
 
 
-@device
+@shared
 def _admit(state: State, i: int) -> None:
     """From the window into the main cache: on probation, while there is room, else with the protected."""
     numbers = state[1]
@@ -151,7 +151,7 @@ def drop(state: State, i: int) -> None:
     state[1][SIZE + GHOST_RING] -= size_of(state, i)
 
 
-@device
+@shared
 def trim(state: State) -> None:
     """Local. Forget the oldest ghosts until they are worth no more than the main cache."""
     nodes, numbers = state[0], state[1]
