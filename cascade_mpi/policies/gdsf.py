@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cascade_mpi.policies import heap
-from cascade_mpi.policies.compiled import device
+from cascade_mpi.policies.compiled import device, shared
 from cascade_mpi.policies.heap import moved, pull, push, set_priority, take_lowest
 from cascade_mpi.policies.loops import Operations, forget
 from cascade_mpi.policies.policy import Ids, Policy, expect
@@ -22,7 +22,7 @@ RESIDENT = 1  # CODE; MARK is the number of uses
 _MAX_USES = 2**31 - 1
 
 
-@device
+@shared
 def _renew(state: State, i: int) -> None:
     nodes, numbers, reals = state[0], state[1], state[3]
     blocks = numbers[BLOCKS]

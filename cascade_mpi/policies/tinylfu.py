@@ -36,7 +36,7 @@ def _estimate(state: State, i: int) -> int:
     return sketch.estimate(state[0], numbers[TABLE], numbers[COUNTERS], i)
 
 
-@device
+@shared
 def _put(state: State, code: int, i: int) -> None:
     nodes, numbers = state[0], state[1]
     nodes[ROW * i + CODE] = code
@@ -114,7 +114,7 @@ def take(state: State) -> int:
             return candidate
 
 
-@device
+@shared
 def unlink(state: State, i: int) -> None:
     """Local. Out of its list."""
     nodes, numbers = state[0], state[1]
