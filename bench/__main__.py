@@ -124,6 +124,12 @@ def traces(context: typer.Context) -> None:
     _delegate(context, "traces")
 
 
+@app.command(context_settings=_PASS_ON)
+def policies(context: typer.Context) -> None:
+    """Compare the eviction policies on a trace: hits and speed (options: policies --help)."""
+    _delegate(context, "policies")
+
+
 def _delegate(context: typer.Context, name: str) -> None:
     """Hand the arguments to `main(arguments)` of the module `bench.NAME`."""
     module, arguments = _module(name), list(context.args)
