@@ -154,7 +154,18 @@ def rank(numbers: Numbers, reals: Reals, watched: Reals) -> None:
                 best = max(best, hit / cost)
             # As LRU: by age, and by worth only within an age.
             worth[c * AGES + b] = AGES - b + best / (1.0 + best) if numbers[AS_LRU] else best
-    order = np.argsort(worth)
     for k in range(QUEUES):
-        numbers[ORDER + k] = order[k]
-        numbers[RANK + order[k]] = k
+        numbers[ORDER + k] = k
+    step = 1
+    while 3 * step < QUEUES:
+        step = 3 * step + 1
+    while step:  # Shell's sort: np.argsort would take most of the time to compile this
+        for k in range(step, QUEUES):
+            queue, place = numbers[ORDER + k], k
+            while place >= step and worth[numbers[ORDER + place - step]] > worth[queue]:
+                numbers[ORDER + place] = numbers[ORDER + place - step]
+                place -= step
+            numbers[ORDER + place] = queue
+        step //= 3
+    for k in range(QUEUES):
+        numbers[RANK + numbers[ORDER + k]] = k

@@ -12,8 +12,9 @@ of the next: the choice is exact up to the widths of these intervals, and needs 
 
 `request` tells what only a request shows. Without it the policy works with uses and ages alone.
 
-A row of 16 bytes a block is all state that grows with the blocks (ghosts included: ends of requests and
-sampled blocks, as many as the cache has blocks, at least 8,192); 250 KiB do not depend on the capacity.
+A row of 16 bytes is all state of a block, resident or ghost. Ghosts are ends of requests and sampled blocks: as
+many as the cache has blocks, but four times as many up to 2,048 blocks, and 8,192 up to there. 230 KiB of queues,
+ranks, observations and samples do not depend on the capacity.
 Worth counts blocks, not bytes: for one size of block, or sizes that have nothing to do with their use.
 
 What did not help on the traces of the tests, and is left out: position in the prefix and from its end, prompt
@@ -96,7 +97,7 @@ from cascade_mpi.policies.watch import (
     use,
 )
 
-LEAST_GHOSTS = 8192
+GHOSTS_A_BLOCK, MOST_GHOSTS = 4, 8192  # or as many as the cache has blocks, if that is more
 LEARN_EVERY = 4096  # accesses
 SMALL, LARGE = 1000, 32768  # blocks between which ages are absolute
 
@@ -207,7 +208,7 @@ class Prefix(Policy):
         numbers[EVERY] = LEARN_EVERY
         rate = max(places // 4096, min(places // 128, 16), 1)
         numbers[RATE] = 1 << (rate.bit_length() - 1)
-        numbers[GHOST_SHARE] = max(places, LEAST_GHOSTS)
+        numbers[GHOST_SHARE] = max(places, min(GHOSTS_A_BLOCK * places, MOST_GHOSTS))
         if not numbers[TICK]:
             self._reals[TRUST] = self._trust / numbers[RATE]  # the prior has seen every block, not one in RATE
         _compiled_request()(*self._state, np.empty(0, np.int64), 0)
