@@ -125,6 +125,12 @@ def traces(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_PASS_ON)
+def pressure(context: typer.Context) -> None:
+    """Time puts into a full arena, with and without eviction ahead of them (options: pressure --help)."""
+    _delegate(context, "pressure")
+
+
+@app.command(context_settings=_PASS_ON)
 def policies(context: typer.Context) -> None:
     """Compare the eviction policies on a trace: hits and speed (options: policies --help)."""
     _delegate(context, "policies")

@@ -53,8 +53,8 @@ MUTATIONS = (
         ONESIDED,
         (
             (
-                "if again != word or _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):",
-                "if _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):",
+                "if again != word or _now(ctx, s) - began > np.uint64(field(ctx, c.ATTEMPT)):",
+                "if _now(ctx, s) - began > np.uint64(field(ctx, c.ATTEMPT)):",
             ),
         ),
         (
@@ -74,7 +74,7 @@ MUTATIONS = (
         "no-recheck-python",
         "so does the same read made of mpi4py's calls",
         TWIN,
-        (("if again != word or self._too_late(began):", "if self._too_late(began):"),),
+        (("if again != word or self._too_late(s, began):", "if self._too_late(s, began):"),),
         (f"{CALLS}test_word_left_between_copy_and_recheck", f"{CALLS}test_block_replaced_between_copy_and_recheck"),
     ),
     Mutation(
@@ -95,8 +95,8 @@ MUTATIONS = (
         (
             ("    rc = _flush_flagged(ctx, flags, DATA)\n    if rc != 0:\n        return _failed(s, rc)\n"
              "    # Phase 3", "    # Phase 3"),
-            ("    in_time = _now(ctx) - began", "    for rank in range(field(ctx, c.RANKS)):\n"
-             "        rc = _flush(ctx, rank, DATA)\n    in_time = _now(ctx) - began"),
+            ("    in_time = _now(ctx, s) - began", "    for rank in range(field(ctx, c.RANKS)):\n"
+             "        rc = _flush(ctx, rank, DATA)\n    in_time = _now(ctx, s) - began"),
         ),
         (f"{CALLS}test_payload_that_arrives_late_is_checked_after_its_flush",),
     ),
@@ -182,7 +182,7 @@ MUTATIONS = (
         "attempt-without-end",
         "an attempt that took too long may have slept through all generations, and is made again",
         ONESIDED,
-        (("if again != word or _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):", "if again != word:"),),
+        (("if again != word or _now(ctx, s) - began > np.uint64(field(ctx, c.ATTEMPT)):", "if again != word:"),),
         (f"{CALLS}test_an_attempt_that_takes_too_long_is_repeated",),
     ),
     Mutation(
@@ -436,13 +436,37 @@ MUTATIONS = (
         "fence_seq_cst",
         "test_unpin_after_everything_that_was_read",
     ),
+    # ---------------------------------------------------------------------------------------------- eviction
+    Mutation(
+        "chosen-though-used",
+        "a block that was used after it had been chosen stays",
+        DRAM,
+        (("(insist or self.victims.untouched(first))", "True"),),
+        ("tests/mpi/test_arena.py::test_a_block_that_is_used_after_it_was_chosen_stays",),
+    ),
+    Mutation(
+        "protected-is-chosen",
+        "a protected block is never a victim",
+        "cascade_mpi/victims.py",
+        (("        excluded[self._id[staying]] = True\n", ""),),
+        ("tests/mpi/test_arena.py::test_eviction_takes_the_old_and_never_the_protected",),
+    ),
+    Mutation(
+        "larger-than-what-is-missing",
+        "a block that is larger than what is to be kept free stays",
+        DRAM,
+        (("if (size := self.allocator.pages_of(first)) > missing:",
+          "if (size := self.allocator.pages_of(first)) > self.fabric.pages:"),),
+        ("tests/mpi/test_arena.py::test_a_block_that_is_larger_than_what_is_kept_free_stays",),
+    ),
     # -------------------------------------------------------------------------------------------- namespaces
     Mutation(
         "epoch-not-looked-at-again",
         "what was read is returned only if its epoch has not passed meanwhile",
         REGISTRY,
         (("        return (self.epochs[space.slot] + 1) // 2 != space.epoch\n", "        return False\n"),),
-        (f"{SPACES}test_what_began_before_a_bump_returns_nothing_old[get-named]",),
+        (f"{SPACES}test_what_began_before_a_bump_returns_nothing_old[get-out-named]",
+         f"{SPACES}test_what_began_before_a_bump_returns_nothing_old[locate-named]"),
     ),
     Mutation(
         "epoch-not-looked-at-again-in-get",

@@ -26,6 +26,7 @@ ProgressMode = Literal["auto", "thread", "none"]
 PublishMode = Literal["now", "deferred"]
 ChecksumMode = Literal["later", "inline", "off"]
 WhenFull = Literal["evict", "refuse"]
+Eviction = Literal["lru", "arc", "s3fifo"]
 MpiCalls = Literal["auto", "compiled", "python"]
 
 HIDDEN = "(hidden)"  # what is printed for a secret
@@ -106,7 +107,12 @@ class Config:
     verify_reads
         Compare that checksum on every read of memory.
     when_full
-        A put into a full arena drops old blocks ("evict") or is refused.
+        A put into a full arena drops other blocks ("evict") or is refused.
+    eviction
+        The policy that says which blocks go first: "lru", "arc" or "s3fifo".
+    evict_ahead
+        Share of each arena, 0 to 0.5, that puts keep free for those that follow: each evicts about as much as it
+        takes. 0: a put evicts when it finds no room, many blocks at once.
     mpi_calls
         Who issues the MPI calls of a get: a compiled kernel, or Python where its handles do not allow that.
     rest_ms
@@ -128,6 +134,8 @@ class Config:
     checksum: ChecksumMode = "inline"
     verify_reads: bool = False
     when_full: WhenFull = "evict"
+    eviction: Eviction = "lru"
+    evict_ahead: float = 0.03
     mpi_calls: MpiCalls = "auto"
     rest_ms: float = 1.0
     namespace: AnyNamespace = ""
@@ -147,6 +155,7 @@ class Config:
             raise ConfigError(f"verify_reads is {self.verify_reads!r}: it must be True or False")
         if self.verify_reads and self.checksum == "off":
             raise ConfigError('verify_reads is True, checksum is "off": reads can be verified with "later" or "inline"')
+        self._set("evict_ahead", _share("evict_ahead", self.evict_ahead))
         self._set("rest_ms", _milliseconds("rest_ms", self.rest_ms))
         self._set("namespace_slots", _integer("namespace_slots", self.namespace_slots, 2, 1 << 20))
         self._set("namespace", _namespace(self.namespace))
@@ -175,6 +184,7 @@ _MODES: dict[str, tuple[str, ...]] = {
     "publish": get_args(PublishMode),
     "checksum": get_args(ChecksumMode),
     "when_full": get_args(WhenFull),
+    "eviction": get_args(Eviction),
     "mpi_calls": get_args(MpiCalls),
 }
 
@@ -203,6 +213,13 @@ def _milliseconds(name: str, value: object) -> float:
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
     if not MIN_REST_MS <= number < math.inf:
         raise ConfigError(f"{name} is {value!r}: it must be a finite number of milliseconds, {MIN_REST_MS} or more")
+    return number
+
+
+def _share(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= 0.5:
+        raise ConfigError(f"{name} is {value!r}: it must be a number in 0..0.5")
     return number
 
 

@@ -2,7 +2,7 @@
 
 Covers allocation, the table of published words, removal of own words (evict, clear), the sweep of cells
 whose word others took away, limbo, and the look at the pins before reuse. Does not cover how a word is
-published (`store`) nor which pages a cell gets (`allocator`).
+published (`writer`), which pages a cell gets (`allocator`), nor which blocks are evicted first (`victims`).
 
 The order that keeps readers safe: the word leaves (CAS, flushed), full fence, rest, look at the pins,
 wipe the descriptor, reuse with the generation raised.
@@ -25,11 +25,14 @@ from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import checksum_cell, full_fence
 from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES, HARD_SHIFT, MAX_PAGES
 from cascade_mpi.onesided import SLOTS_PER_PEER
+from cascade_mpi.victims import Victims
 
 _PAGE_MASK = MAX_PAGES - 1
-_EVICT_SHARE = 64  # evict at least 1/64 of the arena at a time: the rest of a batch is waited for once
+_EVICT_SHARE = 64  # a put that finds no room evicts at least 1/64 of the arena: the rest is waited for once
+_CHOOSE_SHARE = 8  # victims are chosen for 1/8 of the arena at a time: each choice looks at all touches
 _POLL_S = 5e-5
-_DRAIN_LATE_S = 0.005  # cells leave limbo in batches; sooner when an allocation needs them
+_DRAIN_LATE_S = 0.0002  # cells leave limbo in batches: each looks at the pins
+_DRAIN_CELLS = 6  # and so many at a time, unless an allocation needs them all: no put waits for many
 
 
 class DramTier:
@@ -37,7 +40,8 @@ class DramTier:
 
     name = "dram"
 
-    def __init__(self, fabric: Fabric, *, rest: float, evict: bool) -> None:
+    def __init__(self, fabric: Fabric, *, rest: float, eviction: str | None, ahead: float = 0.0) -> None:
+        """`eviction` names a policy, None: nothing is evicted; `ahead` is the share of pages to be kept free."""
         self.fabric = fabric
         self.lock = threading.RLock()
         # Its own: a look in the middle of a put must not overwrite the look-up that the put goes by.
@@ -52,7 +56,10 @@ class DramTier:
         self._passed: deque[int] = deque()  # words of blocks of epochs that have passed
         self.counted = np.zeros(fabric.pages, np.bool_)  # by first page: the block counts against a quota
         self.freed: Callable[[int, int, int], None] | None = None  # told namespace id, epoch and bytes of what counted
-        self._rest, self._evicts = rest, evict
+        self._rest = rest
+        self.victims = None if eviction is None else Victims(eviction, fabric.pages, fabric.touched)
+        self._chosen: deque[int] = deque()  # words
+        self.low_pages = int(ahead * fabric.pages) if eviction is not None else 0
         self._last_retired = -1.0
         self.pause: Callable[[str], None] | None = None  # test hook
 
@@ -74,16 +81,14 @@ class DramTier:
             now = time.monotonic()
             ripe = self.allocator.next_ripe()
             if ripe is not None and ripe + _DRAIN_LATE_S <= now:
-                self.drain(now)
+                self.drain(now, _DRAIN_CELLS)
             cell = self.allocator.allocate(pages, now)
             while cell is None:
                 cell = self._settle(pages)
-                if (
-                    cell is None
-                    and not (self.sweep() or self.drop_passed())
-                    and not (self._evicts and self._evict(pages))
-                ):
+                if cell is None and not (self.sweep() or self.drop_passed()) and not self._evict(pages):
                     return None
+            if self.allocator.free_pages + self.allocator.limbo_pages < self.low_pages:
+                self._evict_ahead(pages)
             return cell
 
     def enter(self, word: int, nbytes: int, *, unsummed: bool = False) -> None:
@@ -95,8 +100,10 @@ class DramTier:
             self._unsummed.append(word)
             if len(self._unsummed) > 2 * self.allocator.live_pages + 1024:  # most are of cells that are gone
                 self._unsummed = deque(w for w in self._unsummed if int(self.words[w & _PAGE_MASK]) == w)
-        # As the kernels do: a clock that is behind the epoch is no reason to fail after the block was published.
-        self.fabric.touched[first] = (int(time.time()) - self.fabric.epoch) & 0xFFFFFFFF
+        self.fabric.touched[first] = self.fabric.ticks()
+        if self.victims is not None:
+            record = self.records[first]
+            self.victims.entered(first, self.pages_for(nbytes), (int(record["key_hi"]), int(record["key_lo"])))
 
     def compute_checksums(self, limit: int | None = None) -> int:
         """Local. Compute checksums that puts have left for later, at most `limit`: how many."""
@@ -124,7 +131,7 @@ class DramTier:
 
     # ---------------------------------------------------------------------------------- from live to limbo
 
-    def retire(self, word: int) -> bool:
+    def retire(self, word: int, *, evicted: bool = False) -> bool:
         """Local. An own word has left the index for good (the caller's CAS has returned): its cell goes to limbo.
 
         False if that was known already.
@@ -135,10 +142,12 @@ class DramTier:
                 return False
             self.words[first] = 0
             self.live_bytes -= int(self._lengths[first])
+            if self.victims is not None:
+                self.victims.left(first, evicted=evicted)
             self._leave(first)
             return True
 
-    def remove(self, first: int) -> int:
+    def remove(self, first: int, *, evicted: bool = False) -> int:
         """Local. Take the word of a live cell out of the index, wherever it stands, and retire the cell: its bytes.
 
         1 Get + 1 CAS + 2 Flushes at the home.
@@ -153,7 +162,7 @@ class DramTier:
                 if fabric.remove(fabric.ctx, s.address, home, bucket, slot, word) < 0:
                     fabric.raise_mpi_error(s)
                 # A CAS that failed is as good: only this rank writes this word, so it has left for good.
-            self.retire(word)
+            self.retire(word, evicted=evicted)
             return nbytes
 
     def sweep(self, *, everything: bool = False) -> int:
@@ -184,46 +193,71 @@ class DramTier:
             fabric.raise_mpi_error(s)
         return slot
 
+    # ---------------------------------------------------------------------------------------------- eviction
+
+    def _evict_ahead(self, pages: int) -> None:
+        """While less than the low watermark is free, evict about as much as this put takes.
+
+        A block that is larger than what is missing stays: it may be worth more than a put that evicts for itself.
+        """
+        missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
+        want = pages if 2 * missing < self.low_pages else 2 * pages
+        while want > 0 and missing > 0 and (first := self._next_victim()) >= 0:
+            if (size := self.allocator.pages_of(first)) > missing:
+                self._chosen.appendleft(int(self.words[first]))
+                return
+            self._evict_one(first)
+            want -= size
+            missing -= size
+
     def _evict(self, pages: int) -> bool:
-        """Take the longest untouched blocks out, hard ones never; False if there is nothing to take."""
-        victims = self._victims(np.flatnonzero(self.words))
-        if not victims or not self._could_fit(pages, set(victims)):
+        """Take blocks out, hard ones never, so that a cell of so many pages may fit; False if nothing was taken."""
+        if self.victims is None or not self._could_fit(pages):
             return False
         want, taken = max(pages, self.fabric.pages // _EVICT_SHARE), 0
-        for first in victims:
-            if taken >= want:
-                break
+        while taken < want and (first := self._next_victim()) >= 0:
             taken += self.allocator.pages_of(first)
             self._evict_one(first)
-        return True
+        return taken > 0
 
-    def _victims(self, live: npt.NDArray[np.int64]) -> list[int]:
-        """Of these live cells those that may be evicted, in that order."""
-        live = live[(self.words[live] >> np.uint64(HARD_SHIFT)) & np.uint64(1) == 0]
-        order = np.lexsort((self.records["sequence"][live], self.fabric.touched[live]))
-        found: list[int] = live[order].tolist()
+    def _next_victim(self) -> int:
+        """First page of the block to go next; -1 if there is none."""
+        assert self.victims is not None
+        for insist in (False, True):  # readers may use all that was chosen: then the first one goes nevertheless
+            while self._chosen:
+                word = self._chosen.popleft()
+                first = word & _PAGE_MASK
+                if int(self.words[first]) == word and (insist or self.victims.untouched(first)):
+                    return first
+            chosen = self.victims.choose(max(1, self.fabric.pages // _CHOOSE_SHARE), self._hard())
+            self._chosen.extend(self.words[chosen].tolist())
+        if self._chosen:
+            return self._chosen.popleft() & _PAGE_MASK
+        return -1
+
+    def _hard(self) -> npt.NDArray[np.int64]:
+        """First pages of the live cells that may not be evicted."""
+        live = np.flatnonzero(self.words)
+        found: npt.NDArray[np.int64] = live[(self.words[live] >> np.uint64(HARD_SHIFT)) & np.uint64(1) != 0]
         return found
 
     def _evict_one(self, first: int) -> int:
-        nbytes = self.remove(first)
+        nbytes = self.remove(first, evicted=True)
         self.evicted_bytes += nbytes
         self.evicted += 1
         return nbytes
 
-    def _could_fit(self, pages: int, movable: set[int]) -> bool:
-        """Would there be a run of so many pages if all movable cells were gone? If not, none of them has to go."""
-        pinned = self.pinned_pages()
-        if not pinned and len(movable) == self.allocator.live_cells:
-            return pages <= self.fabric.pages
-        staying = [cell for cell in self.allocator.live().items() if cell[0] not in movable or cell[0] in pinned]
-        staying += [
-            (first, self.allocator.pages_of(first)) for first in pinned if self.allocator.state(first) == "limbo"
-        ]
+    def _could_fit(self, pages: int) -> bool:
+        """Would there be a run of so many pages if all that may go were gone? If not, none of it has to go."""
+        pinned, staying = self.pinned_pages(), self._hard().tolist()
+        if self.allocator.live_cells > np.count_nonzero(self.words):  # cells that are being written
+            staying += [first for first in self.allocator.live() if not self.words[first]]
+        staying += [first for first in pinned if self.allocator.state(first) is not None]
         end = 0
-        for first, length in sorted(staying):
+        for first in sorted(set(staying)):
             if first - end >= pages:
                 return True
-            end = max(end, first + length)
+            end = max(end, first + self.allocator.pages_of(first))
         return self.fabric.pages - end >= pages
 
     # ------------------------------------------------------------------------------------------- namespaces
@@ -268,9 +302,9 @@ class DramTier:
         """Local. Sweep, or evict `nbytes` of this rank's blocks in a namespace; False if it has not so many."""
         with self.lock:
             freed = self.sweep()
-            if freed or not self._evicts:
+            if freed or self.victims is None:
                 return freed > 0
-            victims = self._victims(self.cells_of(namespace_id, epoch))
+            victims = self.victims.choose(self.fabric.pages, self._hard(), only=self.cells_of(namespace_id, epoch))
             if int(self.records["length"][victims].sum()) < nbytes:
                 return False  # none of them has to go
             for first in victims:
@@ -329,9 +363,9 @@ class DramTier:
         self._last_retired = time.monotonic()
         self.allocator.retire(first, self._last_retired)
 
-    def drain(self, now: float) -> None:
-        """Local. Free the cells that have rested and that nobody has pinned."""
-        ripe = self.allocator.ripe(now)
+    def drain(self, now: float, limit: int | None = None) -> None:
+        """Local. Free the cells that have rested and that nobody has pinned; look at the `limit` oldest only."""
+        ripe = self.allocator.ripe(now, limit)
         if not ripe:
             return
         if self.pause:
@@ -374,7 +408,7 @@ class DramTier:
         if limbo:
             holders = sorted({rank for first, rank in self.pinned_pages().items() if a.state(first) == "limbo"})
             text += f"; {limbo} cells in limbo are pinned by rank {', '.join(map(str, holders))} (release the views)"
-        return text + ": raise dram_bytes" + ("" if self._evicts else ' or set when_full="evict"')
+        return text + ": raise dram_bytes" + ("" if self.victims is not None else ' or set when_full="evict"')
 
     def check(self) -> None:
         """Local. Verify the allocator and that the table of words, descriptors and cells say the same.
@@ -396,5 +430,7 @@ class DramTier:
                         f"cell {first}: {self.allocator.pages_of(first)} pages, {record['length']} bytes"
                     )
                 total += int(record["length"])
+            if self.victims is not None:
+                self.victims.check(np.flatnonzero(self.words))
             if total != self.live_bytes:
                 raise ProtocolError(f"live bytes are {total}, counted {self.live_bytes}")

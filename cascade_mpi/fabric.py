@@ -132,8 +132,8 @@ class Fabric:
             c.GET: functions.get, c.PUT: functions.put, c.FLUSH: functions.flush,
             c.CAS: functions.cas, c.IPROBE: functions.iprobe,
             c.ANY_SOURCE: MPI.ANY_SOURCE, c.ANY_TAG: MPI.ANY_TAG,
-            c.TIME: ctypes.cast(ctypes.CDLL(None).time, ctypes.c_void_p).value, c.EPOCH: self.epoch,
-            c.ATTEMPT: int(attempt), c.VERIFY: int(config.verify_reads),
+            c.CLOCK: ctypes.cast(ctypes.CDLL(None).clock_gettime, ctypes.c_void_p).value, c.EPOCH: self.epoch,
+            c.ATTEMPT: int(attempt * onesided.TICKS), c.VERIFY: int(config.verify_reads),
         }.items():  # fmt: skip
             context[name] = value
         return context
@@ -196,6 +196,12 @@ class Fabric:
     def level_name(self) -> str:
         """The thread level of MPI as its standard names it."""
         return LEVELS.get(self.thread_level, str(self.thread_level))
+
+    def ticks(self) -> int:
+        """Local. What a touch of now writes, by the clock that the kernels look at."""
+        # A clock that is behind the epoch is no reason to fail after a block was published: it wraps, as theirs does.
+        since = time.clock_gettime_ns(onesided.REALTIME_COARSE) - self.epoch * 1_000_000_000
+        return since // (1_000_000_000 // onesided.TICKS) & 0xFFFFFFFF
 
     # ---------------------------------------------------------------------------------------- afterwards
 

@@ -62,6 +62,8 @@ BATCH = 256  # keys between two flushes: queues of the network stay short
 # What a get fetches.
 WHOLE, RANGE, DESCRIBE = 0, 1, 2
 SLOTS_PER_PEER = 8
+TICKS = 1000  # a second: touches are a u32, so a store may be open for 49 days before they come round
+REALTIME_COARSE = 5  # Linux' clock id: of the last timer interrupt, 1 to 4 ms ago; a quarter of the precise one's cost
 
 
 # ------------------------------------------------------------------------------------------- MPI calls
@@ -172,9 +174,11 @@ def _read_descriptor(ctx, s, word):  # type: ignore[no-untyped-def]
 
 
 @device
-def _now(ctx):  # type: ignore[no-untyped-def]
-    """Seconds since the store was opened."""
-    return np.uint64(np.int64(call_int(field(ctx, c.TIME), (np.int64(0),))) - field(ctx, c.EPOCH))
+def _now(ctx, s):  # type: ignore[no-untyped-def]
+    """Ticks since the store was opened."""
+    call_int(field(ctx, c.CLOCK), (np.int64(REALTIME_COARSE), s + c.TIMESPEC * 8))
+    seconds, nanoseconds = field(s, c.TIMESPEC) - field(ctx, c.EPOCH), field(s, c.TIMESPEC + 1)
+    return np.uint64(seconds * TICKS + nanoseconds // (1_000_000_000 // TICKS))
 
 
 @device
@@ -184,13 +188,13 @@ def _touch(ctx, s, word):  # type: ignore[no-untyped-def]
     Into the touch array only, never into a cell: the cell may have a new owner by now.
     """
     rank, page = rank_of(word), page_of(word)
-    now = _now(ctx)
+    now = _now(ctx, s)
     base = _base(ctx, c.DATA_BASES, rank)
     if base != 0:
         store32(base + field(ctx, c.TOUCH_AT) + page * 4, now)
         return
     entry = s + (c.TOUCH_FILTER + 2 * np.int64((word * _U(0x9E3779B97F4A7C15)) >> _U(56))) * 8
-    if load64(entry) == word and load64(entry + 8) == now:
+    if load64(entry) == word and now - load64(entry + 8) < _U(TICKS):
         return  # at most one touch per cell and second
     pending = field(s, c.TOUCHES)
     if pending == c.TOUCH_RING_ENTRIES:
@@ -207,7 +211,7 @@ def _send_touches(ctx, s):  # type: ignore[no-untyped-def]
     pending = field(s, c.TOUCHES)
     if pending == 0:
         return np.int64(0)
-    store64(s + c.TOUCH_VALUE * 8, _now(ctx))
+    store64(s + c.TOUCH_VALUE * 8, _now(ctx, s))
     for i in range(pending):
         rank, page = field(s, c.TOUCH_RING + 2 * i), field(s, c.TOUCH_RING + 2 * i + 1)
         rc = _put(ctx, s + c.TOUCH_VALUE * 8, 4, rank, field(ctx, c.TOUCH_AT) + page * 4, DATA)
@@ -299,7 +303,7 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
     words = s + c.BUCKET_COPY * 8
     index_base = _base(ctx, c.INDEX_BASES, home)
     for _ in range(_ATTEMPTS):
-        began = _now(ctx)
+        began = _now(ctx, s)
         rc = _read_bucket(ctx, s, home, bucket)
         if rc != 0:
             return _failed(s, rc)
@@ -323,7 +327,7 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
                     if rc != 0:
                         return _failed(s, rc)
                 # An attempt that took too long may have slept through all generations of a cell.
-                if again != word or _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):
+                if again != word or _now(ctx, s) - began > np.uint64(field(ctx, c.ATTEMPT)):
                     changed = True
                     break
                 if outcome != c.MISS:
@@ -630,7 +634,7 @@ def _batch_buckets(ctx, keys, n, work, flags):  # type: ignore[no-untyped-def]
 
 @device
 def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: ignore[no-untyped-def]
-    began = _now(ctx)
+    began = _now(ctx, s)
     rc = _batch_buckets(ctx, keys, n, work, flags)
     if rc != 0:
         return _failed(s, rc)
@@ -676,7 +680,7 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
     rc = _flush_flagged(ctx, flags, INDEX)
     if rc != 0:
         return _failed(s, rc)
-    in_time = _now(ctx) - began <= np.uint64(field(ctx, c.ATTEMPT))
+    in_time = _now(ctx, s) - began <= np.uint64(field(ctx, c.ATTEMPT))
     # Phase 4: what is whole is a hit; every doubt goes the long way, one key at a time.
     for i in range(n):
         w = work + i * WORK_WORDS * 8

@@ -36,7 +36,9 @@ from cascade_mpi.onesided import (
     INDEX,
     PINS,
     RANGE,
+    REALTIME_COARSE,
     SLOTS_PER_PEER,
+    TICKS,
     W_BUCKET_COPY,
     W_DESCRIPTOR,
     WHOLE,
@@ -152,7 +154,7 @@ class PythonCalls:
         self._probe_comm = fabric.probe_comm
         self._ctx = fabric.context.ctypes.data
         self._context = _Words(self._ctx, c.CONTEXT_WORDS).signed
-        self._clock = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(self._field(c.TIME))
+        self._clock = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)(self._field(c.CLOCK))
         self._arena_bytes = self._field(c.PAGES) * self._field(c.PAGE_BYTES)
 
     def _field(self, index: int) -> int:
@@ -194,13 +196,15 @@ class PythonCalls:
     def _payload_at(self, page: int) -> int:
         return self._field(c.ARENA_AT) + page * self._field(c.PAGE_BYTES)
 
-    def _now(self) -> int:
-        """Seconds since the store was opened."""
-        return int(self._clock(None)) - self._field(c.EPOCH)
+    def _now(self, s: _Scratch) -> int:
+        """Ticks since the store was opened."""
+        self._clock(REALTIME_COARSE, s.at(c.TIMESPEC))
+        seconds, nanoseconds = s.signed[c.TIMESPEC : c.TIMESPEC + 2].tolist()
+        return int((seconds - self._field(c.EPOCH)) * TICKS + nanoseconds // (1_000_000_000 // TICKS))
 
-    def _too_late(self, began: int) -> bool:
+    def _too_late(self, s: _Scratch, began: int) -> bool:
         """True for an attempt that took so long that a cell may have passed through all its generations."""
-        return not 0 <= self._now() - began <= self._field(c.ATTEMPT)
+        return not 0 <= self._now(s) - began <= self._field(c.ATTEMPT)
 
     # ------------------------------------------------------------------------------- words and descriptors
 
@@ -242,13 +246,14 @@ class PythonCalls:
     def _touch(self, s: _Scratch, word: int) -> None:
         """Note that the cell was used; into the touch array only, never into a cell."""
         _, _, _, _, rank, page = unpack_word(word)
-        base, now = self._base(DATA, rank), self._now() & _MASK64
+        base, now = self._base(DATA, rank), self._now(s) & _MASK64
         if base:
             ctypes.c_uint32.from_address(base + self._field(c.TOUCH_AT) + 4 * page).value = now
             return
         entry = c.TOUCH_FILTER + 2 * ((word * _TOUCH_MIX & _MASK64) >> 56)
         pending = s.signed[c.TOUCHES]
-        if (s.unsigned[entry], s.unsigned[entry + 1]) == (word, now) or pending == c.TOUCH_RING_ENTRIES:
+        lately = s.unsigned[entry] == word and now - int(s.unsigned[entry + 1]) & _MASK64 < TICKS
+        if lately or pending == c.TOUCH_RING_ENTRIES:
             return
         s.unsigned[entry], s.unsigned[entry + 1] = word, now
         s.signed[c.TOUCH_RING + 2 * pending], s.signed[c.TOUCH_RING + 2 * pending + 1] = rank, page
@@ -258,7 +263,7 @@ class PythonCalls:
         ring = s.signed[c.TOUCH_RING : c.TOUCH_RING + 2 * s.signed[c.TOUCHES]].tolist()
         if not ring:
             return
-        s.unsigned[c.TOUCH_VALUE] = self._now() & _MASK64
+        s.unsigned[c.TOUCH_VALUE] = self._now(s) & _MASK64
         for rank, page in zip(ring[::2], ring[1::2], strict=True):
             self._put(s.at(c.TOUCH_VALUE), 4, rank, self._field(c.TOUCH_AT) + 4 * page, DATA)
         for rank in dict.fromkeys(ring[::2]):
@@ -334,7 +339,7 @@ class PythonCalls:
         home, bucket, fp = self._place(s, hi, lo)
         index_base = self._base(INDEX, home)
         for _ in range(_ATTEMPTS):
-            began, changed = self._now(), False
+            began, changed = self._now(s), False
             for slot, word in _matches(self._read_bucket(s, home, bucket), fp):
                 if not self._in_bounds(word):
                     s.count(c.C_BAD_WORDS)  # never follow it
@@ -345,7 +350,7 @@ class PythonCalls:
                 if again is None:
                     probe.pause(self._ctx, c.H_READER)
                     again = self._reload(s, home, bucket, slot)
-                if again != word or self._too_late(began):
+                if again != word or self._too_late(s, began):
                     changed = True
                     break
                 if outcome != MISS:
@@ -540,7 +545,7 @@ class PythonCalls:
         return [item for item in items if item.word and not item.doubt]
 
     def _get_chunk(self, s: _Scratch, items: list[_Item], targets: Any, rooms: Any, results: Any) -> None:
-        began, flags = self._now(), set()
+        began, flags = self._now(s), set()
         remote = []
         for item in self._choose_candidates(items):
             _, _, _, _, rank, page = unpack_word(item.word)
@@ -553,7 +558,7 @@ class PythonCalls:
             remote.append(item)
         self._flush_all(flags, DATA)
         self._reload_all(remote)
-        late = self._too_late(began)
+        late = self._too_late(s, began)
         for item in items:
             room, outcome = rooms[item.number], MISS
             if item in remote:

@@ -48,7 +48,13 @@ def stats(fabric: Fabric, dram: DramTier, writer: Writer, pins: PinTable) -> dic
 
 
 def report(
-    config: Config, fabric: Fabric, copier: Copier, writer: Writer, registry: Registry, self_test: dict[str, Any]
+    config: Config,
+    fabric: Fabric,
+    dram: DramTier,
+    copier: Copier,
+    writer: Writer,
+    registry: Registry,
+    self_test: dict[str, Any],
 ) -> dict[str, Any]:
     """Local. What was chosen at open, and why; the index's load is this rank's shard at the time of the call."""
     used = int(np.count_nonzero(fabric.index_words))
@@ -66,7 +72,7 @@ def report(
         "async": "one thread" if multiple else f"inline: MPI's thread level is {fabric.level_name!r}",
         "copy_threads": {"threads": copier.threads, "reason": copier.reason},
         "checksum": config.checksum, "verify_reads": config.verify_reads,
-        "when_full": config.when_full, "publish": config.publish,
+        "when_full": config.when_full, "eviction": _eviction(config, dram), "publish": config.publish,
         "arena": {
             "bytes": fabric.pages * fabric.page_bytes, "pages": fabric.pages, "page_bytes": fabric.page_bytes,
         },
@@ -79,3 +85,10 @@ def report(
         },
         "kernel_cache": all(kernel.cached for kernel in KERNELS),
     }  # fmt: skip
+
+
+def _eviction(config: Config, dram: DramTier) -> dict[str, Any]:
+    if dram.victims is None:
+        return {"policy": "none", "ahead_bytes": 0, "by": 'nobody: when_full is "refuse"'}
+    by = "each put a little, ahead of others" if dram.low_pages else "a put that finds no room"
+    return {"policy": config.eviction, "ahead_bytes": dram.low_pages * dram.fabric.page_bytes, "by": by}

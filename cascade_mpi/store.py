@@ -97,7 +97,8 @@ class Store:
             self._self_test = selftest.run(fabric)
         affinity = sorted(os.sched_getaffinity(0))
         self._copier = Copier(self.config.copy_threads, fabric.node.allgather(affinity).count(affinity))
-        self._dram = DramTier(fabric, rest=self.config.rest_ms / 1e3, evict=self.config.when_full == "evict")
+        eviction = self.config.eviction if self.config.when_full == "evict" else None
+        self._dram = DramTier(fabric, rest=self.config.rest_ms / 1e3, eviction=eviction, ahead=self.config.evict_ahead)
         self._pins = PinTable(fabric)
         self._registry = Registry(fabric, self.config.namespace_slots)
         self._reader = Reader(fabric, self._pins, self._copier, verify=self.config.verify_reads)
@@ -544,7 +545,7 @@ class Store:
         """Local. What was chosen at open, and why; the index's load is this rank's shard at the time of the call."""
         self._check_open()
         found = statistics.report(
-            self.config, self._fabric, self._copier, self._writer, self._registry, self._self_test
+            self.config, self._fabric, self._dram, self._copier, self._writer, self._registry, self._self_test
         )
         return {**found, "progress": {"thread": self._progress is not None, "reason": self._progress_reason}}
 

@@ -73,7 +73,7 @@ class EmulatedMpi:
         self.eager: set[int] = set()
         self.eager_upto = 0  # Gets of so many bytes are eager too
         self._failing = ("", 0, 0)  # function, which call of it, error code
-        self.now = 1000
+        self.now = 1100  # ticks: the store was opened in second 1
         self.step = 0  # what the clock gains each time that it is looked at
         self.transfers: list[tuple[int, int, int, int]] = []  # of Gets: window, rank, displacement, bytes
         self.pretend_from = 1 << 62  # Gets of so many bytes move none
@@ -158,9 +158,12 @@ class EmulatedMpi:
     def iprobe(self) -> int:
         return self._enter("iprobe", -1, -1)
 
-    def time(self) -> int:
+    def clock_gettime(self, address: int) -> int:
         self.now += self.step
-        return self.now
+        timespec = (ctypes.c_int64 * 2).from_address(address)
+        timespec[0], timespec[1] = divmod(self.now, onesided.TICKS)
+        timespec[1] *= 1_000_000_000 // onesided.TICKS
+        return 0
 
     def _later(self, window: int, rank: int, action: Callable[[], Any]) -> None:
         self.pending.setdefault((window, rank), []).append(action)
@@ -217,7 +220,9 @@ class Functions:
                 guarded(swap)
             ),
             "iprobe": ctypes.CFUNCTYPE(integer, integer, integer, integer, pointer, pointer)(guarded(probe)),
-            "time": ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(lambda _: mpi.time()),
+            "clock_gettime": ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int64)(
+                lambda _, address: mpi.clock_gettime(address)
+            ),
         }
 
     def address(self, name: str) -> int:
@@ -320,7 +325,7 @@ class MemoryStore:
             c.GET: self.functions.address("get"), c.PUT: self.functions.address("put"),
             c.FLUSH: self.functions.address("flush"), c.CAS: self.functions.address("cas"),
             c.IPROBE: self.functions.address("iprobe"), c.ANY_SOURCE: -2, c.ANY_TAG: -1,
-            c.TIME: self.functions.address("time"), c.EPOCH: 900, c.ATTEMPT: 10,
+            c.CLOCK: self.functions.address("clock_gettime"), c.EPOCH: 1, c.ATTEMPT: 10,
             c.HOOKS: self.hooks.ctypes.data,
         }.items():  # fmt: skip
             context[name] = value

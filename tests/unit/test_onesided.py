@@ -759,7 +759,7 @@ def test_touches_go_into_the_touch_array_only(store):
     assert store.get_many([block.key for block in blocks[3:]], [5000] * 2)[0] == [5000] * 2
     store.call("poll")
     assert np.flatnonzero(store.touched(1)).tolist() == pages
-    assert set(store.touched(1)[pages].tolist()) == {1234 - 900}
+    assert set(store.touched(1)[pages].tolist()) == {1234 - 1000}
     assert store.cells() == cells
     assert store.windows[INDEX].memory[1].tobytes() == index
     assert not store.touched(0).any()
@@ -782,11 +782,15 @@ def test_remote_touches_are_sent_once_per_cell_and_second(remote):
         remote.get(block.key, 5)
     remote.call("poll")
     assert remote.mpi.count("put", DATA) == 4
+    remote.mpi.now += onesided.TICKS - 1
+    remote.get(blocks[0].key, 5)
+    remote.call("poll")
+    assert remote.mpi.count("put", DATA) == 4  # still within a second
     remote.mpi.now += 1
     remote.get(blocks[0].key, 5)
     remote.call("poll")
     assert remote.mpi.count("put", DATA) == 5
-    assert remote.touched(blocks[0].rank)[blocks[0].page] == remote.mpi.now - 900
+    assert remote.touched(blocks[0].rank)[blocks[0].page] == remote.mpi.now - 1000
 
 
 def test_touches_that_nobody_sends_are_dropped(calls):
