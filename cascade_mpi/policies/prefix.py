@@ -67,12 +67,14 @@ from cascade_mpi.policies.hazard import (
     WAIT,
     class_number,
 )
+from cascade_mpi.policies.links import take_out
 from cascade_mpi.policies.loops import Operations
 from cascade_mpi.policies.policy import Ids, Mask, Policy, expect
 from cascade_mpi.policies.queues import (
     GHOST,
     GHOST_RING,
     drop,
+    enqueue,
     gone,
     insert,
     learn_and_rank,
@@ -146,6 +148,9 @@ def request(nodes: Rows, numbers: Numbers, sizes: Numbers, reals: Reals, ids: Id
             own |= LAST
         if known_block:
             use(state, i, True, own)
+            if nodes[ROW * i + CODE] > 0:  # young at once, for room may be made before it is touched
+                take_out(nodes, i)
+                enqueue(state, i)
         else:
             nodes[ROW * i + MARK] = stamped(numbers, own)
     return ids.size
@@ -169,6 +174,7 @@ class Prefix(Policy):
     """
 
     name = "prefix"
+    has_ghosts = True
     operations = Operations(touch, nothing, insert, take, unlink, relink, gone, drop, trim)
     lists = (*((queue + 1, queue + 1) for queue in range(QUEUES)), (GHOST, GHOST_RING))
 
@@ -177,6 +183,11 @@ class Prefix(Policy):
             raise ValueError(f"trust {trust}: it is 0 (nothing but the factors) to 1000, and 4 by default")
         self._trust = trust
         super().__init__(capacity, blocks, **options)
+
+    @classmethod
+    def most_ghosts(cls, capacity: int) -> int:
+        """Local. As many as the cache has blocks, and in small caches more."""
+        return max(capacity, min(GHOSTS_A_BLOCK * capacity, MOST_GHOSTS))
 
     def _number_count(self, capacity: int, blocks: int) -> int:
         return NUMBERS
@@ -208,7 +219,7 @@ class Prefix(Policy):
         numbers[EVERY] = LEARN_EVERY
         rate = max(places // 4096, min(places // 128, 16), 1)
         numbers[RATE] = 1 << (rate.bit_length() - 1)
-        numbers[GHOST_SHARE] = max(places, min(GHOSTS_A_BLOCK * places, MOST_GHOSTS))
+        numbers[GHOST_SHARE] = self.most_ghosts(places)
         if not numbers[TICK]:
             self._reals[TRUST] = self._trust / numbers[RATE]  # the prior has seen every block, not one in RATE
         _compiled_request()(*self._state, np.empty(0, np.int64), 0)
@@ -264,7 +275,6 @@ class Prefix(Policy):
             for i in self.ring(queue + 1):
                 mark = int(nodes[ROW * i + MARK])
                 fields = (mark & LAST, mark >> USES_AT & MAX_USES, mark >> WIDTH_AT & 3, mark >> GAP_AT & 3)
-                if not mark & ASKED:
-                    expect(f"class of block {i}", class_number(*fields), queue // AGES)
+                expect(f"class of block {i}", class_number(*fields), queue // AGES)
             k = int(numbers[RANK + queue])
             expect(f"the bit of queue {queue}", int(numbers[BITS + (k >> 6)]) >> (k & 63) & 1, 1)

@@ -124,8 +124,8 @@ def _tick(state: State) -> None:
 
 
 @device
-def _enqueue(state: State, i: int) -> None:
-    """Into the youngest queue of its class."""
+def enqueue(state: State, i: int) -> None:
+    """Local. Into the youngest queue of its class."""
     nodes, numbers = state[0], state[1]
     queue = kind_of(nodes[ROW * i + MARK]) * AGES
     nodes[ROW * i + CODE] = queue + 1
@@ -142,16 +142,16 @@ def _once_more(mark: int) -> int:
 
 @device
 def touch(state: State, i: int) -> None:
-    """Local. Young again; the use is counted unless `request` has done it."""
+    """Local. Young again, unless `request` has done all that: a late touch says nothing new."""
     nodes = state[0]
     _tick(state)
-    take_out(nodes, i)
     mark = nodes[ROW * i + MARK]
     if mark & ASKED:
         nodes[ROW * i + MARK] = mark & ~ASKED
     else:
+        take_out(nodes, i)
         use(state, i, True, _once_more(mark))
-    _enqueue(state, i)
+        enqueue(state, i)
 
 
 @device
@@ -169,7 +169,7 @@ def insert(state: State, i: int) -> None:
             sample(state, i)
     else:
         use(state, i, was_ghost, _once_more(mark) if was_ghost else END | NO_WIDTH << WIDTH_AT)
-    _enqueue(state, i)
+    enqueue(state, i)
 
 
 @device
