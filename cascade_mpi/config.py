@@ -26,7 +26,7 @@ ProgressMode = Literal["auto", "thread", "none"]
 PublishMode = Literal["now", "deferred"]
 ChecksumMode = Literal["later", "inline", "off"]
 WhenFull = Literal["evict", "refuse"]
-Eviction = Literal["lru", "arc", "s3fifo"]
+Eviction = Literal["lru", "arc", "s3fifo", "prefix"]
 MpiCalls = Literal["auto", "compiled", "python"]
 
 HIDDEN = "(hidden)"  # what is printed for a secret
@@ -109,7 +109,7 @@ class Config:
     when_full
         A put into a full arena drops other blocks ("evict") or is refused.
     eviction
-        The policy that says which blocks go first: "lru", "arc" or "s3fifo".
+        The policy that says which blocks go first: "lru", "arc", "s3fifo" or "prefix".
     evict_ahead
         Share of each arena, 0 to 0.5, that puts keep free for those that follow: each evicts about as much as it
         takes. 0: a put evicts when it finds no room, many blocks at once.

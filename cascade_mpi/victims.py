@@ -30,8 +30,8 @@ class Victims:
     def __init__(self, name: str, pages: int, touched: npt.NDArray[np.uint32]) -> None:
         """`pages` of the arena; `touched` is its touch array, by first page."""
         self._keyed = STORE_POLICIES[name].has_ghosts
-        # Ghosts and residents are twice the capacity at most, and a whole arena of new blocks may wait to be told of.
-        ids = 3 * pages if self._keyed else pages
+        # A whole arena of new blocks may wait to be told of while as many that left are still known as residents.
+        ids = pages + STORE_POLICIES[name].most_ghosts(pages) + (pages if self._keyed else 0)
         self._policy = make(name, pages, ids, sizes=np.broadcast_to(np.int64(1), ids), recycle=self._keyed)
         self._touched = touched
         self._seen = np.zeros(pages, np.uint32)  # by first page: the touch that the policy knows of

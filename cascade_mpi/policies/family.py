@@ -24,7 +24,7 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-STORE_POLICIES: dict[str, type[Policy]] = {name: POLICIES[name] for name in ("lru", "arc", "s3fifo")}
+STORE_POLICIES: dict[str, type[Policy]] = {name: POLICIES[name] for name in ("lru", "arc", "s3fifo", "prefix")}
 """Those that a store can be opened with."""
 
 

@@ -73,7 +73,7 @@ class Policy:
     offline: ClassVar[bool] = False
     """It has to be told the future (`future=`): a bound, not a policy for a store."""
     has_ghosts: ClassVar[bool] = False
-    """It remembers blocks that left, at most as many as are resident: a manager needs ids for them too."""
+    """It remembers blocks that left: a manager needs ids for them too."""
     by_last_use: ClassVar[bool] = False
     """The order is that of the last uses, and coming in is one: `touched` after `inserted` says when."""
     state_bytes_per_block: ClassVar[int] = ROW_BYTES
@@ -136,6 +136,11 @@ class Policy:
                 least = given.min() if given.size else "none"
                 raise ValueError(f"sizes of type {given.dtype}, smallest {least}: they are integers of 1 or more")
             self._sizes[ids] = given
+
+    @classmethod
+    def most_ghosts(cls, capacity: int) -> int:
+        """Local. How many blocks that left it remembers at most, of size 1."""
+        return capacity if cls.has_ghosts else 0
 
     # What the policy is.
 

@@ -104,7 +104,7 @@ def test_fields_take_their_normal_form() -> None:
         ("copy_threads", 0, 'in 1..1024 or "auto"'), ("copy_threads", "4", 'or "auto"'),
         ("copy_threads", True, 'or "auto"'), ("checksum", "on", '"later", "inline", "off"'),
         ("verify_reads", 1, "True or False"), ("verify_reads", "yes", "True or False"),
-        ("eviction", "fifo", '"lru", "arc", "s3fifo"'), ("evict_ahead", 0.6, "in 0..0.5"),
+        ("eviction", "fifo", '"lru", "arc", "s3fifo", "prefix"'), ("evict_ahead", 0.6, "in 0..0.5"),
         ("evict_ahead", -0.1, "in 0..0.5"), ("evict_ahead", True, "in 0..0.5"),
         ("when_full", "wait", '"evict", "refuse"'), ("mpi_calls", "c", '"auto", "compiled", "python"'),
         ("rest_ms", 0, "0.1 or more"), ("rest_ms", -0.5, "0.1 or more"), ("rest_ms", float("nan"), "finite"),
