@@ -11,7 +11,7 @@ blocks only who has the salt learns it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -47,12 +47,19 @@ def integer_key(space: Space, hi: int, lo: int) -> int:
     return (hi << 64 | lo) ^ int.from_bytes(space.digest, "big")
 
 
-def scan(dram: DramTier, space: Space) -> Iterator[BlockInfo]:
+def scan(dram: DramTier, space: Space, check_open: Callable[[], None]) -> Iterator[BlockInfo]:
     """Local. This rank's blocks of a namespace at its epoch that have not expired; no MPI call.
 
-    One that is stored or leaves meanwhile may be listed or not.
+    One that is stored or leaves meanwhile may be listed or not. `check_open` raises when the memory is gone.
     """
-    for firsts in _chunks(dram, space):
+    return _infos(dram, space, _cells(dram, space), check_open)
+
+
+def _infos(
+    dram: DramTier, space: Space, cells: list[npt.NDArray[np.int64]], check_open: Callable[[], None]
+) -> Iterator[BlockInfo]:
+    for firsts in cells:
+        check_open()
         with dram.lock:
             mine = firsts[_mine(dram, space, firsts)]
             words, records = dram.words[mine], dram.records[mine]
@@ -78,7 +85,7 @@ def remove(dram: DramTier, space: Space, keys: range | None) -> int:
     With `keys` those whose integer lies in it. 1 Get + 1 CAS each.
     """
     removed = 0
-    for firsts in _chunks(dram, space):
+    for firsts in _cells(dram, space):
         with dram.lock:
             for first in firsts[_mine(dram, space, firsts)].tolist():
                 record = dram.records[first]
@@ -88,11 +95,11 @@ def remove(dram: DramTier, space: Space, keys: range | None) -> int:
     return removed
 
 
-def _chunks(dram: DramTier, space: Space) -> Iterator[npt.NDArray[np.int64]]:
+def _cells(dram: DramTier, space: Space) -> list[npt.NDArray[np.int64]]:
+    """The first pages of the live cells of a namespace at its epoch, in pieces."""
     with dram.lock:
         firsts = dram.cells_of(space.id, space.epoch)
-    for start in range(0, firsts.size, _AT_ONCE):
-        yield firsts[start : start + _AT_ONCE]
+    return [firsts[start : start + _AT_ONCE] for start in range(0, firsts.size, _AT_ONCE)]
 
 
 def _mine(dram: DramTier, space: Space, firsts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -510,7 +510,7 @@ class Store:
         """
         space = self._space(namespace)
         self._dram.sweep_hinted()
-        return listing.scan(self._dram, space)
+        return listing.scan(self._dram, space, self._check_open)
 
     def scan_all(self, namespace: AnyNamespace | None = None) -> list[BlockInfo]:
         """Collective. The same of all ranks, by rank; every rank gets the whole list."""
