@@ -225,8 +225,9 @@ MUTATIONS = (
         "reuse-before-removal",
         "a cell is retired only after its word has left",
         DRAM,
-        (("            while (slot := self._slot_of(first, word)) >= 0:\n",
-          "            while (slot := self._slot_of(first, word)) >= 0:\n                self.retire(word)\n"),),
+        (("                done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)\n",
+          "                self.retire(word)\n"
+          "                done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)\n"),),
         (
             f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[evict]",
             f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[clear]",

@@ -173,7 +173,7 @@ class DramTier:
                     if there & HARD and self.unprotected is not None:
                         self.unprotected(nbytes)
                     break
-                # Somebody took it away, or toggled its hard bit and the block lives: only the index can tell.
+                # It has left, or its hard bit was toggled and the block lives: only the index can tell.
             self.retire(word)
             return nbytes
 

@@ -121,12 +121,13 @@ class Writer:
                 return over
             hard = False  # a rule is a wish, is_prefix a demand
             self.unprotected += 1
-        counted = space.slot in self._registry.quotas
-        if counted and (over := self._over_quota(space, nbytes)):
-            self._give_back(hard, nbytes)
-            return over
-        first = -1
+        first, counted = -1, False
         try:
+            if space.slot in self._registry.quotas:
+                if over := self._over_quota(space, nbytes):
+                    self._give_back(hard, nbytes)
+                    return over
+                counted = True
             reserved = self._dram.reserve(nbytes)
             if reserved is not None:
                 first, generation = reserved
