@@ -225,8 +225,9 @@ MUTATIONS = (
         "reuse-before-removal",
         "a cell is retired only after its word has left",
         DRAM,
-        (("            slot = self._slot_of(first, word)\n            if slot",
-          "            slot = self._slot_of(first, word)\n            self.retire(word)\n            if slot"),),
+        (("                done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)\n",
+          "                self.retire(word)\n"
+          "                done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)\n"),),
         (
             f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[evict]",
             f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[clear]",
@@ -251,7 +252,7 @@ MUTATIONS = (
         "reuse-on-a-hint",
         "a stranger's hint is not the permission to reuse: the manager looks at the index itself",
         DRAM,
-        (("                if word and self._slot_of(first, word) == c.MISS:\n", "                if word:\n"),),
+        (("                if word and self._slot_of(first, word) >= 0:\n", "                if not word:\n"),),
         (f"{TARGETS}test_a_hint_is_not_the_permission_to_reuse",),
     ),
     Mutation(
@@ -304,7 +305,7 @@ MUTATIONS = (
         WRITER,
         (
             _DELETE_ONCE,
-            ("in reversed(self.found()):\n", "in self.found()[:1]:\n"),
+            ("in reversed(self.found_blocks()):\n", "in self.found_blocks()[:1]:\n"),
         ),
         (f"{TARGETS}test_a_delete_takes_every_word",),
     ),
@@ -319,7 +320,7 @@ MUTATIONS = (
         "delete-lowest-first",
         "the word that counts goes last: before it, an older double would be seen again",
         WRITER,
-        (("in reversed(self.found()):\n", "in self.found():\n"),),
+        (("in reversed(self.found_blocks()):\n", "in self.found_blocks():\n"),),
         (f"{TARGETS}test_an_older_double_is_never_seen_during_a_delete",),
     ),
     Mutation(

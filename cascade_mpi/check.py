@@ -31,14 +31,19 @@ from cascade_mpi.layout import (
     unpack_word,
 )
 from cascade_mpi.pins import PinTable
+from cascade_mpi.protected_bytes import ProtectedBytes
 
 Claims = dict[int, list[int]]  # by manager: the words that name its cells
 
 
-def check(fabric: Fabric, dram: DramTier, pins: PinTable, drafts: Set[int] = frozenset()) -> dict[str, int]:
+def check(
+    fabric: Fabric, dram: DramTier, pins: PinTable, protected: ProtectedBytes, drafts: Set[int] = frozenset(),
+    draft_bytes: int = 0,
+) -> dict[str, int]:  # fmt: skip
     """Collective. Verify all invariants; the number of words, cells, pins and checksums that were looked at.
 
-    `drafts` are the first pages of this rank's cells that wait for their publication.
+    `drafts` are the first pages of this rank's cells that wait for their publication, `draft_bytes` what of them
+    will be protected.
 
     Raises
     ------
@@ -58,6 +63,7 @@ def check(fabric: Fabric, dram: DramTier, pins: PinTable, drafts: Set[int] = fro
         if not dram.words[first]:
             problems.append(f"cell {first} is allocated, but no word was published for it")
     _check_pins(fabric, pins, problems)
+    _check_protected(dram, protected, draft_bytes, problems)
     summed = _check_payloads(fabric, dram, problems)
     try:
         dram.check()
@@ -146,6 +152,18 @@ def _check_pins(fabric: Fabric, pins: PinTable, problems: list[str]) -> None:
     found = np.sort(fabric.pin_words[fabric.pin_words != 0])
     if not np.array_equal(expected, found):
         problems.append(f"{found.size} pin slots are set, the ranks hold {expected.size} pins here")
+
+
+def _check_protected(dram: DramTier, protected: ProtectedBytes, draft_bytes: int, problems: list[str]) -> None:
+    """What counts against the quota is what the hard words name, and no more than it allows."""
+    if protected.limit is None:
+        return
+    _, named = dram.protected()
+    counted = protected.counted()
+    if counted != named + draft_bytes:
+        problems.append(f"{counted} protected bytes are counted, hard words name {named} and drafts {draft_bytes}")
+    if counted > protected.limit:
+        problems.append(f"{counted} protected bytes are counted, protected_bytes is {protected.limit}")
 
 
 def _check_payloads(fabric: Fabric, dram: DramTier, problems: list[str]) -> int:

@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from cascade_mpi.errors import ConfigError
-from cascade_mpi.layout import MIN_PAGE_BYTES
+from cascade_mpi.layout import MAX_DEPTH, MIN_PAGE_BYTES
 from cascade_mpi.namespaces import AnyNamespace, Namespace, as_namespace
 
 WindowsMode = Literal["auto", "allocate", "shared"]
@@ -122,6 +122,10 @@ class Config:
         name; "" is the default one.
     namespace_slots
         Namespaces that the store can have at most, 4 words of memory each.
+    protected_bytes
+        Payload bytes in the arena of each rank that may be protected from eviction, as a size; None: any number.
+    protect_depth
+        Blocks put with a `depth` below this are protected as long as `protected_bytes` allows; 0: none.
     """
 
     dram_bytes: int = 256 << 20
@@ -140,6 +144,8 @@ class Config:
     rest_ms: float = 1.0
     namespace: AnyNamespace = ""
     namespace_slots: int = 1024
+    protected_bytes: int | None = None
+    protect_depth: int = 0
 
     def __post_init__(self) -> None:
         """Check every field; ConfigError names the field, its value and what is allowed."""
@@ -159,6 +165,9 @@ class Config:
         self._set("rest_ms", _milliseconds("rest_ms", self.rest_ms))
         self._set("namespace_slots", _integer("namespace_slots", self.namespace_slots, 2, 1 << 20))
         self._set("namespace", _namespace(self.namespace))
+        if self.protected_bytes is not None:
+            self._set("protected_bytes", _size("protected_bytes", self.protected_bytes))
+        self._set("protect_depth", _integer("protect_depth", self.protect_depth, 0, MAX_DEPTH))
 
     @classmethod
     def make(cls, config: ConfigLike = None, **overrides: Any) -> Config:
@@ -189,11 +198,15 @@ _MODES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _dram(size: str | int) -> int:
+def _size(name: str, size: str | int) -> int:
     try:
-        nbytes = parse_size(size)
+        return parse_size(size)
     except ConfigError as error:
-        raise ConfigError(f"dram_bytes is {size!r}: {error}") from None
+        raise ConfigError(f"{name} is {size!r}: {error}") from None
+
+
+def _dram(size: str | int) -> int:
+    nbytes = _size("dram_bytes", size)
     if nbytes < MIN_PAGE_BYTES:
         raise ConfigError(f"dram_bytes is {size!r}: it must be at least one page, {MIN_PAGE_BYTES} bytes")
     return nbytes

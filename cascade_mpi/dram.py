@@ -1,15 +1,17 @@
 """The DRAM tier of one rank: the cells that this rank manages, from reservation to reuse.
 
-Covers allocation, the table of published words, removal of own words (evict, clear), the sweep of cells
+Covers allocation, the table of published words, removal of own words (evict, expire, clear), the sweep of cells
 whose word others took away, limbo, and the look at the pins before reuse. Does not cover how a word is
 published (`writer`), which pages a cell gets (`allocator`), nor which blocks are evicted first (`victims`).
 
 The order that keeps readers safe: the word leaves (CAS, flushed), full fence, rest, look at the pins,
-wipe the descriptor, reuse with the generation raised.
+wipe the descriptor, reuse with the generation raised. Anybody may toggle the hard bit of a word: the table has
+each word as it was seen last, what stands in the index decides, and words are compared without that bit.
 """
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from collections import deque
@@ -23,7 +25,7 @@ from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import checksum_cell, full_fence
-from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES, HARD_SHIFT, MAX_PAGES
+from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES, HARD, MAX_PAGES, same_cell
 from cascade_mpi.onesided import SLOTS_PER_PEER
 from cascade_mpi.victims import Victims
 
@@ -47,13 +49,16 @@ class DramTier:
         # Its own: a look in the middle of a put must not overwrite the look-up that the put goes by.
         self._scratch = fabric.new_scratch()
         self.allocator = PageAllocator(fabric.pages, rest)
-        self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word, 0 if there is none
+        self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word as it was seen last, 0: none
         self.records = fabric.descriptors.view(DESCRIPTOR)[:, 0]
         self._magics, self._lengths = self.records["magic"], self.records["length"]
+        self._expiries = self.records["expiry"]
         self.live_bytes = 0
-        self.evicted = self.evicted_bytes = self.swept = self.passed = 0
+        self.evicted = self.evicted_bytes = self.swept = self.passed = self.expired = self.spared = 0
         self._unsummed: deque[int] = deque()
         self._passed: deque[int] = deque()  # words of blocks of epochs that have passed
+        self._expiring: list[tuple[int, int]] = []  # a heap of (expiry, word)
+        self.unprotected: Callable[[int], None] | None = None  # told the bytes of a hard word that was taken away
         self.counted = np.zeros(fabric.pages, np.bool_)  # by first page: the block counts against a quota
         self.freed: Callable[[int, int, int], None] | None = None  # told namespace id, epoch and bytes of what counted
         self._rest = rest
@@ -85,7 +90,11 @@ class DramTier:
             cell = self.allocator.allocate(pages, now)
             while cell is None:
                 cell = self._settle(pages)
-                if cell is None and not (self.sweep() or self.drop_passed()) and not self._evict(pages):
+                if (
+                    cell is None
+                    and not (self.sweep() or self.drop_passed() or self.drop_expired())
+                    and not self._evict(pages)
+                ):
                     return None
             if self.allocator.free_pages + self.allocator.limbo_pages < self.low_pages:
                 self._evict_ahead(pages)
@@ -99,11 +108,21 @@ class DramTier:
         if unsummed:
             self._unsummed.append(word)
             if len(self._unsummed) > 2 * self.allocator.live_pages + 1024:  # most are of cells that are gone
-                self._unsummed = deque(w for w in self._unsummed if int(self.words[w & _PAGE_MASK]) == w)
-        self.fabric.touched[first] = self.fabric.ticks()
+                self._unsummed = deque(filter(self._is_live, self._unsummed))
+        if expiry := int(self._expiries[first]):
+            heapq.heappush(self._expiring, (expiry, word))
+            if len(self._expiring) > 2 * self.allocator.live_pages + 1024:
+                self._expiring = [each for each in self._expiring if self._is_live(each[1])]
+                heapq.heapify(self._expiring)
+        # As the kernels do: a clock that is behind the epoch is no reason to fail after the block was published.
+        self.fabric.touched[first] = self.fabric.ticks() & 0xFFFFFFFF
         if self.victims is not None:
             record = self.records[first]
             self.victims.entered(first, self.pages_for(nbytes), (int(record["key_hi"]), int(record["key_lo"])))
+
+    def _is_live(self, word: int) -> bool:
+        """Whether the cell of a word is that word's still."""
+        return same_cell(int(self.words[word & _PAGE_MASK]), word)
 
     def compute_checksums(self, limit: int | None = None) -> int:
         """Local. Compute checksums that puts have left for later, at most `limit`: how many."""
@@ -111,8 +130,8 @@ class DramTier:
         with self.lock:  # the cell cannot be retired and reused meanwhile
             while self._unsummed and (limit is None or done < limit):
                 word = self._unsummed.popleft()
-                first = word & _PAGE_MASK
-                if int(self.words[first]) == word:
+                if self._is_live(word):
+                    first = word & _PAGE_MASK
                     descriptor = self.fabric.descriptors_address + first * DESCRIPTOR_BYTES
                     checksum_cell(descriptor, self.fabric.arena_address + first * self.fabric.page_bytes)
                     done += 1
@@ -137,9 +156,9 @@ class DramTier:
         False if that was known already.
         """
         with self.lock:
-            first = word & _PAGE_MASK
-            if int(self.words[first]) != word:
+            if not self._is_live(word):
                 return False
+            first = word & _PAGE_MASK
             self.words[first] = 0
             self.live_bytes -= int(self._lengths[first])
             if self.victims is not None:
@@ -147,28 +166,41 @@ class DramTier:
             self._leave(first)
             return True
 
-    def remove(self, first: int, *, evicted: bool = False) -> int:
+    def remove(self, first: int, *, evicting: bool = False) -> int | None:
         """Local. Take the word of a live cell out of the index, wherever it stands, and retire the cell: its bytes.
 
-        1 Get + 1 CAS + 2 Flushes at the home.
+        `evicting` not if it is protected: None. 1 Get + 1 CAS + 2 Flushes at the home.
         """
         with self.lock:
-            word, record, fabric = int(self.words[first]), self.records[first], self.fabric
-            s = self._scratch
-            nbytes = int(record["length"])
-            slot = self._slot_of(first, word)
-            if slot >= 0:
+            word, fabric, s = int(self.words[first]), self.fabric, self._scratch
+            nbytes = int(self._lengths[first])
+            while (slot := self._slot_of(first, word)) >= 0:
+                there = self._note(first)
+                if evicting and there & HARD:
+                    self.spared += 1
+                    return None
                 home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
-                if fabric.remove(fabric.ctx, s.address, home, bucket, slot, word) < 0:
+                done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)
+                if done < 0:
                     fabric.raise_mpi_error(s)
-                # A CAS that failed is as good: only this rank writes this word, so it has left for good.
-            self.retire(word, evicted=evicted)
+                if done:
+                    if there & HARD and self.unprotected is not None:
+                        self.unprotected(nbytes)
+                    break
+                # It has left, or its hard bit was toggled and the block lives: only the index can tell.
+            self.retire(word, evicted=evicting)
             return nbytes
+
+    def _note(self, first: int) -> int:
+        """The word of a cell as the last look found it in the index, entered into the table."""
+        self.words[first] = there = self._scratch.words[c.WORD]
+        return int(there)
 
     def sweep(self, *, everything: bool = False) -> int:
         """Local. Retire the cells that no word names any more: their number. 1 Get + 1 Flush for each looked at.
 
-        Looks at the cells of which a stranger said so (or at all): a hint is never the permission.
+        Looks at the cells of which a stranger said so (or at all): a hint is never the permission. Notes what has
+        become of the hard bits of the others.
         """
         with self.lock:
             fabric = self.fabric
@@ -179,7 +211,9 @@ class DramTier:
             found = 0
             for first in firsts.tolist():
                 word = int(self.words[first])
-                if word and self._slot_of(first, word) == c.MISS:
+                if word and self._slot_of(first, word) >= 0:
+                    self._note(first)
+                elif word:
                     self.retire(word)
                     found += 1
             self.swept += found
@@ -206,9 +240,9 @@ class DramTier:
             if (size := self.allocator.pages_of(first)) > missing:
                 self._chosen.appendleft(int(self.words[first]))
                 return
-            self._evict_one(first)
-            want -= size
-            missing -= size
+            if self._evict_one(first) is not None:
+                want -= size
+                missing -= size
 
     def _evict(self, pages: int) -> bool:
         """Take blocks out, hard ones never, so that a cell of so many pages may fit; False if nothing was taken."""
@@ -216,8 +250,9 @@ class DramTier:
             return False
         want, taken = max(pages, self.fabric.pages // _EVICT_SHARE), 0
         while taken < want and (first := self._next_victim()) >= 0:
-            taken += self.allocator.pages_of(first)
-            self._evict_one(first)
+            pages = self.allocator.pages_of(first)
+            if self._evict_one(first) is not None:
+                taken += pages
         return taken > 0
 
     def _next_victim(self) -> int:
@@ -236,15 +271,17 @@ class DramTier:
         return -1
 
     def _hard(self) -> npt.NDArray[np.int64]:
-        """First pages of the live cells that may not be evicted."""
+        """First pages of the live cells that may not be evicted, as far as this rank knows."""
         live = np.flatnonzero(self.words)
-        found: npt.NDArray[np.int64] = live[(self.words[live] >> np.uint64(HARD_SHIFT)) & np.uint64(1) != 0]
+        found: npt.NDArray[np.int64] = live[self.words[live] & np.uint64(HARD) != 0]
         return found
 
-    def _evict_one(self, first: int) -> int:
-        nbytes = self.remove(first, evicted=True)
-        self.evicted_bytes += nbytes
-        self.evicted += 1
+    def _evict_one(self, first: int) -> int | None:
+        """Evict a block: its bytes; None if somebody has protected it meanwhile, and the table says so now."""
+        nbytes = self.remove(first, evicting=True)
+        if nbytes is not None:
+            self.evicted_bytes += nbytes
+            self.evicted += 1
         return nbytes
 
     def _could_fit(self, pages: int) -> bool:
@@ -310,7 +347,7 @@ class DramTier:
             for first in victims:
                 if freed >= nbytes:
                     break
-                freed += self._evict_one(first)
+                freed += self._evict_one(first) or 0
             return freed > 0
 
     def let_pass(self, epochs: Mapping[int, int]) -> None:
@@ -339,12 +376,38 @@ class DramTier:
         with self.lock:
             while self._passed and (limit is None or dropped < limit):
                 word = self._passed.popleft()
-                first = word & _PAGE_MASK
-                if int(self.words[first]) == word:
-                    self.remove(first)
+                if self._is_live(word):
+                    self.remove(word & _PAGE_MASK)
                     dropped += 1
             self.passed += dropped
         return dropped
+
+    # ------------------------------------------------------------------------------------ expiry, protection
+
+    @property
+    def any_expiring(self) -> bool:
+        """Whether any block has an expiry, past or not."""
+        return bool(self._expiring)
+
+    def drop_expired(self, limit: int | None = None) -> int:
+        """Local. Take expired blocks out, protected ones too, after at most `limit` looks: how many."""
+        dropped = looks = 0
+        with self.lock:
+            now = self.fabric.now()
+            while self._expiring and self._expiring[0][0] <= now and (limit is None or looks < limit):
+                looks += 1
+                _, word = heapq.heappop(self._expiring)
+                if self._is_live(word):
+                    self.remove(word & _PAGE_MASK)
+                    dropped += 1
+            self.expired += dropped
+        return dropped
+
+    def protected(self) -> tuple[int, int]:
+        """Local. The protected blocks and their payload bytes, as the table has them."""
+        with self.lock:
+            hard = np.flatnonzero(self.words & np.uint64(HARD))
+            return hard.size, int(self._lengths[hard].sum())
 
     def clear(self) -> None:
         """Local. Take every block of this rank out, hard ones too."""

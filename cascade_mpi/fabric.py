@@ -31,7 +31,7 @@ LEVELS = {
     MPI.THREAD_MULTIPLE: "multiple",
 }
 _CALLS = (
-    "get", "get_pinned", "find", "publish", "remove", "slot_of", "hint_gone", "pin", "unpin",
+    "get", "get_pinned", "find", "publish", "remove", "swap", "slot_of", "hint_gone", "pin", "unpin",
     "get_many", "describe_many", "probe_many", "poll",
 )  # fmt: skip
 
@@ -165,6 +165,7 @@ class Fabric:
     find: Callable[..., int]
     publish: Callable[..., int]
     remove: Callable[..., int]
+    swap: Callable[..., int]
     slot_of: Callable[..., int]
     hint_gone: Callable[..., int]
     pin: Callable[..., int]
@@ -191,6 +192,10 @@ class Fabric:
                 return call(*args)
 
         return guarded
+
+    def now(self) -> int:
+        """Local. Whole seconds since the store was opened, as the kernels count them; below 0 on a clock behind."""
+        return int(time.time()) - int(self.context[c.EPOCH])
 
     @property
     def level_name(self) -> str:

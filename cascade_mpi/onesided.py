@@ -17,6 +17,7 @@ from cascade_mpi.kernels.intrinsics import (
     call_int,
     fence_acquire,
     fence_seq_cst,
+    load32,
     load64,
     load_acquire,
     memcpy,
@@ -31,6 +32,7 @@ from cascade_mpi.kernels.probe import (
     BUCKET_BYTES,
     BUCKET_WORDS,
     DESCRIPTOR_BYTES,
+    O_EXPIRY,
     O_LENGTH,
     checksum_holds,
     copy_then_reload,
@@ -48,6 +50,7 @@ from cascade_mpi.kernels.probe import (
     place,
     rank_of,
     read_bucket_mapped,
+    same_cell,
     set_field,
 )
 
@@ -182,6 +185,14 @@ def _now(ctx, s):  # type: ignore[no-untyped-def]
 
 
 @device
+def _expired(ctx, s, descriptor):  # type: ignore[no-untyped-def]
+    """Is the block of this copy of a descriptor a miss by this rank's clock?"""
+    expiry = np.int64(load32(descriptor + O_EXPIRY))
+    # Signed: a clock that is behind the opening one's is at less than 0, which is before everything.
+    return expiry != 0 and np.int64(_now(ctx, s)) >= expiry * TICKS
+
+
+@device
 def _touch(ctx, s, word):  # type: ignore[no-untyped-def]
     """Note that the cell was used: a store on the own node, else an entry for the next batch of Puts.
 
@@ -250,7 +261,7 @@ def _count_hit(ctx, s, rank, nbytes):  # type: ignore[no-untyped-def]
 def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: ignore[no-untyped-def]
     """Read the cell that `word` names, if it is the key's: (outcome, word again or 0).
 
-    Outcome: bytes read, MISS for another key's cell, WRONG_SIZE, CORRUPT, MPI_FAILED. Nothing of it
+    Outcome: bytes read, MISS for another key's cell, EXPIRED, WRONG_SIZE, CORRUPT, MPI_FAILED. Nothing of it
     counts before the word was looked at again; where the payload and the word are both mapped
     (`word_at` not 0) that has been done here, behind the copy.
     """
@@ -277,6 +288,8 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
     set_field(s, c.LENGTH, length)
     if not fits(ctx, page, length):
         return np.int64(c.MISS), _ZERO
+    if _expired(ctx, s, descriptor):
+        return np.int64(c.EXPIRED), _ZERO
     if what == DESCRIBE:
         return length, _ZERO
     if (what == WHOLE and room != length) or (what == RANGE and room > length - offset):
@@ -330,6 +343,10 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
                 if again != word or _now(ctx, s) - began > np.uint64(field(ctx, c.ATTEMPT)):
                     changed = True
                     break
+                if outcome == c.EXPIRED:
+                    if what != DESCRIBE:
+                        count(s, c.C_EXPIRED, 1)
+                    return np.int64(c.MISS)  # the word that counts: what stands behind it is older
                 if outcome != c.MISS:
                     set_field(s, c.WORD, word)
                     set_field(s, c.SLOT, slot)
@@ -380,7 +397,7 @@ def get_pinned(ctx, s, word, hi, lo, target, room, offset):  # type: ignore[no-u
     outcome, _ = _fetch(ctx, s, word, hi, lo, target, room, offset, RANGE, np.int64(0))
     if outcome >= 0:
         _count_hit(ctx, s, rank_of(word), outcome)
-    return outcome
+    return np.int64(c.MISS) if outcome == c.EXPIRED else outcome
 
 
 # ---------------------------------------------------------------------------------------------- writers
@@ -396,7 +413,7 @@ def _find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
         rc = _read_bucket(ctx, s, home, bucket)
         if rc != 0:
             return _failed(s, rc)
-        free, found, changed = np.int64(-1), np.int64(0), False
+        free, found, live, changed = np.int64(-1), np.int64(0), np.int64(0), False
         for slot in range(BUCKET_WORDS):
             word = load64(words + slot * 8)
             if word == _ZERO:
@@ -421,11 +438,18 @@ def _find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
                         changed = True
                         break
                     continue
+            length = _ZERO
+            if word != skip:
+                length = load64(s + c.DESCRIPTOR_COPY * 8 + O_LENGTH)
+            if found == 0 and (word == skip or not _expired(ctx, s, s + c.DESCRIPTOR_COPY * 8)):
+                live = np.int64(1)
             set_field(s, c.FOUND_WORDS + 2 * found, slot)
             store64(s + (c.FOUND_WORDS + 2 * found + 1) * 8, word)
+            store64(s + (c.FOUND_LENGTHS + found) * 8, length)
             found += 1
         if not changed:
             set_field(s, c.FOUND, found)
+            set_field(s, c.FOUND_LIVE, live)
             set_field(s, c.FREE_SLOT, free)
             return found
         count(s, c.C_RETRIES, 1)
@@ -434,8 +458,8 @@ def _find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
 
 @kernel("int64(int64,int64,uint64,uint64,uint64)")
 def find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
-    """Every word of a key, for put and delete: their number; (slot, word) pairs, HOME, BUCKET, FREE_SLOT in
-    the scratch.
+    """Every word of a key, for put, delete and protect: their number; (slot, word) pairs, the blocks' lengths, HOME,
+    BUCKET, FREE_SLOT, FOUND_LIVE in the scratch.
 
     `skip` is a word that is known to be the key's (0: none). 1 Get + 1 Flush, and as much for each match.
     """
@@ -494,9 +518,25 @@ def remove(ctx, s, home, bucket, slot, word):  # type: ignore[no-untyped-def]
     return np.int64(seen == word)
 
 
+@kernel("int64(int64,int64,int64,int64,int64,uint64,uint64)")
+def swap(ctx, s, home, bucket, slot, old, new):  # type: ignore[no-untyped-def]
+    """CAS `old` to `new`, the same word with the other hard bit: 1 if this call did it, 0 if it had changed.
+
+    1 CAS + 1 Flush.
+    """
+    rc, seen = _cas(ctx, s, home, bucket * BUCKET_BYTES + slot * 8, old, new)
+    if rc != 0:
+        return _failed(s, rc)
+    fence_seq_cst()  # the word before the hint that it has changed
+    return np.int64(seen == old)
+
+
 @kernel("int64(int64,int64,uint64,uint64,uint64)")
 def slot_of(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
-    """The slot in which a word of this key stands now, or MISS. 1 Get + 1 Flush."""
+    """The slot in which a word of this key stands now, or MISS. 1 Get + 1 Flush.
+
+    The word as it stands there is WORD in the scratch: somebody may have toggled its hard bit.
+    """
     home, bucket, _ = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
     set_field(s, c.HOME, home)
     set_field(s, c.BUCKET, bucket)
@@ -504,7 +544,9 @@ def slot_of(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
     if rc != 0:
         return _failed(s, rc)
     for slot in range(BUCKET_WORDS):
-        if load64(s + (c.BUCKET_COPY + slot) * 8) == word:
+        there = load64(s + (c.BUCKET_COPY + slot) * 8)
+        if same_cell(there, word):
+            store64(s + c.WORD * 8, there)
             return np.int64(slot)
     return np.int64(c.MISS)
 
@@ -697,6 +739,7 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
                 and is_cell_of(descriptor, word, hi, lo)
                 and np.int64(load64(descriptor + O_LENGTH)) == room
                 and fits(ctx, page_of(word), room)
+                and not _expired(ctx, s, descriptor)
                 and (not field(ctx, c.VERIFY) or checksum_holds(descriptor, field(targets, i), room))
             )
             if whole:
@@ -765,7 +808,12 @@ def _describe_chunk(ctx, s, keys, n, descriptors, results, work, flags):  # type
         descriptor = w + W_DESCRIPTOR * 8
         word = load64(w + W_WORD * 8)
         length = np.int64(load64(descriptor + O_LENGTH))
-        if state == _CANDIDATE and is_cell_of(descriptor, word, hi, lo) and fits(ctx, page_of(word), length):
+        if (
+            state == _CANDIDATE
+            and is_cell_of(descriptor, word, hi, lo)
+            and fits(ctx, page_of(word), length)
+            and not _expired(ctx, s, descriptor)
+        ):
             # No second look at the word: it named this generation when the bucket was read, and the
             # descriptor says which key that generation is. That is all a `contains` promises.
             outcome = length

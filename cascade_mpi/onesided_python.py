@@ -27,6 +27,7 @@ from cascade_mpi.layout import (
     MAGIC,
     TIER_DRAM,
     place,
+    same_cell,
     unpack_word,
 )
 from cascade_mpi.onesided import (
@@ -53,13 +54,14 @@ WRONG_SIZE: int = c.WRONG_SIZE
 CHANGED: int = c.CHANGED
 MPI_FAILED: int = c.MPI_FAILED
 CORRUPT: int = c.CORRUPT
+EXPIRED: int = c.EXPIRED
 LARGEST_PIECE = 1 << 30  # an MPI count is an int; larger payloads are fetched in pieces
 _ATTEMPTS, _LOOKUP_ATTEMPTS = 4, 1000
 _MASK64 = (1 << 64) - 1
 _TOUCH_MIX = 0x9E3779B97F4A7C15
-_O_GENERATION, _O_FLAGS, _O_LENGTH, _O_HI, _O_LO, _O_CHECKSUM = (
+_O_GENERATION, _O_FLAGS, _O_LENGTH, _O_HI, _O_LO, _O_CHECKSUM, _O_EXPIRY = (
     DESCRIPTOR.fields[name][1]  # type: ignore[index]
-    for name in ("generation", "flags", "length", "key_hi", "key_lo", "checksum")
+    for name in ("generation", "flags", "length", "key_hi", "key_lo", "checksum", "expiry")
 )
 
 
@@ -98,6 +100,7 @@ class _Cell(NamedTuple):
     hi: int
     lo: int
     checksum: int
+    expiry: int
 
     @classmethod
     def read(cls, address: int) -> _Cell:
@@ -110,6 +113,7 @@ class _Cell(NamedTuple):
         return cls(
             number(0, 4), number(_O_GENERATION, 2), number(_O_FLAGS, 2), number(_O_LENGTH, 8),
             number(_O_HI, 8), number(_O_LO, 8), number(_O_CHECKSUM, 8),
+            number(_O_EXPIRY, 4),
         )  # fmt: skip
 
     def holds(self, word: int, hi: int, lo: int) -> bool:
@@ -218,6 +222,9 @@ class PythonCalls:
         named = unpack_word(word)
         return named.tier == TIER_DRAM and named.rank < self._field(c.RANKS) and named.page < self._field(c.PAGES)
 
+    def _expired(self, s: _Scratch, cell: _Cell) -> bool:
+        return cell.expiry != 0 and self._now(s) >= cell.expiry * TICKS
+
     def _fits(self, page: int, length: int) -> bool:
         return length <= self._arena_bytes - page * self._field(c.PAGE_BYTES)
 
@@ -312,6 +319,8 @@ class PythonCalls:
         s.unsigned[c.LENGTH] = cell.length
         if not self._fits(page, cell.length):
             return MISS, None
+        if self._expired(s, cell):
+            return EXPIRED, None
         if what == DESCRIBE:
             return cell.length, None
         if (what == WHOLE and room != cell.length) or (what == RANGE and offset + room > cell.length):
@@ -353,6 +362,9 @@ class PythonCalls:
                 if again != word or self._too_late(s, began):
                     changed = True
                     break
+                if outcome == EXPIRED:
+                    s.count(c.C_EXPIRED, int(what != DESCRIBE))
+                    return MISS  # the word that counts: what stands behind it is older
                 if outcome != MISS:
                     s.unsigned[c.WORD], s.signed[c.SLOT] = word, slot
                     return outcome
@@ -382,22 +394,24 @@ class PythonCalls:
         outcome, _ = self._fetch(scratch, word, hi, lo, target, room, offset, RANGE, 0)
         if outcome >= 0:
             self._count_hit(scratch, unpack_word(word).rank, outcome)
-        return outcome
+        return MISS if outcome == EXPIRED else outcome
 
     # --------------------------------------------------------------------------------------------- writers
 
     @_reporting
     def find(self, ctx: int, s: int, hi: int, lo: int, skip: int) -> int:
-        """Local. Every word of a key, for put and delete: their number; the words are in the scratch."""
+        """Local. Every word of a key, for put, delete and protect: their number; the words are in the scratch."""
         scratch = _Scratch(s)
         home, bucket, fp = self._place(scratch, hi, lo)
         for _ in range(_LOOKUP_ATTEMPTS):
             words = self._read_bucket(scratch, home, bucket)
             found = self._words_of(scratch, words, home, bucket, fp, hi, lo, skip)
             if found is not None:
-                for i, (slot, word) in enumerate(found):
+                for i, (slot, word, length, _) in enumerate(found):
                     scratch.signed[c.FOUND_WORDS + 2 * i], scratch.unsigned[c.FOUND_WORDS + 2 * i + 1] = slot, word
+                    scratch.unsigned[c.FOUND_LENGTHS + i] = length
                 scratch.signed[c.FOUND] = len(found)
+                scratch.signed[c.FOUND_LIVE] = int(bool(found) and found[0][3])
                 scratch.signed[c.FREE_SLOT] = words.index(0) if 0 in words else -1
                 return len(found)
             scratch.count(c.C_RETRIES)
@@ -405,23 +419,30 @@ class PythonCalls:
 
     def _words_of(
         self, s: _Scratch, words: list[int], home: int, bucket: int, fp: int, hi: int, lo: int, skip: int
-    ) -> list[tuple[int, int]] | None:
-        """The (slot, word) pairs of a key in a bucket; None if a word that is not the key's has changed since."""
+    ) -> list[tuple[int, int, int, bool]] | None:
+        """A key's words in a bucket, each with its slot, the block's length and whether that has not expired.
+
+        None if a word that is not the key's has changed since.
+        """
         found = []
         for slot, word in _matches(words, fp):
             if not self._in_bounds(word):
                 s.count(c.C_BAD_WORDS)
                 continue
-            if word != skip and not self._names(s, word, hi, lo):
+            if word == skip:
+                found.append((slot, word, 0, True))
+                continue
+            cell = self._read_cell(s, word)
+            if not cell.holds(word, hi, lo):
                 # The word decides: unchanged, it is another key's; changed, the key may have moved.
                 if self._reload(s, home, bucket, slot) != word:
                     return None
                 continue
-            found.append((slot, word))
+            found.append((slot, word, cell.length, not self._expired(s, cell)))
         return found
 
-    def _names(self, s: _Scratch, word: int, hi: int, lo: int) -> bool:
-        """Does the descriptor of a word that is in bounds hold this key?"""
+    def _read_cell(self, s: _Scratch, word: int) -> _Cell:
+        """What the descriptor of a word that is in bounds says."""
         _, _, _, _, rank, page = unpack_word(word)
         base, copy_to = self._base(DATA, rank), s.at(c.DESCRIPTOR_COPY)
         if base:
@@ -429,7 +450,7 @@ class PythonCalls:
         else:
             self._get(copy_to, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
             self._flush(rank, DATA)
-        return _Cell.read(copy_to).holds(word, hi, lo)
+        return _Cell.read(copy_to)
 
     def _swap(self, s: _Scratch, home: int, offset: int, old: int, new: int) -> int:
         """The word that was there."""
@@ -460,12 +481,22 @@ class PythonCalls:
         return int(seen == word)
 
     @_reporting
+    def swap(self, ctx: int, s: int, home: int, bucket: int, slot: int, old: int, new: int) -> int:
+        """Local. CAS `old` to `new`: 1 if this call did it, 0 if it had changed."""
+        seen = self._swap(_Scratch(s), home, bucket * BUCKET_BYTES + slot * 8, old, new)
+        probe.full_fence()  # the word before the hint that it has changed
+        return int(seen == old)
+
+    @_reporting
     def slot_of(self, ctx: int, s: int, hi: int, lo: int, word: int) -> int:
-        """Local. The slot in which a word of this key stands now, or MISS."""
+        """Local. The slot in which a word of this key stands now, or MISS; the word as it is there in the scratch."""
         scratch = _Scratch(s)
         home, bucket, _ = self._place(scratch, hi, lo)
-        words = self._read_bucket(scratch, home, bucket)
-        return words.index(word) if word in words else MISS
+        for slot, there in enumerate(self._read_bucket(scratch, home, bucket)):
+            if same_cell(there, word):
+                scratch.unsigned[c.WORD] = there
+                return slot
+        return MISS
 
     @_reporting
     def hint_gone(self, ctx: int, s: int, word: int) -> int:
@@ -562,7 +593,7 @@ class PythonCalls:
         for item in items:
             room, outcome = rooms[item.number], MISS
             if item in remote:
-                item.doubt = late or not self._is_whole(item, targets[item.number], room)
+                item.doubt = late or not self._is_whole(s, item, targets[item.number], room)
                 outcome, s.unsigned[c.WORD] = room, item.word
             if item.doubt:
                 outcome = self._get_one(s, item.hi, item.lo, targets[item.number], room, 0, WHOLE)
@@ -585,13 +616,14 @@ class PythonCalls:
                 flags.add(item.home)
         self._flush_all(flags, INDEX)
 
-    def _is_whole(self, item: _Item, target: int, room: int) -> bool:
+    def _is_whole(self, s: _Scratch, item: _Item, target: int, room: int) -> bool:
         cell = _Cell.read(item.descriptor)
         return (
             item.again.unsigned[0] == item.word
             and cell.holds(item.word, item.hi, item.lo)
             and cell.length == room
             and self._fits(unpack_word(item.word).page, room)
+            and not self._expired(s, cell)
             and self._checksum_holds(cell, target, room)
         )
 
@@ -623,7 +655,7 @@ class PythonCalls:
             if item in candidates:
                 cell = _Cell.read(descriptor)
                 fits = self._fits(unpack_word(item.word).page, cell.length)
-                item.doubt = not (fits and cell.holds(item.word, item.hi, item.lo))
+                item.doubt = not (fits and cell.holds(item.word, item.hi, item.lo)) or self._expired(s, cell)
                 outcome = cell.length
             if item.doubt:
                 descriptor = s.at(c.DESCRIPTOR_COPY)

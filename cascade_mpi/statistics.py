@@ -28,12 +28,15 @@ def stats(fabric: Fabric, dram: DramTier, writer: Writer, pins: PinTable) -> dic
     }
     hits = sum(each["gets"] for each in paths.values())
     page = fabric.page_bytes
+    blocks, nbytes = dram.protected()
     return {
         "gets": hits + count["misses"], "hits": hits, "misses": count["misses"],
         "bytes_got": sum(each["bytes"] for each in paths.values()), "tiers": paths,
         "puts": writer.puts, "bytes_put": writer.bytes_put, "kept": writer.kept, "refused": writer.refused,
         "deletes": writer.deletes, "evicted": dram.evicted, "evicted_bytes": dram.evicted_bytes,
-        "passed": dram.passed,
+        "passed": dram.passed, "expired": dram.expired, "expired_reads": count["expired_reads"],
+        "spared": dram.spared,
+        "protected": {"blocks": blocks, "bytes": nbytes, "over_quota": writer.unprotected},
         "recheck_retries": count["recheck_retries"], "retries_exhausted": count["retries_exhausted"],
         "fingerprint_collisions": count["fingerprint_collisions"], "bad_words": count["bad_words"],
         "corrupt": count["corrupt"], "lost_cas": writer.lost_cas, "bucket_overflows": writer.overflows,
@@ -83,6 +86,7 @@ def report(
         "namespaces": {
             "default": str(config.namespace), "slots": config.namespace_slots, "used": registry.slots_used(),
         },
+        "protection": {"protected_bytes": config.protected_bytes, "protect_depth": config.protect_depth},
         "kernel_cache": all(kernel.cached for kernel in KERNELS),
     }  # fmt: skip
 

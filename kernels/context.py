@@ -54,6 +54,7 @@ HOME = next(_field)
 BUCKET = next(_field)
 FOUND = next(_field)  # number of entries of FOUND_WORDS
 FREE_SLOT = next(_field)  # lowest empty slot, -1 if none
+FOUND_LIVE = next(_field)  # 1: the block of the lowest word found has not expired
 CHECKSUM = next(_field)
 MPI_ERROR = next(_field)
 FLAG = next(_field)  # of Iprobe
@@ -69,19 +70,21 @@ COUNTERS = next(_field)
 # Counters, in words from COUNTERS.
 C_HITS_SELF, C_HITS_NODE, C_HITS_REMOTE = 0, 1, 2
 C_BYTES_SELF, C_BYTES_NODE, C_BYTES_REMOTE = 3, 4, 5
-C_MISSES, C_RETRIES, C_EXHAUSTED, C_BAD_WORDS, C_CORRUPT, C_COLLISIONS = range(6, 12)
+C_MISSES, C_RETRIES, C_EXHAUSTED, C_BAD_WORDS, C_CORRUPT, C_COLLISIONS, C_EXPIRED = range(6, 13)
 COUNTER_WORDS = 16
 COUNTER_NAMES = {
     "hits_self": C_HITS_SELF, "hits_node": C_HITS_NODE, "hits_remote": C_HITS_REMOTE,
     "bytes_self": C_BYTES_SELF, "bytes_node": C_BYTES_NODE, "bytes_remote": C_BYTES_REMOTE,
     "misses": C_MISSES, "recheck_retries": C_RETRIES, "retries_exhausted": C_EXHAUSTED,
     "bad_words": C_BAD_WORDS, "corrupt": C_CORRUPT, "fingerprint_collisions": C_COLLISIONS,
+    "expired_reads": C_EXPIRED,
 }  # fmt: skip
 _field = count(COUNTERS + COUNTER_WORDS)
 BUCKET_COPY = -(-next(_field) // 8) * 8  # 16 words, on a cache line
 DESCRIPTOR_COPY = BUCKET_COPY + 16  # 16 words
 FOUND_WORDS = DESCRIPTOR_COPY + 16  # pairs (slot, word), at most 16
-DIMS = FOUND_WORDS + 32  # dimensions of a descriptor to write: 7 x u32
+FOUND_LENGTHS = FOUND_WORDS + 32  # of the blocks of FOUND_WORDS, 0 for a word that was known
+DIMS = FOUND_LENGTHS + 16  # dimensions of a descriptor to write: 7 x u32
 TOUCH_RING = DIMS + 4  # pairs (rank, page) of touches to send
 TOUCH_RING_ENTRIES = 64
 TOUCH_FILTER = TOUCH_RING + 2 * TOUCH_RING_ENTRIES  # pairs (word, tick) sent lately
@@ -91,6 +94,7 @@ SCRATCH_WORDS = TIMESPEC + 2
 
 # Results of the kernels; a value >= 0 is a number of bytes (or what the kernel says).
 MISS, WRONG_SIZE, CHANGED, MPI_FAILED, CORRUPT = -1, -2, -3, -4, -5
+EXPIRED = -6  # between the steps of a get, which says MISS
 
 # Hooks: a test area of words. Mode of a point: 0 nothing, n > 0 spin at random up to n, -1 wait at a gate.
 H_READER = 0  # between the copy and the re-check

@@ -24,7 +24,7 @@ from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_twin
 
 CALLS = (
-    "get", "get_pinned", "find", "publish", "remove", "slot_of", "hint_gone", "pin", "unpin",
+    "get", "get_pinned", "find", "publish", "remove", "swap", "slot_of", "hint_gone", "pin", "unpin",
     "get_many", "describe_many", "probe_many", "poll",
 )  # fmt: skip
 INDEX, DATA, PINS = onesided.INDEX, onesided.DATA, onesided.PINS
@@ -378,12 +378,14 @@ class MemoryStore:
         return layout.place(*key, self.ranks, self.buckets)
 
     def write_cell(
-        self, rank: int, page: int, key: Key, payload: bytes, generation: int = 1, *, checksum: bool = False
-    ) -> int:
+        self, rank: int, page: int, key: Key, payload: bytes, generation: int = 1, *, checksum: bool = False,
+        expiry: int = 0,
+    ) -> int:  # fmt: skip
         """Fill a cell as its manager would, and return the word that names it."""
         record = self.records(rank)[page]
         record["magic"], record["generation"], record["length"] = layout.MAGIC, generation, len(payload)
         record["key_hi"], record["key_lo"] = key
+        record["expiry"] = expiry
         data = np.frombuffer(payload, np.uint8)
         record["flags"] = layout.FLAG_CHECKSUM if checksum else 0
         record["checksum"] = checksum_twin(data) if checksum else 0
@@ -392,7 +394,7 @@ class MemoryStore:
         return layout.pack_word(self.place(key).fp, generation, layout.TIER_DRAM, rank, page)
 
     def put(
-        self, key: Key, rank: int, page: int, payload: bytes, generation: int = 1, slot: int | None = None, **more: bool
+        self, key: Key, rank: int, page: int, payload: bytes, generation: int = 1, slot: int | None = None, **more: Any
     ) -> Placed:
         """Write a cell and its word, in the lowest free slot or in `slot`."""
         word = self.write_cell(rank, page, key, payload, generation, **more)

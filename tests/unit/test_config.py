@@ -75,6 +75,7 @@ def test_defaults() -> None:
         "progress_period_us": 200, "publish": "now", "copy_threads": "auto", "checksum": "inline",
         "verify_reads": False, "when_full": "evict", "eviction": "lru", "evict_ahead": 0.03,
         "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "", "namespace_slots": 1024,
+        "protected_bytes": None, "protect_depth": 0,
     }  # fmt: skip
 
 
@@ -111,6 +112,8 @@ def test_fields_take_their_normal_form() -> None:
         ("rest_ms", float("inf"), "finite"),
         ("rest_ms", "1", "milliseconds"), ("rest_ms", True, "milliseconds"),
         ("namespace_slots", 1, "2..1048576"), ("namespace", None, "must be text"),
+        ("protected_bytes", "a lot", "is not a size"), ("protected_bytes", -1, "outside 0"),
+        ("protect_depth", -1, "an integer in 0.."), ("protect_depth", 1.5, "an integer in 0.."),
         ("namespace", b"a", "must be text"), ("namespace", "\ud800", "UTF-8"),
     ],
 )  # fmt: skip
