@@ -20,7 +20,7 @@ WINDOW, PROBATION, PROTECTED, GHOST = 1, 2, 3, -1
 GHOST_RING = 4
 
 SIZE = OWN - 1  # of each list, by its ring
-(MAIN_SHARE, PROBATION_SHARE, PROTECTED_SHARE, TABLE, COUNTERS, HITS, PERIOD) = range(OWN + 4, OWN + 11)
+(MAIN_SHARE, PROBATION_SHARE, PROTECTED_SHARE, TABLE, COUNTERS, HITS, PERIOD, HALVINGS) = range(OWN + 4, OWN + 12)
 _PERIOD_PER_BLOCK = 32
 
 
@@ -64,6 +64,7 @@ def touch(state: State, i: int) -> None:
     numbers[HITS] += 1
     if numbers[HITS] >= numbers[PERIOD]:
         numbers[HITS] = 0
+        numbers[HALVINGS] += 1
         sketch.halve(nodes, numbers[TABLE], numbers[COUNTERS])
 
 
@@ -176,7 +177,7 @@ class TinyLfu(Policy):
         return sketch.counters(min(self._main_share(capacity), blocks))
 
     def _number_count(self, capacity: int, blocks: int) -> int:
-        return 11
+        return 12
 
     def _row_count(self, capacity: int, blocks: int) -> int:
         return -(-self._counters(capacity, blocks) // ROW)
@@ -189,6 +190,11 @@ class TinyLfu(Policy):
         main, numbers = self._main_share(capacity), self._numbers
         numbers[MAIN_SHARE], numbers[PERIOD] = main, max(1, _PERIOD_PER_BLOCK * main)
         numbers[PROBATION_SHARE], numbers[PROTECTED_SHARE] = main // 5, main * 4 // 5
+
+    @property
+    def halvings(self) -> int:
+        """Local. How often the counts were aged."""
+        return int(self._numbers[HALVINGS])
 
     def check(self) -> None:
         """Local. The lists and their sizes; no count is negative."""

@@ -193,6 +193,19 @@ class TestPolicies(PolicyTests):
     """All of the family."""
 
 
+@pytest.mark.parametrize("name", ["fifo", "lru", "lfu", "arc", "gdsf", "belady"])
+def test_asking_for_victims_changes_nothing_where_order_is_all(name):
+    ids = skewed(14, 64, 500)
+    asked, spared = (new(name, 30, 64, ids) for _ in range(2))
+    for policy in (asked, spared):
+        policy.replay(ids)
+    excluded = np.arange(64) % 3 == 0
+    for count in (1, 7, 30):
+        assert np.array_equal(asked.victims(count, excluded=excluded), asked.victims(count, excluded=excluded))
+        asked.check()
+    assert np.array_equal(asked.victims(30), spared.victims(30))
+
+
 @pytest.mark.parametrize("name", ONLINE)
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(

@@ -73,6 +73,13 @@ def test_every_access_is_as_in_libcachesim(name, capacity):
         assert np.array_equal(hits, their_hits(IN_LIBCACHESIM[name], capacity, ids))
 
 
+def test_counts_of_wtinylfu_age_as_in_libcachesim():
+    ids = np.concatenate([skewed(seed, 1500, 15_000) for seed in (1, 2, 3, 4)])  # other favourites each time
+    policy = new("wtinylfu", 500, 1500)
+    assert np.array_equal(policy.replay(ids), their_hits("WTinyLFU", 500, ids))
+    assert policy.halvings > 0
+
+
 @pytest.mark.parametrize("name", ["fifo", "lru", "lfu", "sieve", "arc"])
 @settings(max_examples=30, deadline=None)
 @given(capacity=st.integers(1, 12), ids=st.lists(st.integers(0, 20), max_size=300))

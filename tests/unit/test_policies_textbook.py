@@ -104,6 +104,16 @@ def test_arc_is_told_of_a_miss_once():
     policy.check()
 
 
+def test_arc_keeps_an_awaited_ghost_longer_than_one_that_left_later():
+    policy, _ = play("arc", 4, "ababcdefgh")  # the ghosts e, then f
+    policy.missed([4])
+    for block in (24, 25):
+        policy.evicted(policy.victims(1))
+        policy.inserted([block])
+    assert ghosts(policy) == "egh"  # one had to be forgotten: f
+    policy.check()
+
+
 def test_wtinylfu_admits_only_what_is_asked_for_more_often():
     policy = new("wtinylfu", 100, 200)
     policy.replay(np.arange(100))  # nothing has to go: all are in the window
