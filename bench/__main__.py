@@ -136,6 +136,12 @@ def policies(context: typer.Context) -> None:
     _delegate(context, "policies")
 
 
+@app.command("policy-training", context_settings=_PASS_ON)
+def policy_training(context: typer.Context) -> None:
+    """Compare the learned policy with its bounds on two halves of a trace (options: policy-training --help)."""
+    _delegate(context, "policy_training")
+
+
 def _delegate(context: typer.Context, name: str) -> None:
     """Hand the arguments to `main(arguments)` of the module `bench.NAME`."""
     module, arguments = _module(name), list(context.args)
