@@ -27,7 +27,7 @@ MUTATIONS = (
         "eviction-takes-hard-words",
         "an eviction goes by the hard bit in the index, not by the manager's table",
         DRAM,
-        (("                if evicting and there & HARD:\n", "                if spare and False:\n"),),
+        (("                if evicting and there & HARD:\n", "                if evicting and False:\n"),),
         (f"{STEPS}test_an_eviction_spares_a_block_of_whose_protection_it_has_not_heard",),
     ),
     Mutation(
@@ -183,8 +183,7 @@ MUTATIONS = (
             ("exists != \"replace\" and s.signed[c.FOUND_LIVE]:", "exists != \"replace\" and s.signed[c.FOUND]:"),
             (" > 0 and bool(self._fabric.scratch.signed[c.FOUND_LIVE])\n", " > 0\n"),
         ),
-        (f"{STEPS}test_an_expired_block_does_not_keep_a_put_out[keep]",
-         f"{STEPS}test_an_expired_block_does_not_keep_a_put_out[error]"),
+        (f"{STEPS}test_an_expired_block_does_not_keep_a_put_out[keep]",),
     ),
     Mutation(
         "expired-blocks-stay",
