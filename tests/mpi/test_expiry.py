@@ -18,6 +18,8 @@ from patterns import block
 from cascade_mpi.kernels import context as c
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 SIZE = 10_000
 
 

@@ -14,6 +14,8 @@ from cascade_mpi.errors import ConfigError, StoreClosedError
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 Open = Callable[..., Store]
 ALICE, MALLORY = Namespace("t", salt=b"alice's secret"), Namespace("t", salt=b"a guess")
 
