@@ -238,7 +238,8 @@ MUTATIONS = (
         "the same when a put takes its own old word away",
         WRITER,
         (('                self.pause("putter")\n',
-          '                self.pause("putter")\n            if old:\n                self._has_left(old, old_bytes)\n'),),
+          '                self.pause("putter")\n            if old:\n'
+          '                self._has_left(old, old_bytes)\n'),),
         (f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[replace]",),
     ),
     Mutation(
