@@ -238,14 +238,15 @@ MUTATIONS = (
         "the same when a put takes its own old word away",
         WRITER,
         (('                self.pause("putter")\n',
-          '                self.pause("putter")\n            if old:\n                self._has_left(old)\n'),),
+          '                self.pause("putter")\n            if old:\n'
+          '                self._has_left(old, old_bytes)\n'),),
         (f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[replace]",),
     ),
     Mutation(
         "reuse-before-delete",
         "and when a delete does",
         WRITER,
-        (("        done = fabric.remove(", "        self._has_left(word)\n        done = fabric.remove("),),
+        (("        done = fabric.remove(", "        self._has_left(word, nbytes)\n        done = fabric.remove("),),
         (f"{TARGETS}test_a_cell_is_live_until_its_word_has_left[delete]",),
     ),
     Mutation(

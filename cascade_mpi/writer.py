@@ -244,7 +244,8 @@ class Writer:
         """
         s = self._fabric.scratch
         if s.signed[c.FOUND]:
-            return self.found_blocks()[0]
+            at = c.FOUND_WORDS
+            return int(s.signed[at]), int(s.words[at + 1]), int(s.words[c.FOUND_LENGTHS])
         if s.signed[c.FREE_SLOT] >= 0:
             return int(s.signed[c.FREE_SLOT]), 0, 0
         self.overflows += 1
