@@ -33,8 +33,8 @@ _PAGE_MASK = MAX_PAGES - 1
 _EVICT_SHARE = 64  # a put that finds no room evicts at least 1/64 of the arena: the rest is waited for once
 _CHOOSE_SHARE = 8  # victims are chosen for 1/8 of the arena at a time: each choice looks at all touches
 _POLL_S = 5e-5
-_DRAIN_LATE_S = 0.0002  # cells leave limbo in batches: each looks at the pins
-_DRAIN_CELLS = 6  # and so many at a time, unless an allocation needs them all: no put waits for many
+_DRAIN_LATE_S = 0.001  # cells leave limbo in batches: each looks at the pins
+_DRAIN_CELLS = 8  # and so many at a time, unless an allocation needs them all: no put waits for many
 
 
 class DramTier:
@@ -62,7 +62,7 @@ class DramTier:
         self.counted = np.zeros(fabric.pages, np.bool_)  # by first page: the block counts against a quota
         self.freed: Callable[[int, int, int], None] | None = None  # told namespace id, epoch and bytes of what counted
         self._rest = rest
-        self.victims = None if eviction is None else Victims(eviction, fabric.pages, fabric.touched)
+        self.victims = None if eviction is None else Victims(eviction, self.records, fabric.touched)
         self._chosen: deque[int] = deque()  # words
         self.low_pages = int(ahead * fabric.pages) if eviction is not None else 0
         self._last_retired = -1.0
@@ -117,8 +117,7 @@ class DramTier:
         # As the kernels do: a clock that is behind the epoch is no reason to fail after the block was published.
         self.fabric.touched[first] = self.fabric.ticks() & 0xFFFFFFFF
         if self.victims is not None:
-            record = self.records[first]
-            self.victims.entered(first, self.pages_for(nbytes), (int(record["key_hi"]), int(record["key_lo"])))
+            self.victims.entered(first, self.pages_for(nbytes))
 
     def _is_live(self, word: int) -> bool:
         """Whether the cell of a word is that word's still."""

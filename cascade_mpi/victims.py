@@ -27,12 +27,14 @@ class Victims:
     A policy that forgets what has left knows a cell by its first page. One that has ghosts gets ids of their own.
     """
 
-    def __init__(self, name: str, pages: int, touched: npt.NDArray[np.uint32]) -> None:
-        """`pages` of the arena; `touched` is its touch array, by first page."""
+    def __init__(self, name: str, records: npt.NDArray[np.void], touched: npt.NDArray[np.uint32]) -> None:
+        """`records` are the descriptors of the arena and `touched` its touch array, one for each page."""
+        pages = touched.size
         self._keyed = STORE_POLICIES[name].has_ghosts
         # A whole arena of new blocks may wait to be told of while as many that left are still known as residents.
         ids = pages + STORE_POLICIES[name].most_ghosts(pages) + (pages if self._keyed else 0)
         self._policy = make(name, pages, ids, sizes=np.broadcast_to(np.int64(1), ids), recycle=self._keyed)
+        self._key_hi, self._key_lo = records["key_hi"], records["key_lo"]
         self._touched = touched
         self._seen = np.zeros(pages, np.uint32)  # by first page: the touch that the policy knows of
         self._id = np.full(pages, _NOBODY, np.int32)  # by first page
@@ -44,9 +46,11 @@ class Victims:
         self._evicted: list[int] = []
         self._removed: list[int] = []
 
-    def entered(self, first: int, pages: int, key: tuple[int, int]) -> None:
-        """Local. A block of so many pages is live in this cell; its touch has been set."""
-        block = self._id_of(key) if self._keyed else first
+    def entered(self, first: int, pages: int) -> None:
+        """Local. A block of so many pages is live in this cell; its descriptor and its touch have been set."""
+        block = first
+        if self._keyed:
+            block = self._id_of((int(self._key_hi[first]), int(self._key_lo[first])))
         self._id[first], self._page[block] = block, first
         self._seen[first] = self._touched[first]
         self._new[first] = pages

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cascade_mpi.config import _MODES, Config
 from cascade_mpi.errors import ProtocolError
+from cascade_mpi.layout import DESCRIPTOR
 from cascade_mpi.policies.family import STORE_POLICIES, make
 from cascade_mpi.victims import Victims
 
@@ -21,12 +22,14 @@ class Arena(NamedTuple):
     """The tables of a rank of which the first page of every cell is the number of its key modulo the pages."""
 
     victims: Victims
+    records: np.ndarray
     touched: np.ndarray
     live: dict[int, int]  # key by first page
 
     def put(self, first: int, key: int, tick: int, pages: int = 1) -> None:
         self.touched[first] = tick
-        self.victims.entered(first, pages, (0, key))
+        self.records["key_lo"][first] = key
+        self.victims.entered(first, pages)
         self.live[first] = key
 
     def leave(self, first: int, *, evicted: bool = True) -> None:
@@ -38,8 +41,8 @@ class Arena(NamedTuple):
 
 
 def arena(name: str, pages: int = 8) -> Arena:
-    touched = np.zeros(pages, np.uint32)
-    return Arena(Victims(name, pages, touched), touched, {})
+    records, touched = np.zeros(pages, DESCRIPTOR), np.zeros(pages, np.uint32)
+    return Arena(Victims(name, records, touched), records, touched, {})
 
 
 def test_the_settings_are_the_policies() -> None:
