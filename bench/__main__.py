@@ -151,6 +151,24 @@ def traces(context: typer.Context) -> None:
     _delegate(context, "traces")
 
 
+@app.command(context_settings=_PASS_ON)
+def pressure(context: typer.Context) -> None:
+    """Time puts into a full arena, with and without eviction ahead of them (options: pressure --help)."""
+    _delegate(context, "pressure")
+
+
+@app.command(context_settings=_PASS_ON)
+def policies(context: typer.Context) -> None:
+    """Compare the eviction policies on a trace: hits and speed (options: policies --help)."""
+    _delegate(context, "policies")
+
+
+@app.command("policy-training", context_settings=_PASS_ON)
+def policy_training(context: typer.Context) -> None:
+    """Compare the learned policy with its bounds on two halves of a trace (options: policy-training --help)."""
+    _delegate(context, "policy_training")
+
+
 def _delegate(context: typer.Context, name: str) -> None:
     """Hand the arguments to `main(arguments)` of the module `bench.NAME`."""
     module, arguments = _module(name), list(context.args)

@@ -165,14 +165,14 @@ class PageAllocator:
         self.live_pages -= pages
         self.limbo_pages += pages
 
-    def ripe(self, now: float) -> list[int]:
-        """Local. First pages of the cells whose rest is over at `now` (s), in the order of their retirement.
+    def ripe(self, now: float, limit: int | None = None) -> list[int]:
+        """Local. First pages of cells whose rest is over at `now` (s), the `limit` that were retired first, in order.
 
         They stay in limbo, and in this order, until `free` is called for those that nobody has pinned.
         """
         self._ripe_until = now
         found = []
-        for first, (_, ripe) in self._limbo.items():
+        for first, (_, ripe) in islice(self._limbo.items(), limit):
             if ripe > now:
                 break
             found.append(first)

@@ -31,17 +31,23 @@ from cascade_mpi.layout import (
     MAX_GENERATION,
     TIER_DRAM,
     place,
+    same_cell,
     unpack_word,
 )
 from cascade_mpi.pins import PinTable
+from cascade_mpi.protected_bytes import ProtectedBytes
 
 Claims = dict[int, list[int]]  # by manager: the words that name its cells
 
 
-def check(fabric: Fabric, dram: DramTier, pins: PinTable, drafts: Set[int] = frozenset()) -> dict[str, int]:
+def check(
+    fabric: Fabric, dram: DramTier, pins: PinTable, protected: ProtectedBytes, drafts: Set[int] = frozenset(),
+    draft_bytes: int = 0,
+) -> dict[str, int]:  # fmt: skip
     """Collective. Verify all invariants; the number of words, cells, pins and checksums that were looked at.
 
-    `drafts` are the first pages of this rank's cells that wait for their publication.
+    `drafts` are the first pages of this rank's cells that wait for their publication, `draft_bytes` what of them
+    will be protected.
 
     Raises
     ------
@@ -62,6 +68,7 @@ def check(fabric: Fabric, dram: DramTier, pins: PinTable, drafts: Set[int] = fro
         if not dram.words[first]:
             problems.append(f"cell {first} is allocated, but no word was published for it")
     _check_pins(fabric, pins, problems)
+    _check_protected(dram, protected, draft_bytes, problems)
     summed = _check_payloads(fabric, dram, problems)
     try:
         dram.check()
@@ -144,9 +151,9 @@ def _check_copies(fabric: Fabric, problems: list[str]) -> Claims:
             problems.append(f"{where} is a double of the copy of block {shown(*key)}")
         seen.add(key)
         origin = int(record["content_hi"])
-        if origin in _fetch_bucket(fabric, key):
+        if any(same_cell(origin, there) for there in _fetch_bucket(fabric, key)):
             block = _fetch_descriptor(fabric, unpack_word(origin).rank, unpack_word(origin).page)
-            for name in ("length", "sequence", "key_hi", "key_lo", "dtype", "ndim", "dim0"):
+            for name in ("length", "sequence", "key_hi", "key_lo", "dtype", "ndim", "dim0", "expiry"):
                 if block[name] != record[name]:
                     problems.append(f"{where} has {name} {record[name]}, its block {block[name]}")
     return claims
@@ -210,6 +217,18 @@ def _check_pins(fabric: Fabric, pins: PinTable, problems: list[str]) -> None:
     found = np.sort(fabric.pin_words[fabric.pin_words != 0])
     if not np.array_equal(expected, found):
         problems.append(f"{found.size} pin slots are set, the ranks hold {expected.size} pins here")
+
+
+def _check_protected(dram: DramTier, protected: ProtectedBytes, draft_bytes: int, problems: list[str]) -> None:
+    """What counts against the quota is what the hard words name, and no more than it allows."""
+    if protected.limit is None:
+        return
+    _, named = dram.protected()
+    counted = protected.counted()
+    if counted != named + draft_bytes:
+        problems.append(f"{counted} protected bytes are counted, hard words name {named} and drafts {draft_bytes}")
+    if counted > protected.limit:
+        problems.append(f"{counted} protected bytes are counted, protected_bytes is {protected.limit}")
 
 
 def _check_payloads(fabric: Fabric, dram: DramTier, problems: list[str]) -> int:

@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from cascade_mpi.errors import ConfigError
-from cascade_mpi.layout import MIN_PAGE_BYTES
+from cascade_mpi.layout import MAX_DEPTH, MIN_PAGE_BYTES
 from cascade_mpi.namespaces import AnyNamespace, Namespace, as_namespace
 
 WindowsMode = Literal["auto", "allocate", "shared"]
@@ -26,6 +26,7 @@ ProgressMode = Literal["auto", "thread", "none"]
 PublishMode = Literal["now", "deferred"]
 ChecksumMode = Literal["later", "inline", "off"]
 WhenFull = Literal["evict", "refuse"]
+Eviction = Literal["lru", "arc", "s3fifo", "prefix"]
 MpiCalls = Literal["auto", "compiled", "python"]
 
 HIDDEN = "(hidden)"  # what is printed for a secret
@@ -106,7 +107,12 @@ class Config:
     verify_reads
         Compare that checksum on every read of memory.
     when_full
-        A put into a full arena drops old blocks ("evict") or is refused.
+        A put into a full arena drops other blocks ("evict") or is refused.
+    eviction
+        The policy that says which blocks go first: "lru", "arc", "s3fifo" or "prefix".
+    evict_ahead
+        Share of each arena, 0 to 0.5, that puts keep free for those that follow: each evicts about as much as it
+        takes. 0: a put evicts when it finds no room, many blocks at once.
     mpi_calls
         Who issues the MPI calls of a get: a compiled kernel, or Python where its handles do not allow that.
     rest_ms
@@ -116,6 +122,10 @@ class Config:
         name; "" is the default one.
     namespace_slots
         Namespaces that the store can have at most, 4 words of memory each.
+    protected_bytes
+        Payload bytes in the arena of each rank that may be protected from eviction, as a size; None: any number.
+    protect_depth
+        Blocks put with a `depth` below this are protected as long as `protected_bytes` allows; 0: none.
     promote_after
         Reads of another node's block by one rank after which it keeps a copy for its node (blocks put with
         `is_prefix=True`: after the first); 0: no copies.
@@ -133,10 +143,14 @@ class Config:
     checksum: ChecksumMode = "inline"
     verify_reads: bool = False
     when_full: WhenFull = "evict"
+    eviction: Eviction = "lru"
+    evict_ahead: float = 0.03
     mpi_calls: MpiCalls = "auto"
     rest_ms: float = 1.0
     namespace: AnyNamespace = ""
     namespace_slots: int = 1024
+    protected_bytes: int | None = None
+    protect_depth: int = 0
     promote_after: int = 3
     copy_share: float = 0.25
 
@@ -154,11 +168,15 @@ class Config:
             raise ConfigError(f"verify_reads is {self.verify_reads!r}: it must be True or False")
         if self.verify_reads and self.checksum == "off":
             raise ConfigError('verify_reads is True, checksum is "off": reads can be verified with "later" or "inline"')
+        self._set("evict_ahead", _share("evict_ahead", self.evict_ahead))
         self._set("rest_ms", _milliseconds("rest_ms", self.rest_ms))
         self._set("namespace_slots", _integer("namespace_slots", self.namespace_slots, 2, 1 << 20))
         self._set("namespace", _namespace(self.namespace))
+        if self.protected_bytes is not None:
+            self._set("protected_bytes", _size("protected_bytes", self.protected_bytes))
+        self._set("protect_depth", _integer("protect_depth", self.protect_depth, 0, MAX_DEPTH))
         self._set("promote_after", _integer("promote_after", self.promote_after, 0, 100))
-        self._set("copy_share", _share("copy_share", self.copy_share))
+        self._set("copy_share", _part("copy_share", self.copy_share))
 
     @classmethod
     def make(cls, config: ConfigLike = None, **overrides: Any) -> Config:
@@ -184,15 +202,20 @@ _MODES: dict[str, tuple[str, ...]] = {
     "publish": get_args(PublishMode),
     "checksum": get_args(ChecksumMode),
     "when_full": get_args(WhenFull),
+    "eviction": get_args(Eviction),
     "mpi_calls": get_args(MpiCalls),
 }
 
 
-def _dram(size: str | int) -> int:
+def _size(name: str, size: str | int) -> int:
     try:
-        nbytes = parse_size(size)
+        return parse_size(size)
     except ConfigError as error:
-        raise ConfigError(f"dram_bytes is {size!r}: {error}") from None
+        raise ConfigError(f"{name} is {size!r}: {error}") from None
+
+
+def _dram(size: str | int) -> int:
+    nbytes = _size("dram_bytes", size)
     if nbytes < MIN_PAGE_BYTES:
         raise ConfigError(f"dram_bytes is {size!r}: it must be at least one page, {MIN_PAGE_BYTES} bytes")
     return nbytes
@@ -215,10 +238,17 @@ def _milliseconds(name: str, value: object) -> float:
     return number
 
 
-def _share(name: str, value: object) -> float:
+def _part(name: str, value: object) -> float:
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
     if not 0 < number <= 1:
         raise ConfigError(f"{name} is {value!r}: it must be a number above 0 and at most 1")
+    return number
+
+
+def _share(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= 0.5:
+        raise ConfigError(f"{name} is {value!r}: it must be a number in 0..0.5")
     return number
 
 

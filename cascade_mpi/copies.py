@@ -3,10 +3,11 @@
 Covers when what was just read becomes a copy, its cell and its word in the node's copy table, and `replicate`.
 Does not cover the read of a copy (`onesided`) nor when it goes (`dram`: like any cell, only sooner or in its turn).
 
-A copy is never in the index, so replace, delete and move need not know of it. Its descriptor has the index word
-that it was made from; it counts only for a reader who has found that word in the index since its own read began, or
-if the key determines the content. Its word in the copy table is written by the rank that holds its cell, and leaves
-before the cell's bytes change: readers look at it again behind the payload.
+A copy is never in the index, so replace, delete, move and protect need not know of it. Its descriptor has the index
+word that it was made from; until the expiry of its block it counts for a reader who has found that word in the index,
+whatever its hard bit by then, since the read began, or if the key determines the content. Its own word, in the copy
+table, is written by the rank that holds its cell, and leaves before the cell's bytes change: readers look at it again
+behind the payload.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from cascade_mpi.layout import (
     MAX_RANKS,
     RANK_SHIFT,
     place,
+    same_cell,
     unpack_word,
 )
-from cascade_mpi.onesided import BATCH, W_DESCRIPTOR, W_WORD, WHOLE
+from cascade_mpi.onesided import BATCH, TICKS, W_DESCRIPTOR, W_WORD, WHOLE
 from cascade_mpi.registry import Registry
 
 Keys = npt.NDArray[np.uint64]
@@ -95,12 +97,17 @@ class Copies:
             if cell is None:
                 self.refused += 1
                 return False
-            return self.publish(hi, lo, origin, described, cell, address)
+            return self.publish(hi, lo, origin, described, cell, address, int(fabric.scratch.signed[c.BEGAN]))
         finally:
             fabric.end_claim(fabric.ctx, fabric.scratch.address, hi, lo)
 
-    def publish(self, hi: int, lo: int, origin: int, described: int, cell: tuple[int, int], address: int) -> bool:
-        """Local. Fill a reserved cell (`address` 0: the bytes are in it) and enter it in the node's copy table."""
+    def publish(
+        self, hi: int, lo: int, origin: int, described: int, cell: tuple[int, int], address: int, seen: int
+    ) -> bool:
+        """Local. Fill a reserved cell (`address` 0: the bytes are in it) and enter it in the node's copy table.
+
+        `seen` is the tick before which the read that `origin` comes from had not looked at the index.
+        """
         fabric, dram, (first, generation) = self._fabric, self._dram, cell
         try:
             word = int(write_copy(fabric.ctx, first, generation, origin, described, address))
@@ -108,7 +115,7 @@ class Copies:
             dram.abandon(first)
             raise
         record = _record(described)
-        if not word or not self._enter(hi, lo, word, origin, int(record["length"])):
+        if not word or not self._enter(hi, lo, word, origin, int(record["length"]), seen):
             dram.abandon(first)
             return False
         self.made += 1
@@ -118,15 +125,14 @@ class Copies:
             dram.let_one_pass(word)  # its epoch passed meanwhile: a list of what passed may be older than the copy
         return True
 
-    def _enter(self, hi: int, lo: int, new: int, origin: int, nbytes: int) -> bool:
+    def _enter(self, hi: int, lo: int, new: int, origin: int, nbytes: int, seen: int) -> bool:
         """Put a word into the table: over the key's own, else into a free slot, else over another copy's."""
         fabric, s = self._fabric, self._scratch
-        seen = int(fabric.scratch.words[c.BEGAN])
         for _ in range(_ATTEMPTS):
             found = self._find(hi, lo)
-            if found and self._origin_of(found[0][1]) == origin:
+            if found and same_cell(self._origin_of(found[0][1]), origin):
                 return False  # another rank was quicker
-            if int(time.time()) - fabric.epoch - seen > fabric.attempt / 2:
+            if (fabric.ticks() - seen) & 0xFFFFFFFF > fabric.attempt / 2 * TICKS:
                 return False  # the origin may name another block by now
             slot, old = self._goal(found, new)
             rank, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
@@ -183,7 +189,7 @@ class Copies:
 
     def _is_there(self, hi: int, lo: int, origin: int) -> bool:
         found = self._find(hi, lo)
-        return bool(found) and self._origin_of(found[0][1]) == origin
+        return bool(found) and same_cell(self._origin_of(found[0][1]), origin)
 
     def _origin_of(self, word: int) -> int:
         """What the cell of a copy says now; a cell that is reused says anything, and a copy more does no harm."""
@@ -267,15 +273,19 @@ class Copies:
                 cells[i] = cell
         again = [i for i in range(step) if lengths[i] < 0 and lengths[i] != c.MISS]
         wanted = np.array(list(cells), np.int64)
-        for number, (i, found) in enumerate(zip(cells, self._read_into(keys[wanted], cells, lengths), strict=True)):
+        outcomes = self._read_into(keys[wanted], cells, lengths)
+        began = int(s.signed[c.BEGAN])
+        for number, (i, found) in enumerate(zip(cells, outcomes, strict=True)):
             hi, lo = keys[i].tolist()
             work = s.work[number]
-            outcome, origin, described = found, int(work[W_WORD]), work.ctypes.data + 8 * W_DESCRIPTOR
+            outcome, seen, origin = found, began, int(work[W_WORD])
+            described = work.ctypes.data + 8 * W_DESCRIPTOR
             if outcome >= 0:  # the batch went the long way, by another key's word: this one once more, alone
                 outcome = self._read_alone(hi, lo, cells[i], int(lengths[i]))
                 origin, described = int(s.words[c.WORD]), s.address + 8 * c.DESCRIPTOR_COPY
+                seen = int(s.signed[c.BEGAN])
             if outcome == c.DUE:
-                if self.publish(hi, lo, origin, described, cells[i], 0):
+                if self.publish(hi, lo, origin, described, cells[i], 0, seen):
                     copied, nbytes = copied + 1, nbytes + int(lengths[i])
                 else:
                     again.append(i)

@@ -10,7 +10,8 @@ from typing import Any
 
 from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import StoreFullError
-from cascade_mpi.layout import unpack_word
+from cascade_mpi.layout import HARD, unpack_word
+from cascade_mpi.listing import integer_key
 from cascade_mpi.registry import Space
 from cascade_mpi.values import source
 from cascade_mpi.writer import Draft, Exists, PutResult, Writer
@@ -20,7 +21,7 @@ class Deferred:
     """The drafts of one rank; `drafts` has them by key, in the order of their puts."""
 
     def __init__(self, writer: Writer, dram: DramTier) -> None:
-        self._writer, self._dram = writer, dram
+        self._writer = writer
         self.drafts: dict[tuple[int, int], Draft] = {}
         self._lock = threading.RLock()
 
@@ -28,20 +29,25 @@ class Deferred:
         """Local. How many puts wait."""
         return len(self.drafts)
 
-    def put(self, hi: int, lo: int, space: Space, data: Any, *, prefix: bool, exists: Exists) -> PutResult:
+    def put(
+        self, hi: int, lo: int, space: Space, data: Any, *, prefix: bool, exists: Exists, expiry: int = 0,
+        depth: int = 0,
+    ) -> PutResult:  # fmt: skip
         """Local. Write a block that the next `publish` makes visible; one of the same key that waits is replaced."""
         writer = self._writer
         value = source(data)
-        if exists != "replace" and ((hi, lo) in self.drafts or writer.find(hi, lo)):
+        if exists != "replace" and ((hi, lo) in self.drafts or writer.is_there(hi, lo)):
             self.publish_one(hi, lo)
-            return writer.put(hi, lo, space, value, prefix=prefix, exists=exists)
-        draft = writer.draft(hi, lo, space, value, prefix=prefix)
+            return writer.put(
+                hi, lo, space, value, prefix=prefix, exists=exists, expiry=expiry, depth=depth
+            )  # fmt: skip
+        draft = writer.draft(hi, lo, space, value, prefix=prefix, expiry=expiry, depth=depth)
         if isinstance(draft, str):
             return writer.refuse(draft, value.nbytes)
         with self._lock:
             self.give_up(hi, lo)
             self.drafts[hi, lo] = draft
-        return PutResult(stored=True, bytes=value.nbytes, tier="dram")
+        return PutResult(stored=True, bytes=value.nbytes, tier="dram", protected=bool(draft.word & HARD))
 
     def publish_one(self, hi: int, lo: int) -> None:
         """Local. A rank sees its own writes: what it asks for is published first."""
@@ -65,14 +71,30 @@ class Deferred:
         with self._lock:
             draft = self.drafts.pop((hi, lo), None)
             if draft is not None:
-                self._dram.give_up(unpack_word(draft.word).page)
+                self._writer.discard(draft)
         return draft is not None
+
+    def give_up_all(self, space: Space, keys: range | None) -> int:
+        """Local. Forget the drafts of a namespace at an epoch, with `keys` those whose integer lies in it: how many."""
+        with self._lock:
+            gone = [
+                (hi, lo) for (hi, lo), draft in self.drafts.items()
+                if (draft.space.id, draft.space.epoch) == (space.id, space.epoch)
+                and (keys is None or integer_key(space, hi, lo) in keys)
+            ]  # fmt: skip
+            for hi, lo in gone:
+                self.give_up(hi, lo)
+        return len(gone)
 
     def clear(self) -> None:
         """Local. Forget all of them."""
         with self._lock:
             for hi, lo in list(self.drafts):
                 self.give_up(hi, lo)
+
+    def protected_bytes(self) -> int:
+        """Local. How many bytes of them will be protected: they count already."""
+        return sum(draft.nbytes for draft in self.drafts.values() if draft.word & HARD)
 
     def first_pages(self) -> set[int]:
         """Local. The first pages of their cells."""

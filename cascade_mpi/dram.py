@@ -1,19 +1,21 @@
 """The DRAM tier of one rank: the cells that this rank manages, from reservation to reuse.
 
-Covers allocation, the table of published words, removal of own words (evict, clear), the sweep of cells
+Covers allocation, the table of published words, removal of own words (evict, expire, clear), the sweep of cells
 whose word others took away, limbo, and the look at the pins before reuse. Does not cover how a word is
-published (`store`) nor which pages a cell gets (`allocator`).
+published (`writer`), which pages a cell gets (`allocator`), nor which blocks are evicted first (`victims`).
 
 The order that keeps readers safe: the word leaves (CAS, flushed), full fence, rest, look at the pins,
-wipe the descriptor, reuse with the generation raised.
+wipe the descriptor, reuse with the generation raised. Anybody may toggle the hard bit of a word: the table has
+each word as it was seen last, what stands in the index decides, and words are compared without that bit.
 """
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +25,16 @@ from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import checksum_cell, full_fence
-from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES, HARD_SHIFT, MAX_PAGES
+from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES, HARD, MAX_PAGES, same_cell
 from cascade_mpi.onesided import SLOTS_PER_PEER
+from cascade_mpi.victims import Victims
 
 _PAGE_MASK = MAX_PAGES - 1
-_EVICT_SHARE = 64  # evict at least 1/64 of the arena at a time: the rest of a batch is waited for once
+_EVICT_SHARE = 64  # a put that finds no room evicts at least 1/64 of the arena: the rest is waited for once
+_CHOOSE_SHARE = 8  # victims are chosen for 1/8 of the arena at a time: each choice looks at all touches
 _POLL_S = 5e-5
-_DRAIN_LATE_S = 0.005  # cells leave limbo in batches; sooner when an allocation needs them
+_DRAIN_LATE_S = 0.001  # cells leave limbo in batches: each looks at the pins
+_DRAIN_CELLS = 8  # and so many at a time, unless an allocation needs them all: no put waits for many
 
 
 class DramTier:
@@ -37,24 +42,31 @@ class DramTier:
 
     name = "dram"
 
-    def __init__(self, fabric: Fabric, *, rest: float, evict: bool) -> None:
+    def __init__(self, fabric: Fabric, *, rest: float, eviction: str | None, ahead: float = 0.0) -> None:
+        """`eviction` names a policy, None: nothing is evicted; `ahead` is the share of pages to be kept free."""
         self.fabric = fabric
         self.lock = threading.RLock()
         # Its own: a look in the middle of a put must not overwrite the look-up that the put goes by.
         self._scratch = fabric.new_scratch()
         self.allocator = PageAllocator(fabric.pages, rest)
-        self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word, 0 if there is none
+        self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word as it was seen last, 0: none
         self.records = fabric.descriptors.view(DESCRIPTOR)[:, 0]
         self._magics, self._lengths = self.records["magic"], self.records["length"]
+        self._expiries = self.records["expiry"]
         self.live_bytes = 0
-        self.evicted = self.evicted_bytes = self.swept = self.passed = 0
+        self.evicted = self.evicted_bytes = self.swept = self.passed = self.expired = self.spared = 0
         self._unsummed: deque[int] = deque()
         self._passed: deque[int] = deque()  # words of blocks of epochs that have passed
+        self._expiring: list[tuple[int, int]] = []  # a heap of (expiry, word)
+        self.unprotected: Callable[[int], None] | None = None  # told the bytes of a hard word that was taken away
         self.counted = np.zeros(fabric.pages, np.bool_)  # by first page: the block counts against a quota
         self.freed: Callable[[int, int, int], None] | None = None  # told namespace id, epoch and bytes of what counted
         self.copies = np.zeros(fabric.pages, np.bool_)  # by first page: a copy, its word is in the node's copy table
         self.copy_pages = self.copy_bytes = self.demoted = self.stale = 0
-        self._rest, self._evicts = rest, evict
+        self._rest = rest
+        self.victims = None if eviction is None else Victims(eviction, self.records, fabric.touched)
+        self._chosen: deque[int] = deque()  # words
+        self.low_pages = int(ahead * fabric.pages) if eviction is not None else 0
         self._last_retired = -1.0
         self.pause: Callable[[str], None] | None = None  # test hook
 
@@ -76,12 +88,18 @@ class DramTier:
             now = time.monotonic()
             ripe = self.allocator.next_ripe()
             if ripe is not None and ripe + _DRAIN_LATE_S <= now:
-                self.drain(now)
+                self.drain(now, _DRAIN_CELLS)
             cell = self.allocator.allocate(pages, now)
             while cell is None:
                 cell = self._settle(pages)
-                if cell is None and not (self.sweep() or self.drop_passed()) and not self._evict(pages):
+                if (
+                    cell is None
+                    and not (self.sweep() or self.drop_passed() or self.drop_expired())
+                    and not self._evict(pages)
+                ):
                     return None
+            if self.allocator.free_pages + self.allocator.limbo_pages < self.low_pages:
+                self._evict_ahead(pages)
             return cell
 
     def reserve_copy(self, nbytes: int, most: int, *, wait: bool = False) -> tuple[int, int] | None:
@@ -95,16 +113,15 @@ class DramTier:
             return None
         with self.lock:
             now = time.monotonic()
-            self.drain(now)
             if self.copy_pages + pages > most:
-                oldest = self._victims(np.flatnonzero(self.words * self.copies))
-                for first in oldest:
+                for first in self._cold_copies():
                     if self.copy_pages + pages <= most:
                         break
                     self._evict_one(first)
+            self.drain(now)
             cell = self.allocator.allocate(pages, now)
-            if cell is None and self.allocator.limbo_pages < pages and self._evicts:
-                self._evict(pages)
+            if cell is None and self.allocator.limbo_pages < pages and self.victims is not None:
+                self._evict(pages, pages)  # no more than this one needs: a copy is worth no blocks ahead of time
             return self._settle(pages) if cell is None and wait else cell
 
     def enter_copy(self, word: int, nbytes: int) -> None:
@@ -123,9 +140,20 @@ class DramTier:
         if unsummed:
             self._unsummed.append(word)
             if len(self._unsummed) > 2 * self.allocator.live_pages + 1024:  # most are of cells that are gone
-                self._unsummed = deque(w for w in self._unsummed if int(self.words[w & _PAGE_MASK]) == w)
+                self._unsummed = deque(filter(self._is_live, self._unsummed))
+        if expiry := int(self._expiries[first]):
+            heapq.heappush(self._expiring, (expiry, word))
+            if len(self._expiring) > 2 * self.allocator.live_pages + 1024:
+                self._expiring = [each for each in self._expiring if self._is_live(each[1])]
+                heapq.heapify(self._expiring)
         # As the kernels do: a clock that is behind the epoch is no reason to fail after the block was published.
-        self.fabric.touched[first] = (int(time.time()) - self.fabric.epoch) & 0xFFFFFFFF
+        self.fabric.touched[first] = self.fabric.ticks() & 0xFFFFFFFF
+        if self.victims is not None:
+            self.victims.entered(first, self.pages_for(nbytes))
+
+    def _is_live(self, word: int) -> bool:
+        """Whether the cell of a word is that word's still."""
+        return same_cell(int(self.words[word & _PAGE_MASK]), word)
 
     def compute_checksums(self, limit: int | None = None) -> int:
         """Local. Compute checksums that puts have left for later, at most `limit`: how many."""
@@ -133,8 +161,8 @@ class DramTier:
         with self.lock:  # the cell cannot be retired and reused meanwhile
             while self._unsummed and (limit is None or done < limit):
                 word = self._unsummed.popleft()
-                first = word & _PAGE_MASK
-                if int(self.words[first]) == word:
+                if self._is_live(word):
+                    first = word & _PAGE_MASK
                     descriptor = self.fabric.descriptors_address + first * DESCRIPTOR_BYTES
                     checksum_cell(descriptor, self.fabric.arena_address + first * self.fabric.page_bytes)
                     done += 1
@@ -153,46 +181,61 @@ class DramTier:
 
     # ---------------------------------------------------------------------------------- from live to limbo
 
-    def retire(self, word: int) -> bool:
+    def retire(self, word: int, *, evicted: bool = False) -> bool:
         """Local. An own word has left the index for good (the caller's CAS has returned): its cell goes to limbo.
 
         False if that was known already.
         """
         with self.lock:
-            first = word & _PAGE_MASK
-            if int(self.words[first]) != word:
+            if not self._is_live(word):
                 return False
+            first = word & _PAGE_MASK
             self.words[first] = 0
             self.live_bytes -= int(self._lengths[first])
             if self.copies[first]:
                 self.copies[first] = False
                 self.copy_pages -= self.pages_for(int(self._lengths[first]))
                 self.copy_bytes -= int(self._lengths[first])
+            if self.victims is not None:
+                self.victims.left(first, evicted=evicted)
             self._leave(first)
             return True
 
-    def remove(self, first: int) -> int:
+    def remove(self, first: int, *, evicting: bool = False) -> int | None:
         """Local. Take the word of a live cell out of the index, wherever it stands, and retire the cell: its bytes.
 
-        1 Get + 1 CAS + 2 Flushes at the home.
+        `evicting` not if it is protected: None. 1 Get + 1 CAS + 2 Flushes at the home.
         """
         with self.lock:
-            word, record, fabric = int(self.words[first]), self.records[first], self.fabric
-            s = self._scratch
-            nbytes = int(record["length"])
-            slot = self._slot_of(first, word)
-            if slot >= 0:
+            word, fabric, s = int(self.words[first]), self.fabric, self._scratch
+            nbytes = int(self._lengths[first])
+            while (slot := self._slot_of(first, word)) >= 0:
+                there = self._note(first)
+                if evicting and there & HARD:
+                    self.spared += 1
+                    return None
                 home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
-                if fabric.remove(fabric.ctx, s.address, home, bucket, slot, word) < 0:
+                done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)
+                if done < 0:
                     fabric.raise_mpi_error(s)
-                # A CAS that failed is as good: only this rank writes this word, so it has left for good.
-            self.retire(word)
+                if done:
+                    if there & HARD and self.unprotected is not None:
+                        self.unprotected(nbytes)
+                    break
+                # It has left, or its hard bit was toggled and the block lives: only the index can tell.
+            self.retire(word, evicted=evicting)
             return nbytes
+
+    def _note(self, first: int) -> int:
+        """The word of a cell as the last look found it in the index, entered into the table."""
+        self.words[first] = there = self._scratch.words[c.WORD]
+        return int(there)
 
     def sweep(self, *, everything: bool = False) -> int:
         """Local. Retire the cells that no word names any more: their number. 1 Get + 1 Flush for each looked at.
 
-        Looks at the cells of which a stranger said so (or at all): a hint is never the permission.
+        Looks at the cells of which a stranger said so (or at all): a hint is never the permission. Notes what has
+        become of the hard bits of the others.
         """
         with self.lock:
             fabric = self.fabric
@@ -203,13 +246,17 @@ class DramTier:
             found = 0
             for first in firsts.tolist():
                 word = int(self.words[first])
-                if word and self._slot_of(first, word) == c.MISS:
+                if not word:
+                    continue
+                if self._slot_of(first, word) < 0:
                     self.retire(word)
                     found += 1
-                elif word and self.copies[first] and not everything:
+                elif self.copies[first] and not everything:
                     self.remove(first)  # a reader found that its origin has changed
                     self.stale += 1
                     found += 1
+                else:
+                    self._note(first)
             self.swept += found
             return found
 
@@ -222,53 +269,102 @@ class DramTier:
             fabric.raise_mpi_error(s)
         return slot
 
-    def _evict(self, pages: int) -> bool:
-        """Take the longest untouched blocks out, hard ones never; False if there is nothing to take.
+    # ---------------------------------------------------------------------------------------------- eviction
 
-        Without eviction only copies: what is lost with them can be fetched again.
+    def _evict_ahead(self, pages: int) -> None:
+        """While less than the low watermark is free, evict about as much as this put takes.
+
+        A block that is larger than what is missing stays: it may be worth more than a put that evicts for itself.
         """
-        victims = self._victims(np.flatnonzero(self.words if self._evicts else self.words * self.copies))
-        if not victims or not self._could_fit(pages, set(victims)):
+        missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
+        want = pages if 2 * missing < self.low_pages else 2 * pages
+        while want > 0 and missing > 0 and (first := self._next_victim()) >= 0:
+            if (size := self.allocator.pages_of(first)) > missing:
+                self._chosen.appendleft(int(self.words[first]))
+                return
+            if self._evict_one(first) is not None:
+                want -= size
+                missing -= size
+
+    def _evict(self, pages: int, least: int | None = None) -> bool:
+        """Take blocks out, hard ones never, so that a cell of so many pages may fit; False if nothing was taken.
+
+        At least `least` pages of them, by default what spares the next puts an eviction of their own.
+        """
+        if not self._could_fit(pages):
             return False
-        want, taken = max(pages, self.fabric.pages // _EVICT_SHARE), 0
-        for first in victims:
+        want, taken = least or max(pages, self.fabric.pages // _EVICT_SHARE), 0
+        for first in self._going():
+            size = self.allocator.pages_of(first)
+            if self._evict_one(first) is not None:
+                taken += size
             if taken >= want:
                 break
-            taken += self.allocator.pages_of(first)
-            self._evict_one(first)
-        return True
+        return taken > 0
 
-    def _victims(self, live: npt.NDArray[np.int64]) -> list[int]:
-        """Of these live cells those that may be evicted, in that order."""
-        live = live[(self.words[live] >> np.uint64(HARD_SHIFT)) & np.uint64(1) == 0]
-        order = np.lexsort((self.records["sequence"][live], self.fabric.touched[live]))
-        found: list[int] = live[order].tolist()
+    def _going(self) -> Iterator[int]:
+        """First pages of what is to go, one after the other: copies are cells as others to the policy.
+
+        Without eviction copies alone: what is lost with them can be fetched again.
+        """
+        if self.victims is None:
+            yield from self._cold_copies()
+            return
+        while (first := self._next_victim()) >= 0:
+            yield first
+
+    def _cold_copies(self) -> list[int]:
+        """First pages of the copies, the one that was not read for longest first."""
+        held = np.flatnonzero(self.copies)
+        order: list[int] = held[np.argsort(self.fabric.touched[held], kind="stable")].tolist()
+        return order
+
+    def _next_victim(self) -> int:
+        """First page of the block to go next; -1 if there is none."""
+        assert self.victims is not None
+        for insist in (False, True):  # readers may use all that was chosen: then the first one goes nevertheless
+            while self._chosen:
+                word = self._chosen.popleft()
+                first = word & _PAGE_MASK
+                if int(self.words[first]) == word and (insist or self.victims.untouched(first)):
+                    return first
+            chosen = self.victims.choose(max(1, self.fabric.pages // _CHOOSE_SHARE), self._staying())
+            self._chosen.extend(self.words[chosen].tolist())
+        if self._chosen:
+            return self._chosen.popleft() & _PAGE_MASK
+        return -1
+
+    def _staying(self) -> npt.NDArray[np.int64]:
+        """First pages of the live cells that may not be evicted, as far as this rank knows."""
+        live = np.flatnonzero(self.words)
+        stays = ~self.copies[live] if self.victims is None else self.words[live] & np.uint64(HARD) != 0
+        found: npt.NDArray[np.int64] = live[stays]
         return found
 
-    def _evict_one(self, first: int) -> int:
+    def _evict_one(self, first: int) -> int | None:
+        """Evict a block or a copy: its bytes; None if somebody has protected it meanwhile, and the table says so."""
         copied = bool(self.copies[first])
-        nbytes = self.remove(first)
-        if copied:
+        nbytes = self.remove(first, evicting=True)
+        if nbytes is not None and copied:
             self.demoted += 1
-            return nbytes
-        self.evicted_bytes += nbytes
-        self.evicted += 1
+        elif nbytes is not None:
+            self.evicted_bytes += nbytes
+            self.evicted += 1
         return nbytes
 
-    def _could_fit(self, pages: int, movable: set[int]) -> bool:
-        """Would there be a run of so many pages if all movable cells were gone? If not, none of them has to go."""
-        pinned = self.pinned_pages()
-        if not pinned and len(movable) == self.allocator.live_cells:
-            return pages <= self.fabric.pages
-        staying = [cell for cell in self.allocator.live().items() if cell[0] not in movable or cell[0] in pinned]
-        staying += [
-            (first, self.allocator.pages_of(first)) for first in pinned if self.allocator.state(first) == "limbo"
-        ]
+    def _could_fit(self, pages: int) -> bool:
+        """Would there be a run of so many pages if all that may go were gone? If not, none of it has to go."""
+        if self.victims is None and not self.copy_pages:
+            return False
+        pinned, staying = self.pinned_pages(), self._staying().tolist()
+        if self.allocator.live_cells > np.count_nonzero(self.words):  # cells that are being written
+            staying += [first for first in self.allocator.live() if not self.words[first]]
+        staying += [first for first in pinned if self.allocator.state(first) is not None]
         end = 0
-        for first, length in sorted(staying):
+        for first in sorted(set(staying)):
             if first - end >= pages:
                 return True
-            end = max(end, first + length)
+            end = max(end, first + self.allocator.pages_of(first))
         return self.fabric.pages - end >= pages
 
     # ------------------------------------------------------------------------------------------- namespaces
@@ -313,15 +409,15 @@ class DramTier:
         """Local. Sweep, or evict `nbytes` of this rank's blocks in a namespace; False if it has not so many."""
         with self.lock:
             freed = self.sweep()
-            if freed or not self._evicts:
+            if freed or self.victims is None:
                 return freed > 0
-            victims = self._victims(self.cells_of(namespace_id, epoch))
+            victims = self.victims.choose(self.fabric.pages, self._staying(), only=self.cells_of(namespace_id, epoch))
             if int(self.records["length"][victims].sum()) < nbytes:
                 return False  # none of them has to go
             for first in victims:
                 if freed >= nbytes:
                     break
-                freed += self._evict_one(first)
+                freed += self._evict_one(first) or 0
             return freed > 0
 
     def let_pass(self, epochs: Mapping[int, int]) -> None:
@@ -345,17 +441,43 @@ class DramTier:
         return bool(self._passed)
 
     def drop_passed(self, limit: int | None = None) -> int:
-        """Local. Take blocks of passed epochs out, protected ones too, at most `limit`: how many."""
+        """Local. Take blocks and copies of passed epochs out, protected ones too, at most `limit`: how many."""
         dropped = 0
         with self.lock:
             while self._passed and (limit is None or dropped < limit):
                 word = self._passed.popleft()
-                first = word & _PAGE_MASK
-                if int(self.words[first]) == word:
-                    self.remove(first)
+                if self._is_live(word):
+                    self.remove(word & _PAGE_MASK)
                     dropped += 1
             self.passed += dropped
         return dropped
+
+    # ------------------------------------------------------------------------------------ expiry, protection
+
+    @property
+    def any_expiring(self) -> bool:
+        """Whether any block has an expiry, past or not."""
+        return bool(self._expiring)
+
+    def drop_expired(self, limit: int | None = None) -> int:
+        """Local. Take expired blocks and copies out, protected ones too, after at most `limit` looks: how many."""
+        dropped = looks = 0
+        with self.lock:
+            now = self.fabric.now()
+            while self._expiring and self._expiring[0][0] <= now and (limit is None or looks < limit):
+                looks += 1
+                _, word = heapq.heappop(self._expiring)
+                if self._is_live(word):
+                    self.expired += not self.copies[word & _PAGE_MASK]
+                    self.remove(word & _PAGE_MASK)
+                    dropped += 1
+        return dropped
+
+    def protected(self) -> tuple[int, int]:
+        """Local. The protected blocks and their payload bytes, as the table has them."""
+        with self.lock:
+            hard = np.flatnonzero(self.words & np.uint64(HARD))
+            return hard.size, int(self._lengths[hard].sum())
 
     def clear(self) -> None:
         """Local. Take every block of this rank out, hard ones too."""
@@ -374,9 +496,9 @@ class DramTier:
         self._last_retired = time.monotonic()
         self.allocator.retire(first, self._last_retired)
 
-    def drain(self, now: float) -> None:
-        """Local. Free the cells that have rested and that nobody has pinned."""
-        ripe = self.allocator.ripe(now)
+    def drain(self, now: float, limit: int | None = None) -> None:
+        """Local. Free the cells that have rested and that nobody has pinned; look at the `limit` oldest only."""
+        ripe = self.allocator.ripe(now, limit)
         if not ripe:
             return
         if self.pause:
@@ -419,7 +541,7 @@ class DramTier:
         if limbo:
             holders = sorted({rank for first, rank in self.pinned_pages().items() if a.state(first) == "limbo"})
             text += f"; {limbo} cells in limbo are pinned by rank {', '.join(map(str, holders))} (release the views)"
-        return text + ": raise dram_bytes" + ("" if self._evicts else ' or set when_full="evict"')
+        return text + ": raise dram_bytes" + ("" if self.victims is not None else ' or set when_full="evict"')
 
     def check(self) -> None:
         """Local. Verify the allocator and that the table of words, descriptors and cells say the same.
@@ -441,13 +563,21 @@ class DramTier:
                         f"cell {first}: {self.allocator.pages_of(first)} pages, {record['length']} bytes"
                     )
                 total += int(record["length"])
-            copied = np.flatnonzero(self.copies)
-            if not self.words[copied].all():
-                raise ProtocolError(
-                    f"of {copied.size} cells that are copies {np.count_nonzero(self.words[copied])} have words"
-                )
-            pages = sum(self.allocator.pages_of(first) for first in copied.tolist())
-            if (pages, int(self._lengths[copied].sum())) != (self.copy_pages, self.copy_bytes):
-                raise ProtocolError(f"copies take {pages} pages, counted {self.copy_pages} ({self.copy_bytes} bytes)")
+            self._check_copies()
+            if self.victims is not None:
+                self.victims.check(np.flatnonzero(self.words))
             if total != self.live_bytes:
                 raise ProtocolError(f"live bytes are {total}, counted {self.live_bytes}")
+
+    def _check_copies(self) -> None:
+        copied = np.flatnonzero(self.copies)
+        words = self.words[copied]
+        if not words.all() or (words & np.uint64(HARD)).any() or self.counted[copied].any():
+            raise ProtocolError(
+                f"of {copied.size} cells that are copies {np.count_nonzero(words)} have words, "
+                f"{np.count_nonzero(words & np.uint64(HARD))} hard ones, {np.count_nonzero(self.counted[copied])} "
+                "count against a quota"
+            )
+        pages = sum(self.allocator.pages_of(first) for first in copied.tolist())
+        if (pages, int(self._lengths[copied].sum())) != (self.copy_pages, self.copy_bytes):
+            raise ProtocolError(f"copies take {pages} pages, counted {self.copy_pages} ({self.copy_bytes} bytes)")

@@ -27,7 +27,7 @@ class MemoryLimitError(CascadeError, MemoryError):
 
 
 class StoreFullError(CascadeError):
-    """A block cannot be stored and nothing was changed."""
+    """A block cannot be stored or protected, and nothing was changed."""
 
 
 class KeyExistsError(CascadeError, KeyError):

@@ -31,7 +31,7 @@ LEVELS = {
     MPI.THREAD_MULTIPLE: "multiple",
 }
 _CALLS = (
-    "get", "get_pinned", "find", "publish", "remove", "slot_of", "hint_gone", "pin", "unpin",
+    "get", "get_pinned", "find", "publish", "remove", "swap", "slot_of", "hint_gone", "pin", "unpin",
     "get_many", "describe_many", "probe_many", "poll", "find_copies", "slot_of_copy", "note_origin", "end_claim",
 )  # fmt: skip
 
@@ -140,8 +140,8 @@ class Fabric:
             c.GET: functions.get, c.PUT: functions.put, c.FLUSH: functions.flush,
             c.CAS: functions.cas, c.IPROBE: functions.iprobe,
             c.ANY_SOURCE: MPI.ANY_SOURCE, c.ANY_TAG: MPI.ANY_TAG,
-            c.TIME: ctypes.cast(ctypes.CDLL(None).time, ctypes.c_void_p).value, c.EPOCH: self.epoch,
-            c.ATTEMPT: int(attempt), c.VERIFY: int(config.verify_reads),
+            c.CLOCK: ctypes.cast(ctypes.CDLL(None).clock_gettime, ctypes.c_void_p).value, c.EPOCH: self.epoch,
+            c.ATTEMPT: int(attempt * onesided.TICKS), c.VERIFY: int(config.verify_reads),
             c.COPY_BUCKETS: self.copy_buckets, c.COPY_AFTER: config.promote_after,
             c.COPY_RANKS: len(self.node_ranks), c.COPY_RANKS_AT: self._copy_ranks.ctypes.data,
             c.READ_COUNTS: self.read_counts.ctypes.data,
@@ -176,6 +176,7 @@ class Fabric:
     find: Callable[..., int]
     publish: Callable[..., int]
     remove: Callable[..., int]
+    swap: Callable[..., int]
     slot_of: Callable[..., int]
     hint_gone: Callable[..., int]
     pin: Callable[..., int]
@@ -207,10 +208,20 @@ class Fabric:
 
         return guarded
 
+    def now(self) -> int:
+        """Local. Whole seconds since the store was opened, as the kernels count them; below 0 on a clock behind."""
+        return int(time.time()) - int(self.context[c.EPOCH])
+
     @property
     def level_name(self) -> str:
         """The thread level of MPI as its standard names it."""
         return LEVELS.get(self.thread_level, str(self.thread_level))
+
+    def ticks(self) -> int:
+        """Local. What a touch of now writes, by the clock that the kernels look at."""
+        # A clock that is behind the epoch is no reason to fail after a block was published: it wraps, as theirs does.
+        since = time.clock_gettime_ns(onesided.REALTIME_COARSE) - self.epoch * 1_000_000_000
+        return since // (1_000_000_000 // onesided.TICKS) & 0xFFFFFFFF
 
     # ---------------------------------------------------------------------------------------- afterwards
 

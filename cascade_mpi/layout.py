@@ -7,7 +7,8 @@ Word, 64 bits, most significant first::
 
     fp 12 | generation 15 | hard 1 | tier 2 | rank 12 | page 22
 
-0 is the empty word; a generation is never 0, so no used word is 0.
+0 is the empty word; a generation is never 0, so no used word is 0. Anybody may toggle `hard` in the index (see
+`protection`): two words that differ in it alone name the same cell.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ TIER_SHIFT = RANK_SHIFT + RANK_BITS
 HARD_SHIFT = TIER_SHIFT + TIER_BITS
 GENERATION_SHIFT = HARD_SHIFT + HARD_BITS
 FP_SHIFT = GENERATION_SHIFT + GENERATION_BITS
+HARD = 1 << HARD_SHIFT
 
 MAX_PAGES = 1 << PAGE_BITS
 MAX_RANKS = 1 << RANK_BITS
@@ -47,18 +49,23 @@ DESCRIPTOR = np.dtype(
     {
         "names": [
             "magic", "generation", "flags", "length", "key_hi", "key_lo", "content_hi", "content_lo",
-            "checksum", "namespace", "epoch", "expiry", "sequence", "manager", "dtype", "ndim", "dim0",
-            "dims", "own_checksum",
+            "checksum", "namespace", "epoch", "expiry", "sequence", "manager", "dtype", "ndim", "depth",
+            "dim0", "dims", "own_checksum",
         ],
         "formats": [
             "<u4", "<u2", "<u2", "<u8", "<u8", "<u8", "<u8", "<u8",
-            "<u8", "<u8", "<u4", "<u4", "<u8", "<u2", "u1", "u1", "<u8",
-            ("<u4", MAX_DIMS - 1), "<u4",
+            "<u8", "<u8", "<u4", "<u4", "<u8", "<u2", "u1", "u1", "<u4",
+            "<u8", ("<u4", MAX_DIMS - 1), "<u4",
         ],
-        "offsets": [0, 4, 6, 8, 16, 24, 32, 40, 48, 56, 64, 68, 72, 80, 82, 83, 88, 96, 124],
+        "offsets": [0, 4, 6, 8, 16, 24, 32, 40, 48, 56, 64, 68, 72, 80, 82, 83, 84, 88, 96, 124],
         "itemsize": DESCRIPTOR_BYTES,
     }
 )  # fmt: skip
+
+
+# expiry: the second since the store's opening from which on the block is a miss; 0: never.
+# depth: the block's place in its prefix, counted from 1; 0: not known.
+MAX_EXPIRY = MAX_DEPTH = (1 << 32) - 1
 
 
 class Word(NamedTuple):
@@ -97,6 +104,11 @@ def unpack_word(word: int) -> Word:
         rank=word >> RANK_SHIFT & MAX_RANKS - 1,
         page=word & MAX_PAGES - 1,
     )
+
+
+def same_cell(word: int, other: int) -> bool:
+    """Local. Whether two words name the same cell in the same generation, whatever their hard bits say."""
+    return word | HARD == other | HARD
 
 
 def next_generation(generation: int) -> int:

@@ -18,6 +18,7 @@ from cascade_mpi.kernels.intrinsics import (
     fence_acquire,
     fence_seq_cst,
     load8,
+    load32,
     load64,
     load_acquire,
     load_relaxed,
@@ -33,6 +34,7 @@ from cascade_mpi.kernels.probe import (
     BUCKET_BYTES,
     BUCKET_WORDS,
     DESCRIPTOR_BYTES,
+    O_EXPIRY,
     O_LENGTH,
     O_ORIGIN,
     O_SEQUENCE,
@@ -55,6 +57,7 @@ from cascade_mpi.kernels.probe import (
     place,
     rank_of,
     read_bucket_mapped,
+    same_cell,
     set_field,
 )
 
@@ -69,8 +72,10 @@ BATCH = 256  # keys between two flushes: queues of the network stay short
 # What a get fetches. DESCRIBE_ANY may find a copy of this node; FETCH is WHOLE, whoever else is about to fetch it.
 WHOLE, RANGE, DESCRIBE, DESCRIBE_ANY, FETCH = 0, 1, 2, 3, 4
 SLOTS_PER_PEER = 8
+TICKS = 1000  # a second: touches are a u32, so a store may be open for 49 days before they come round
+REALTIME_COARSE = 5  # Linux' clock id: of the last timer interrupt, 1 to 4 ms ago; a quarter of the precise one's cost
 _MIX = _U(0x9E3779B97F4A7C15)
-_CLAIM_S = 2  # a claim that is older counts nothing: who made it is late, or gave up
+CLAIM_TICKS = 2 * TICKS  # a claim that is older counts nothing: who made it is late, or gave up
 
 
 # ------------------------------------------------------------------------------------------- MPI calls
@@ -181,9 +186,19 @@ def _read_descriptor(ctx, s, word):  # type: ignore[no-untyped-def]
 
 
 @device
-def _now(ctx):  # type: ignore[no-untyped-def]
-    """Seconds since the store was opened."""
-    return np.uint64(np.int64(call_int(field(ctx, c.TIME), (np.int64(0),))) - field(ctx, c.EPOCH))
+def _now(ctx, s):  # type: ignore[no-untyped-def]
+    """Ticks since the store was opened."""
+    call_int(field(ctx, c.CLOCK), (np.int64(REALTIME_COARSE), s + c.TIMESPEC * 8))
+    seconds, nanoseconds = field(s, c.TIMESPEC) - field(ctx, c.EPOCH), field(s, c.TIMESPEC + 1)
+    return np.uint64(seconds * TICKS + nanoseconds // (1_000_000_000 // TICKS))
+
+
+@device
+def _expired(ctx, s, descriptor):  # type: ignore[no-untyped-def]
+    """Is the block of this copy of a descriptor a miss by this rank's clock?"""
+    expiry = np.int64(load32(descriptor + O_EXPIRY))
+    # Signed: a clock that is behind the opening one's is at less than 0, which is before everything.
+    return expiry != 0 and np.int64(_now(ctx, s)) >= expiry * TICKS
 
 
 @device
@@ -193,13 +208,13 @@ def _touch(ctx, s, word):  # type: ignore[no-untyped-def]
     Into the touch array only, never into a cell: the cell may have a new owner by now.
     """
     rank, page = rank_of(word), page_of(word)
-    now = _now(ctx)
+    now = _now(ctx, s)
     base = _base(ctx, c.DATA_BASES, rank)
     if base != 0:
         store32(base + field(ctx, c.TOUCH_AT) + page * 4, now)
         return
     entry = s + (c.TOUCH_FILTER + 2 * np.int64((word * _U(0x9E3779B97F4A7C15)) >> _U(56))) * 8
-    if load64(entry) == word and load64(entry + 8) == now:
+    if load64(entry) == word and now - load64(entry + 8) < _U(TICKS):
         return  # at most one touch per cell and second
     pending = field(s, c.TOUCHES)
     if pending == c.TOUCH_RING_ENTRIES:
@@ -216,7 +231,7 @@ def _send_touches(ctx, s):  # type: ignore[no-untyped-def]
     pending = field(s, c.TOUCHES)
     if pending == 0:
         return np.int64(0)
-    store64(s + c.TOUCH_VALUE * 8, _now(ctx))
+    store64(s + c.TOUCH_VALUE * 8, _now(ctx, s))
     for i in range(pending):
         rank, page = field(s, c.TOUCH_RING + 2 * i), field(s, c.TOUCH_RING + 2 * i + 1)
         rc = _put(ctx, s + c.TOUCH_VALUE * 8, 4, rank, field(ctx, c.TOUCH_AT) + page * 4, DATA)
@@ -327,11 +342,13 @@ def _read_copy(  # type: ignore[no-untyped-def]
     length, made_from = np.int64(load64(descriptor + O_LENGTH)), load64(descriptor + O_ORIGIN)
     if not fits(ctx, page_of(word), length):
         return np.int64(c.MISS)
+    if _expired(ctx, s, descriptor):
+        return np.int64(c.MISS)  # so is the block, unless it was put again: its own word says
     set_field(s, c.COPY_ASKED, 0)
     if not is_fixed(descriptor):
         if origin == _ZERO:
             return np.int64(c.MISS)
-        stays = made_from == origin
+        stays = same_cell(made_from, origin)  # whose hard bit may have been toggled since
         if stays:
             rc, stays = _origin_stays(ctx, s, hi, lo, origin, descriptor, seen_at, began)
             if rc != 0:
@@ -425,18 +442,18 @@ def _claim_at(ctx, hi, lo):  # type: ignore[no-untyped-def]
 def _claim(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
     """False if another rank of this node is about to fetch and copy the block: its bytes leave the owner once a node.
 
-    A claim is `tag 32 | rank 12 | second 20`, written without an atomic: a hint. Where two are made at once both fetch.
+    A claim is `tag 32 | rank 12 | tick 20`, written without an atomic: a hint. Where two are made at once both fetch.
     """
     set_field(s, c.CLAIMING, 0)
     if not _is_next(ctx, s, hi, lo, word):
         return True
     at, tag, rank = _claim_at(ctx, hi, lo), _claim_tag(hi, lo), _U(field(ctx, c.RANK))
-    second = _now(ctx) & _U(0xFFFFF)
-    mine = (tag << _U(32)) | (rank << _U(20)) | second
+    tick = _now(ctx, s) & _U(0xFFFFF)
+    mine = (tag << _U(32)) | (rank << _U(20)) | tick
     for look in range(2):
         seen = load_relaxed(at)
         others = (seen >> _U(32)) == tag and ((seen >> _U(20)) & _U(0xFFF)) != rank
-        if others and ((second - seen) & _U(0xFFFFF)) <= _U(_CLAIM_S):
+        if others and ((tick - seen) & _U(0xFFFFF)) <= _U(CLAIM_TICKS):
             return False
         if look == 0:
             store_relaxed(at, mine)
@@ -487,10 +504,10 @@ def slot_of_copy(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
 
 
 @kernel("void(int64,int64,int64,int64,int64,int64)")
-def note_origin(ctx, s, rank, bucket, slot, second):  # type: ignore[no-untyped-def]
+def note_origin(ctx, s, rank, bucket, slot, tick):  # type: ignore[no-untyped-def]
     """Note beside a word of the copy table when its origin was seen in the index."""
     at = (bucket + field(ctx, c.COPY_BUCKETS)) * BUCKET_BYTES + slot * 8
-    store_relaxed(_base(ctx, c.INDEX_BASES, rank) + at, _U(second))
+    store_relaxed(_base(ctx, c.INDEX_BASES, rank) + at, _U(tick))
 
 
 # --------------------------------------------------------------------------------------------------- get
@@ -500,7 +517,7 @@ def note_origin(ctx, s, rank, bucket, slot, second):  # type: ignore[no-untyped-
 def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: ignore[no-untyped-def]
     """Read the cell that `word` names, if it is the key's: (outcome, word again or 0).
 
-    Outcome: bytes read, MISS for another key's cell, WRONG_SIZE, CORRUPT, MPI_FAILED. Nothing of it
+    Outcome: bytes read, MISS for another key's cell, EXPIRED, WRONG_SIZE, CORRUPT, MPI_FAILED. Nothing of it
     counts before the word was looked at again; where the payload and the word are both mapped
     (`word_at` not 0) that has been done here, behind the copy.
     """
@@ -527,6 +544,8 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
     set_field(s, c.LENGTH, length)
     if not fits(ctx, page, length):
         return np.int64(c.MISS), _ZERO
+    if _expired(ctx, s, descriptor):
+        return np.int64(c.EXPIRED), _ZERO
     if what == DESCRIBE:
         return length, _ZERO
     if (what == WHOLE and room != length) or (what == RANGE and room > length - offset):
@@ -564,7 +583,7 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
                 return outcome
     parts = np.int64(DESCRIBE) if what == DESCRIBE_ANY else what
     for _ in range(_ATTEMPTS):
-        began = _now(ctx)
+        began = _now(ctx, s)
         store64(s + c.BEGAN * 8, began)
         rc = _read_bucket(ctx, s, home, bucket)
         if rc != 0:
@@ -582,7 +601,7 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
                 if copies and base_remote(ctx, word):
                     outcome = _get_copy(ctx, s, hi, lo, target, room, offset, what, word, began)
                     if outcome != c.MISS:
-                        if outcome != c.MPI_FAILED and _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):
+                        if outcome != c.MPI_FAILED and _now(ctx, s) - began > np.uint64(field(ctx, c.ATTEMPT)):
                             changed = True
                             break
                         return outcome
@@ -598,9 +617,13 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
                     if rc != 0:
                         return _failed(s, rc)
                 # An attempt that took too long may have slept through all generations of a cell.
-                if again != word or _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):
+                if again != word or _now(ctx, s) - began > np.uint64(field(ctx, c.ATTEMPT)):
                     changed = True
                     break
+                if outcome == c.EXPIRED:
+                    if what not in (DESCRIBE, DESCRIBE_ANY):
+                        count(s, c.C_EXPIRED, 1)
+                    return np.int64(c.MISS)  # the word that counts: what stands behind it is older
                 if outcome != c.MISS:
                     set_field(s, c.WORD, word)
                     set_field(s, c.SLOT, slot)
@@ -653,7 +676,7 @@ def get_pinned(ctx, s, word, hi, lo, target, room, offset):  # type: ignore[no-u
     outcome, _ = _fetch(ctx, s, word, hi, lo, target, room, offset, RANGE, np.int64(0))
     if outcome >= 0:
         _count_hit(ctx, s, rank_of(word), outcome)
-    return outcome
+    return np.int64(c.MISS) if outcome == c.EXPIRED else outcome
 
 
 # ---------------------------------------------------------------------------------------------- writers
@@ -668,7 +691,7 @@ def _find(ctx, s, home, bucket, fp, hi, lo, skip):  # type: ignore[no-untyped-de
         rc = _read_bucket(ctx, s, home, bucket)
         if rc != 0:
             return _failed(s, rc)
-        free, found, changed = np.int64(-1), np.int64(0), False
+        free, found, live, changed = np.int64(-1), np.int64(0), np.int64(0), False
         for slot in range(BUCKET_WORDS):
             word = load64(words + slot * 8)
             if word == _ZERO:
@@ -693,11 +716,18 @@ def _find(ctx, s, home, bucket, fp, hi, lo, skip):  # type: ignore[no-untyped-de
                         changed = True
                         break
                     continue
+            length = _ZERO
+            if word != skip:
+                length = load64(s + c.DESCRIPTOR_COPY * 8 + O_LENGTH)
+            if found == 0 and (word == skip or not _expired(ctx, s, s + c.DESCRIPTOR_COPY * 8)):
+                live = np.int64(1)
             set_field(s, c.FOUND_WORDS + 2 * found, slot)
             store64(s + (c.FOUND_WORDS + 2 * found + 1) * 8, word)
+            store64(s + (c.FOUND_LENGTHS + found) * 8, length)
             found += 1
         if not changed:
             set_field(s, c.FOUND, found)
+            set_field(s, c.FOUND_LIVE, live)
             set_field(s, c.FREE_SLOT, free)
             return found
         count(s, c.C_RETRIES, 1)
@@ -706,8 +736,8 @@ def _find(ctx, s, home, bucket, fp, hi, lo, skip):  # type: ignore[no-untyped-de
 
 @kernel("int64(int64,int64,uint64,uint64,uint64)")
 def find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
-    """Every word of a key, for put and delete: their number; (slot, word) pairs, HOME, BUCKET, FREE_SLOT in
-    the scratch.
+    """Every word of a key, for put, delete and protect: their number; (slot, word) pairs, the blocks' lengths, HOME,
+    BUCKET, FREE_SLOT, FOUND_LIVE in the scratch.
 
     `skip` is a word that is known to be the key's (0: none). 1 Get + 1 Flush, and as much for each match.
     """
@@ -767,9 +797,25 @@ def remove(ctx, s, home, bucket, slot, word):  # type: ignore[no-untyped-def]
     return np.int64(seen == word)
 
 
+@kernel("int64(int64,int64,int64,int64,int64,uint64,uint64)")
+def swap(ctx, s, home, bucket, slot, old, new):  # type: ignore[no-untyped-def]
+    """CAS `old` to `new`, the same word with the other hard bit: 1 if this call did it, 0 if it had changed.
+
+    1 CAS + 1 Flush.
+    """
+    rc, seen = _cas(ctx, s, home, bucket * BUCKET_BYTES + slot * 8, old, new)
+    if rc != 0:
+        return _failed(s, rc)
+    fence_seq_cst()  # the word before the hint that it has changed
+    return np.int64(seen == old)
+
+
 @kernel("int64(int64,int64,uint64,uint64,uint64)")
 def slot_of(ctx, s, hi, lo, word):  # type: ignore[no-untyped-def]
-    """The slot in which a word of this key stands now, or MISS. 1 Get + 1 Flush."""
+    """The slot in which a word of this key stands now, or MISS. 1 Get + 1 Flush.
+
+    The word as it stands there is WORD in the scratch: somebody may have toggled its hard bit.
+    """
     home, bucket, _ = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
     return _slot_in(ctx, s, home, bucket, word)
 
@@ -782,7 +828,9 @@ def _slot_in(ctx, s, home, bucket, word):  # type: ignore[no-untyped-def]
     if rc != 0:
         return _failed(s, rc)
     for slot in range(BUCKET_WORDS):
-        if load64(s + (c.BUCKET_COPY + slot) * 8) == word:
+        there = load64(s + (c.BUCKET_COPY + slot) * 8)
+        if same_cell(there, word):
+            store64(s + c.WORD * 8, there)
             return np.int64(slot)
     return np.int64(c.MISS)
 
@@ -942,7 +990,7 @@ def _batch_done(ctx, s, i, outcome, results, w):  # type: ignore[no-untyped-def]
 
 @device
 def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: ignore[no-untyped-def]
-    began = _now(ctx)
+    began = _now(ctx, s)
     copies = field(ctx, c.COPY_BUCKETS) != 0
     store64(s + c.BEGAN * 8, began)
     _batch_begin(n, work)
@@ -967,7 +1015,7 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
             outcome = _get_copy(ctx, s, hi, lo, field(targets, i), field(rooms, i), 0, WHOLE, word, began)
             if outcome == c.MPI_FAILED:
                 return outcome
-            if outcome >= 0 and _now(ctx) - began > np.uint64(field(ctx, c.ATTEMPT)):
+            if outcome >= 0 and _now(ctx, s) - began > np.uint64(field(ctx, c.ATTEMPT)):
                 set_field(w, W_STATE, _SLOW)
                 continue
             if outcome >= 0:
@@ -1009,7 +1057,7 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
     rc = _flush_flagged(ctx, flags, INDEX)
     if rc != 0:
         return _failed(s, rc)
-    in_time = _now(ctx) - began <= np.uint64(field(ctx, c.ATTEMPT))
+    in_time = _now(ctx, s) - began <= np.uint64(field(ctx, c.ATTEMPT))
     # Phase 4: what is whole is a hit; every doubt goes the long way, one key at a time.
     for i in range(n):
         w = work + i * WORK_WORDS * 8
@@ -1029,6 +1077,7 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
                 and is_cell_of(descriptor, word, hi, lo)
                 and np.int64(load64(descriptor + O_LENGTH)) == room
                 and fits(ctx, page_of(word), room)
+                and not _expired(ctx, s, descriptor)
                 and (not field(ctx, c.VERIFY) or checksum_holds(descriptor, field(targets, i), room))
             )
             if whole:
@@ -1050,6 +1099,7 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
                 return outcome
         _account(ctx, s, outcome, WHOLE)
         set_field(results, i, np.int64(c.DUE) if due else outcome)
+    store64(s + c.BEGAN * 8, began)  # of what is due: who went the long way has begun later
     return np.int64(0)
 
 
@@ -1103,7 +1153,12 @@ def _describe_chunk(ctx, s, keys, n, descriptors, results, work, flags):  # type
         descriptor = w + W_DESCRIPTOR * 8
         word = load64(w + W_WORD * 8)
         length = np.int64(load64(descriptor + O_LENGTH))
-        if state == _CANDIDATE and is_cell_of(descriptor, word, hi, lo) and fits(ctx, page_of(word), length):
+        if (
+            state == _CANDIDATE
+            and is_cell_of(descriptor, word, hi, lo)
+            and fits(ctx, page_of(word), length)
+            and not _expired(ctx, s, descriptor)
+        ):
             # No second look at the word: it named this generation when the bucket was read, and the
             # descriptor says which key that generation is. That is all a `contains` promises.
             outcome = length

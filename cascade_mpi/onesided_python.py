@@ -30,10 +30,12 @@ from cascade_mpi.layout import (
     MAGIC,
     TIER_DRAM,
     place,
+    same_cell,
     unpack_word,
 )
 from cascade_mpi.onesided import (
     BATCH,
+    CLAIM_TICKS,
     DATA,
     DESCRIBE,
     DESCRIBE_ANY,
@@ -41,7 +43,9 @@ from cascade_mpi.onesided import (
     INDEX,
     PINS,
     RANGE,
+    REALTIME_COARSE,
     SLOTS_PER_PEER,
+    TICKS,
     W_BUCKET_COPY,
     W_DESCRIPTOR,
     W_SLOT,
@@ -58,16 +62,17 @@ WRONG_SIZE: int = c.WRONG_SIZE
 CHANGED: int = c.CHANGED
 MPI_FAILED: int = c.MPI_FAILED
 CORRUPT: int = c.CORRUPT
+EXPIRED: int = c.EXPIRED
 DUE: int = c.DUE
 CLAIMED: int = c.CLAIMED
 LARGEST_PIECE = 1 << 30  # an MPI count is an int; larger payloads are fetched in pieces
-_ATTEMPTS, _LOOKUP_ATTEMPTS, _CLAIM_S = 4, 1000, 2
+_ATTEMPTS, _LOOKUP_ATTEMPTS = 4, 1000
 _MASK64 = (1 << 64) - 1
 _MIX = 0x9E3779B97F4A7C15
 _HALVED = int.from_bytes(b"\x7f" * c.READ_COUNT_BYTES)
-_O_GENERATION, _O_FLAGS, _O_LENGTH, _O_HI, _O_LO, _O_CHECKSUM, _O_ORIGIN, _O_SEQUENCE = (
+_O_GENERATION, _O_FLAGS, _O_LENGTH, _O_HI, _O_LO, _O_CHECKSUM, _O_ORIGIN, _O_SEQUENCE, _O_EXPIRY = (
     DESCRIPTOR.fields[name][1]  # type: ignore[index]
-    for name in ("generation", "flags", "length", "key_hi", "key_lo", "checksum", "content_hi", "sequence")
+    for name in ("generation", "flags", "length", "key_hi", "key_lo", "checksum", "content_hi", "sequence", "expiry")
 )
 
 
@@ -108,6 +113,7 @@ class _Cell(NamedTuple):
     checksum: int
     origin: int  # of a copy
     sequence: int
+    expiry: int
 
     @classmethod
     def read(cls, address: int) -> _Cell:
@@ -120,6 +126,7 @@ class _Cell(NamedTuple):
         return cls(
             number(0, 4), number(_O_GENERATION, 2), number(_O_FLAGS, 2), number(_O_LENGTH, 8),
             number(_O_HI, 8), number(_O_LO, 8), number(_O_CHECKSUM, 8), number(_O_ORIGIN, 8), number(_O_SEQUENCE, 8),
+            number(_O_EXPIRY, 4),
         )  # fmt: skip
 
     def holds(self, word: int, hi: int, lo: int) -> bool:
@@ -164,7 +171,7 @@ class PythonCalls:
         self._probe_comm = fabric.probe_comm
         self._ctx = fabric.context.ctypes.data
         self._context = _Words(self._ctx, c.CONTEXT_WORDS).signed
-        self._clock = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(self._field(c.TIME))
+        self._clock = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)(self._field(c.CLOCK))
         self._arena_bytes = self._field(c.PAGES) * self._field(c.PAGE_BYTES)
 
     def _field(self, index: int) -> int:
@@ -206,13 +213,15 @@ class PythonCalls:
     def _payload_at(self, page: int) -> int:
         return self._field(c.ARENA_AT) + page * self._field(c.PAGE_BYTES)
 
-    def _now(self) -> int:
-        """Seconds since the store was opened."""
-        return int(self._clock(None)) - self._field(c.EPOCH)
+    def _now(self, s: _Scratch) -> int:
+        """Ticks since the store was opened."""
+        self._clock(REALTIME_COARSE, s.at(c.TIMESPEC))
+        seconds, nanoseconds = s.signed[c.TIMESPEC : c.TIMESPEC + 2].tolist()
+        return int((seconds - self._field(c.EPOCH)) * TICKS + nanoseconds // (1_000_000_000 // TICKS))
 
-    def _too_late(self, began: int) -> bool:
+    def _too_late(self, s: _Scratch, began: int) -> bool:
         """True for an attempt that took so long that a cell may have passed through all its generations."""
-        return not 0 <= self._now() - began <= self._field(c.ATTEMPT)
+        return not 0 <= self._now(s) - began <= self._field(c.ATTEMPT)
 
     # ------------------------------------------------------------------------------- words and descriptors
 
@@ -225,6 +234,9 @@ class PythonCalls:
         """True if the word names memory of this store: only then may its address be used."""
         named = unpack_word(word)
         return named.tier == TIER_DRAM and named.rank < self._field(c.RANKS) and named.page < self._field(c.PAGES)
+
+    def _expired(self, s: _Scratch, cell: _Cell) -> bool:
+        return cell.expiry != 0 and self._now(s) >= cell.expiry * TICKS
 
     def _fits(self, page: int, length: int) -> bool:
         return length <= self._arena_bytes - page * self._field(c.PAGE_BYTES)
@@ -254,13 +266,14 @@ class PythonCalls:
     def _touch(self, s: _Scratch, word: int) -> None:
         """Note that the cell was used; into the touch array only, never into a cell."""
         _, _, _, _, rank, page = unpack_word(word)
-        base, now = self._base(DATA, rank), self._now() & _MASK64
+        base, now = self._base(DATA, rank), self._now(s) & _MASK64
         if base:
             ctypes.c_uint32.from_address(base + self._field(c.TOUCH_AT) + 4 * page).value = now
             return
         entry = c.TOUCH_FILTER + 2 * ((word * _MIX & _MASK64) >> 56)
         pending = s.signed[c.TOUCHES]
-        if (s.unsigned[entry], s.unsigned[entry + 1]) == (word, now) or pending == c.TOUCH_RING_ENTRIES:
+        lately = s.unsigned[entry] == word and now - int(s.unsigned[entry + 1]) & _MASK64 < TICKS
+        if lately or pending == c.TOUCH_RING_ENTRIES:
             return
         s.unsigned[entry], s.unsigned[entry + 1] = word, now
         s.signed[c.TOUCH_RING + 2 * pending], s.signed[c.TOUCH_RING + 2 * pending + 1] = rank, page
@@ -270,7 +283,7 @@ class PythonCalls:
         ring = s.signed[c.TOUCH_RING : c.TOUCH_RING + 2 * s.signed[c.TOUCHES]].tolist()
         if not ring:
             return
-        s.unsigned[c.TOUCH_VALUE] = self._now() & _MASK64
+        s.unsigned[c.TOUCH_VALUE] = self._now(s) & _MASK64
         for rank, page in zip(ring[::2], ring[1::2], strict=True):
             self._put(s.at(c.TOUCH_VALUE), 4, rank, self._field(c.TOUCH_AT) + 4 * page, DATA)
         for rank in dict.fromkeys(ring[::2]):
@@ -342,13 +355,16 @@ class PythonCalls:
                 cell.holds(word, hi, lo) and cell.flags & FLAG_COPY and self._fits(unpack_word(word).page, cell.length)
             ):
                 continue
+            if self._expired(s, cell):
+                continue  # so is the block, unless it was put again: its own word says
             at = bucket * BUCKET_BYTES + slot * 8
             s.signed[c.COPY_ASKED] = 0
             if not cell.flags & FLAG_FIXED:
                 if not origin:
                     continue
                 seen_at = table + self._field(c.COPY_BUCKETS) * BUCKET_BYTES + at
-                if cell.origin != origin or not self._origin_stays(s, hi, lo, origin, cell, seen_at, began):
+                stays = same_cell(cell.origin, origin)  # whose hard bit may have been toggled since
+                if not stays or not self._origin_stays(s, hi, lo, origin, cell, seen_at, began):
                     s.count(c.C_STALE_COPIES)
                     self._drop_hint(data, word)
                     continue
@@ -431,14 +447,14 @@ class PythonCalls:
         s.signed[c.CLAIMING] = 0
         if not self._is_next(s, hi, lo, word):
             return True
-        claim, tag, rank, second = self._claim_word(hi, lo), _claim_tag(hi, lo), self._field(c.RANK), self._now()
+        claim, tag, rank, tick = self._claim_word(hi, lo), _claim_tag(hi, lo), self._field(c.RANK), self._now(s)
         for look in range(2):
             seen = claim.value
             others = seen >> 32 == tag and seen >> 20 & 0xFFF != rank
-            if others and (second - seen) & 0xFFFFF <= _CLAIM_S:
+            if others and (tick - seen) & 0xFFFFF <= CLAIM_TICKS:
                 return False
             if look == 0:
-                claim.value = tag << 32 | rank << 20 | second & 0xFFFFF
+                claim.value = tag << 32 | rank << 20 | tick & 0xFFFFF
                 probe.full_fence()
         s.signed[c.CLAIMING] = 1
         return True
@@ -475,10 +491,10 @@ class PythonCalls:
         rank, bucket, _ = self._place_copy(hi, lo)
         return self._slot_in(_Scratch(s), rank, bucket, word)
 
-    def note_origin(self, ctx: int, s: int, rank: int, bucket: int, slot: int, second: int) -> None:
+    def note_origin(self, ctx: int, s: int, rank: int, bucket: int, slot: int, tick: int) -> None:
         """Local. Note beside a word of the copy table when its origin was seen in the index."""
         at = (bucket + self._field(c.COPY_BUCKETS)) * BUCKET_BYTES + slot * 8
-        ctypes.c_int64.from_address(self._base(INDEX, rank) + at).value = second
+        ctypes.c_int64.from_address(self._base(INDEX, rank) + at).value = tick
 
     # ------------------------------------------------------------------------------------------------- get
 
@@ -501,6 +517,8 @@ class PythonCalls:
         s.unsigned[c.LENGTH] = cell.length
         if not self._fits(page, cell.length):
             return MISS, None
+        if self._expired(s, cell):
+            return EXPIRED, None
         if what == DESCRIBE:
             return cell.length, None
         if (what == WHOLE and room != cell.length) or (what == RANGE and offset + room > cell.length):
@@ -535,7 +553,7 @@ class PythonCalls:
                 return outcome
         parts = DESCRIBE if what == DESCRIBE_ANY else what
         for _ in range(_ATTEMPTS):
-            began, changed = self._now(), False
+            began, changed = self._now(s), False
             s.unsigned[c.BEGAN] = began & _MASK64
             for slot, word in _matches(self._read_bucket(s, home, bucket), fp):
                 if not self._in_bounds(word):
@@ -545,7 +563,7 @@ class PythonCalls:
                 if copies and not self._base(DATA, unpack_word(word).rank):
                     outcome = self._get_copy(s, hi, lo, target, room, offset, what, word, began)
                     if outcome != MISS:
-                        if not self._too_late(began):
+                        if not self._too_late(s, began):
                             return outcome
                         changed = True
                         break
@@ -556,9 +574,12 @@ class PythonCalls:
                 if again is None:
                     probe.pause(self._ctx, c.H_READER)
                     again = self._reload(s, home, bucket, slot)
-                if again != word or self._too_late(began):
+                if again != word or self._too_late(s, began):
                     changed = True
                     break
+                if outcome == EXPIRED:
+                    s.count(c.C_EXPIRED, int(what not in (DESCRIBE, DESCRIBE_ANY)))
+                    return MISS  # the word that counts: what stands behind it is older
                 if outcome != MISS:
                     s.unsigned[c.WORD], s.signed[c.SLOT] = word, slot
                     return outcome
@@ -588,13 +609,13 @@ class PythonCalls:
         outcome, _ = self._fetch(scratch, word, hi, lo, target, room, offset, RANGE, 0)
         if outcome >= 0:
             self._count_hit(scratch, unpack_word(word).rank, outcome)
-        return outcome
+        return MISS if outcome == EXPIRED else outcome
 
     # --------------------------------------------------------------------------------------------- writers
 
     @_reporting
     def find(self, ctx: int, s: int, hi: int, lo: int, skip: int) -> int:
-        """Local. Every word of a key, for put and delete: their number; the words are in the scratch."""
+        """Local. Every word of a key, for put, delete and protect: their number; the words are in the scratch."""
         scratch = _Scratch(s)
         return self._find(scratch, *self._place(scratch, hi, lo), hi, lo, skip)
 
@@ -604,9 +625,11 @@ class PythonCalls:
             words = self._read_bucket(s, home, bucket)
             found = self._words_of(s, words, home, bucket, fp, hi, lo, skip)
             if found is not None:
-                for i, (slot, word) in enumerate(found):
+                for i, (slot, word, length, _) in enumerate(found):
                     s.signed[c.FOUND_WORDS + 2 * i], s.unsigned[c.FOUND_WORDS + 2 * i + 1] = slot, word
+                    s.unsigned[c.FOUND_LENGTHS + i] = length
                 s.signed[c.FOUND] = len(found)
+                s.signed[c.FOUND_LIVE] = int(bool(found) and found[0][3])
                 s.signed[c.FREE_SLOT] = words.index(0) if 0 in words else -1
                 return len(found)
             s.count(c.C_RETRIES)
@@ -614,23 +637,30 @@ class PythonCalls:
 
     def _words_of(
         self, s: _Scratch, words: list[int], home: int, bucket: int, fp: int, hi: int, lo: int, skip: int
-    ) -> list[tuple[int, int]] | None:
-        """The (slot, word) pairs of a key in a bucket; None if a word that is not the key's has changed since."""
+    ) -> list[tuple[int, int, int, bool]] | None:
+        """A key's words in a bucket, each with its slot, the block's length and whether that has not expired.
+
+        None if a word that is not the key's has changed since.
+        """
         found = []
         for slot, word in _matches(words, fp):
             if not self._in_bounds(word):
                 s.count(c.C_BAD_WORDS)
                 continue
-            if word != skip and not self._names(s, word, hi, lo):
+            if word == skip:
+                found.append((slot, word, 0, True))
+                continue
+            cell = self._read_cell(s, word)
+            if not cell.holds(word, hi, lo):
                 # The word decides: unchanged, it is another key's; changed, the key may have moved.
                 if self._reload(s, home, bucket, slot) != word:
                     return None
                 continue
-            found.append((slot, word))
+            found.append((slot, word, cell.length, not self._expired(s, cell)))
         return found
 
-    def _names(self, s: _Scratch, word: int, hi: int, lo: int) -> bool:
-        """Does the descriptor of a word that is in bounds hold this key?"""
+    def _read_cell(self, s: _Scratch, word: int) -> _Cell:
+        """What the descriptor of a word that is in bounds says."""
         _, _, _, _, rank, page = unpack_word(word)
         base, copy_to = self._base(DATA, rank), s.at(c.DESCRIPTOR_COPY)
         if base:
@@ -638,7 +668,7 @@ class PythonCalls:
         else:
             self._get(copy_to, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
             self._flush(rank, DATA)
-        return _Cell.read(copy_to).holds(word, hi, lo)
+        return _Cell.read(copy_to)
 
     def _swap(self, s: _Scratch, home: int, offset: int, old: int, new: int) -> int:
         """The word that was there."""
@@ -669,16 +699,26 @@ class PythonCalls:
         return int(seen == word)
 
     @_reporting
+    def swap(self, ctx: int, s: int, home: int, bucket: int, slot: int, old: int, new: int) -> int:
+        """Local. CAS `old` to `new`: 1 if this call did it, 0 if it had changed."""
+        seen = self._swap(_Scratch(s), home, bucket * BUCKET_BYTES + slot * 8, old, new)
+        probe.full_fence()  # the word before the hint that it has changed
+        return int(seen == old)
+
+    @_reporting
     def slot_of(self, ctx: int, s: int, hi: int, lo: int, word: int) -> int:
-        """Local. The slot in which a word of this key stands now, or MISS."""
+        """Local. The slot in which a word of this key stands now, or MISS; the word as it is there in the scratch."""
         scratch = _Scratch(s)
         home, bucket, _ = self._place(scratch, hi, lo)
         return self._slot_in(scratch, home, bucket, word)
 
     def _slot_in(self, s: _Scratch, home: int, bucket: int, word: int) -> int:
         s.signed[c.HOME], s.signed[c.BUCKET] = home, bucket
-        words = self._read_bucket(s, home, bucket)
-        return words.index(word) if word in words else MISS
+        for slot, there in enumerate(self._read_bucket(s, home, bucket)):
+            if same_cell(there, word):
+                s.unsigned[c.WORD] = there
+                return slot
+        return MISS
 
     @_reporting
     def hint_gone(self, ctx: int, s: int, word: int) -> int:
@@ -762,7 +802,7 @@ class PythonCalls:
         return [item for item in items if item.word and not item.doubt]
 
     def _get_chunk(self, s: _Scratch, items: list[_Item], targets: Any, rooms: Any, results: Any) -> None:
-        began, flags = self._now(), set()
+        began, flags = self._now(s), set()
         remote = []
         copies = bool(self._field(c.COPY_BUCKETS))
         s.unsigned[c.BEGAN] = began & _MASK64
@@ -781,13 +821,13 @@ class PythonCalls:
             remote.append(item)
         self._flush_all(flags, DATA)
         self._reload_all(remote)
-        late = self._too_late(began)
+        late = self._too_late(s, began)
         for item in items:
             if item.done:
                 continue
             room, outcome, due = rooms[item.number], MISS, False
             if item in remote:
-                item.doubt = late or not self._is_whole(item, targets[item.number], room)
+                item.doubt = late or not self._is_whole(s, item, targets[item.number], room)
                 outcome, s.unsigned[c.WORD] = room, item.word
                 due = copies and not item.doubt and self._is_due(s, item.hi, item.lo, item.word)
                 if item.claiming and not due:
@@ -801,6 +841,7 @@ class PythonCalls:
                 continue
             self._account(s, outcome, WHOLE)
             results[item.number] = DUE if due else outcome
+        s.unsigned[c.BEGAN] = began & _MASK64  # of what is due: who went the long way has begun later
 
     def _get_fixed_copies(self, s: _Scratch, items: list[_Item], targets: Any, rooms: Any, results: Any) -> None:
         """What this node has copies of and needs no look at its home: done before the first Get."""
@@ -816,7 +857,7 @@ class PythonCalls:
         """Whether nothing has to be fetched for a key: this node has a copy, or another rank is about to make one."""
         s.signed[c.HOME] = item.home
         outcome = self._get_copy(s, item.hi, item.lo, target, room, 0, WHOLE, item.word, began)
-        if outcome >= 0 and self._too_late(began):
+        if outcome >= 0 and self._too_late(s, began):
             item.doubt = True
             return True
         if outcome < 0 and not self._claim(s, item.hi, item.lo, item.word):
@@ -841,13 +882,14 @@ class PythonCalls:
                 flags.add(item.home)
         self._flush_all(flags, INDEX)
 
-    def _is_whole(self, item: _Item, target: int, room: int) -> bool:
+    def _is_whole(self, s: _Scratch, item: _Item, target: int, room: int) -> bool:
         cell = _Cell.read(item.descriptor)
         return (
             item.again.unsigned[0] == item.word
             and cell.holds(item.word, item.hi, item.lo)
             and cell.length == room
             and self._fits(unpack_word(item.word).page, room)
+            and not self._expired(s, cell)
             and self._checksum_holds(cell, target, room)
         )
 
@@ -879,7 +921,7 @@ class PythonCalls:
             if item in candidates:
                 cell = _Cell.read(descriptor)
                 fits = self._fits(unpack_word(item.word).page, cell.length)
-                item.doubt = not (fits and cell.holds(item.word, item.hi, item.lo))
+                item.doubt = not (fits and cell.holds(item.word, item.hi, item.lo)) or self._expired(s, cell)
                 outcome = cell.length
             if item.doubt:
                 descriptor = s.at(c.DESCRIPTOR_COPY)

@@ -31,7 +31,10 @@ _PIN_ATTEMPTS = 10_000  # pins lost in a row before a reader gives up: far beyon
 
 
 class Location(NamedTuple):
-    """Where a block is and what it is. `path` is how this rank reaches it: "self", "node" or "remote"."""
+    """Where a block is and what it is. `path` is how this rank reaches it: "self", "node" or "remote".
+
+    `is_prefix` says whether it was put protected, `protected` whether it is now.
+    """
 
     tier: str
     rank: int
@@ -40,6 +43,7 @@ class Location(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     is_prefix: bool
+    protected: bool
 
 
 class Found(NamedTuple):
@@ -181,6 +185,7 @@ class Reader:
         return Location(
             TIER_NAMES[unpack_word(found.word).tier], found.rank, path, found.nbytes,
             dtype_name(found.dtype), found.shape, bool(found.flags & FLAG_PREFIX),
+            unpack_word(found.word).hard,
         )  # fmt: skip
 
     def pin(self, hi: int, lo: int) -> tuple[Found, Pin] | None:

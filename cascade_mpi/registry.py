@@ -27,6 +27,7 @@ from cascade_mpi.fabric import Fabric
 from cascade_mpi.namespaces import DEFAULT, MAX_EPOCH, AnyNamespace, Namespace, as_namespace
 
 _CHANGES = 0  # counts the bumps that have reached this rank
+PROTECTED = 1  # payload bytes in this rank's arena that hard words name (see `protected_bytes`)
 _HEADER = 8  # words, a cache line
 _BEGIN_S = 60.0
 _BYTES_BITS = 52  # of a used word: bytes; above them the low bits of their epoch
@@ -298,14 +299,24 @@ class Registry:
 
     def _update(self, slot: int, update: Callable[[int, int], tuple[int, int]]) -> None:
         """Change the word of a slot's quota: the low bits of its epoch, and the bytes used. 1 Get + 1 CAS."""
-        home, at = slot % self._fabric.comm.size, self._used_at + slot
-        old = int(self._get(home, at, 1)[0])
-        while True:
+
+        def updated(old: int) -> int:
             tag, used = update(old >> _BYTES_BITS, old & _BYTES_MASK)
-            new = tag << _BYTES_BITS | used
-            if new == old:
-                return
-            seen = int(self._cas(home, at, old, new))
+            return tag << _BYTES_BITS | used
+
+        self.change(slot % self._fabric.comm.size, self._used_at + slot, updated)
+
+    # --------------------------------------------------------------------------------------------- words
+
+    def read(self, rank: int, word: int) -> int:
+        """Local. A word of a rank's table. 1 Get."""
+        return int(self._get(rank, word, 1)[0])
+
+    def change(self, rank: int, word: int, update: Callable[[int], int]) -> None:
+        """Local. Change a word of a rank's table by compare-and-swap, unless `update` leaves it. 1 Get + 1 CAS."""
+        old = self.read(rank, word)
+        while (new := update(old)) != old:
+            seen = int(self._cas(rank, word, old, new))
             if seen == old:
                 return
             old = seen

@@ -30,12 +30,15 @@ def stats(fabric: Fabric, dram: DramTier, writer: Writer, pins: PinTable) -> dic
     }
     hits = sum(each["gets"] for each in paths.values())
     page = fabric.page_bytes
+    blocks, nbytes = dram.protected()
     return {
         "gets": hits + count["misses"], "hits": hits, "misses": count["misses"],
         "bytes_got": sum(each["bytes"] for each in paths.values()), "tiers": paths,
         "puts": writer.puts, "bytes_put": writer.bytes_put, "kept": writer.kept, "refused": writer.refused,
         "deletes": writer.deletes, "evicted": dram.evicted, "evicted_bytes": dram.evicted_bytes,
-        "passed": dram.passed,
+        "passed": dram.passed, "expired": dram.expired, "expired_reads": count["expired_reads"],
+        "spared": dram.spared,
+        "protected": {"blocks": blocks, "bytes": nbytes, "over_quota": writer.unprotected},
         "recheck_retries": count["recheck_retries"], "retries_exhausted": count["retries_exhausted"],
         "fingerprint_collisions": count["fingerprint_collisions"], "bad_words": count["bad_words"],
         "corrupt": count["corrupt"], "lost_cas": writer.lost_cas, "bucket_overflows": writer.overflows,
@@ -76,7 +79,13 @@ def about_copies(config: Config, fabric: Fabric, copies: Copies) -> dict[str, An
 
 
 def report(
-    config: Config, fabric: Fabric, copier: Copier, writer: Writer, registry: Registry, self_test: dict[str, Any]
+    config: Config,
+    fabric: Fabric,
+    dram: DramTier,
+    copier: Copier,
+    writer: Writer,
+    registry: Registry,
+    self_test: dict[str, Any],
 ) -> dict[str, Any]:
     """Local. What was chosen at open, and why; the index's load is this rank's shard at the time of the call."""
     used = int(np.count_nonzero(fabric.index_words))
@@ -94,7 +103,7 @@ def report(
         "async": "one thread" if multiple else f"inline: MPI's thread level is {fabric.level_name!r}",
         "copy_threads": {"threads": copier.threads, "reason": copier.reason},
         "checksum": config.checksum, "verify_reads": config.verify_reads,
-        "when_full": config.when_full, "publish": config.publish,
+        "when_full": config.when_full, "eviction": _eviction(config, dram), "publish": config.publish,
         "arena": {
             "bytes": fabric.pages * fabric.page_bytes, "pages": fabric.pages, "page_bytes": fabric.page_bytes,
         },
@@ -105,5 +114,13 @@ def report(
         "namespaces": {
             "default": str(config.namespace), "slots": config.namespace_slots, "used": registry.slots_used(),
         },
+        "protection": {"protected_bytes": config.protected_bytes, "protect_depth": config.protect_depth},
         "kernel_cache": all(kernel.cached for kernel in KERNELS),
     }  # fmt: skip
+
+
+def _eviction(config: Config, dram: DramTier) -> dict[str, Any]:
+    if dram.victims is None:
+        return {"policy": "none", "ahead_bytes": 0, "by": 'nobody: when_full is "refuse"'}
+    by = "each put a little, ahead of others" if dram.low_pages else "a put that finds no room"
+    return {"policy": config.eviction, "ahead_bytes": dram.low_pages * dram.fabric.page_bytes, "by": by}

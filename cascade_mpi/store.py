@@ -7,6 +7,8 @@ below: `reader` and `writer` over `onesided`, the arena in `dram`. Every public 
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 import sys
 import threading
@@ -16,14 +18,14 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
 from cascade_mpi import check as invariants
-from cascade_mpi import selftest, statistics
+from cascade_mpi import listing, selftest, statistics
 from cascade_mpi.batch import BatchReader
 from cascade_mpi.config import ConfigLike, parse_size
 from cascade_mpi.copier import Copier
@@ -42,27 +44,30 @@ from cascade_mpi.errors import (
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.keys import Key, key_array, key_words
+from cascade_mpi.layout import MAX_DEPTH, MAX_EXPIRY
+from cascade_mpi.listing import BlockInfo
 from cascade_mpi.namespaces import AnyNamespace, as_namespace
 from cascade_mpi.onesided import WHOLE
 from cascade_mpi.opening import agree, check_memory, geometry
 from cascade_mpi.pins import Pin, PinTable
 from cascade_mpi.progress import ProgressThread, paused
+from cascade_mpi.protected_bytes import ProtectedBytes
+from cascade_mpi.protection import Protection
 from cascade_mpi.reader import Location, Reader, range_error, wrong_size
 from cascade_mpi.registry import MAX_QUOTA, NamespaceInfo, Registry, Space
 from cascade_mpi.values import source, target
 from cascade_mpi.view import View
 from cascade_mpi.writer import Exists, PutResult, Writer
 
-__all__ = ["Location", "PutResult", "Store", "View"]
+__all__ = ["BlockInfo", "Location", "PutResult", "Store", "View"]
 
 _MASK64 = (1 << 64) - 1
 _SPLIT_BYTES = 4 << 20
 _SWEEP_S = 0.05
-_PASSED_AT_ONCE = 32  # blocks of passed epochs that a put or progress() takes out
+_PASSED_AT_ONCE = 32  # blocks of passed epochs, and expired ones, that a put or progress() takes out
 _OFF_TIERS = {
     "flush": "the disk tier is off: there is nothing below memory that flush() could write to",
     "prefetch": "the disk tier is off: there is nothing that prefetch() could bring up",
-    "protect": "protection of stored blocks is off: put them with is_prefix=True",
 }
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
@@ -99,15 +104,20 @@ class Store:
             self._self_test = selftest.run(fabric)
         affinity = sorted(os.sched_getaffinity(0))
         self._copier = Copier(self.config.copy_threads, fabric.node.allgather(affinity).count(affinity))
-        self._dram = DramTier(fabric, rest=self.config.rest_ms / 1e3, evict=self.config.when_full == "evict")
+        eviction = self.config.eviction if self.config.when_full == "evict" else None
+        self._dram = DramTier(fabric, rest=self.config.rest_ms / 1e3, eviction=eviction, ahead=self.config.evict_ahead)
         self._pins = PinTable(fabric)
         self._registry = Registry(fabric, self.config.namespace_slots)
         self._copies = Copies(fabric, self._dram, self._registry, share=self.config.copy_share)
         self._reader = Reader(fabric, self._pins, self._copier, self._copies, verify=self.config.verify_reads)
         self._batch = BatchReader(fabric, self._reader, self._copies)
+        self._protected = ProtectedBytes(fabric, self._registry, self.config.protected_bytes)
+        self._dram.unprotected = self._protected.release_own
         self._writer = Writer(
-            fabric, self._dram, self._copier, self._registry, checksum=self.config.checksum, attempt=fabric.attempt
-        )
+            fabric, self._dram, self._copier, self._registry, self._protected, checksum=self.config.checksum,
+            attempt=fabric.attempt, protect_depth=self.config.protect_depth,
+        )  # fmt: skip
+        self._protection = Protection(fabric, self._writer, self._protected)
         self._deferred = Deferred(self._writer, self._dram)
         self._drafts = self._deferred.drafts
         self._progress, self._progress_reason = self._start_progress()
@@ -276,11 +286,15 @@ class Store:
         namespace: AnyNamespace | None = None,
         is_prefix: bool = False,
         exists: Exists = "replace",
+        ttl: float | None = None,
+        depth: int | None = None,
     ) -> PutResult:
         """Local. Store a block in this rank's arena and publish it. 2 Gets + 1 CAS at the key's home.
 
-        `data`: a NumPy array, a buffer, a torch CPU tensor. `is_prefix` protects the block from eviction.
-        `exists` says what happens to a key that is there: "replace", "keep" it, or an "error". When the call
+        `data`: a NumPy array, a buffer, a torch CPU tensor. `is_prefix` protects the block from eviction, and so does
+        a `depth` (its place in its prefix, from 0) below `protect_depth`; refused if it exceeds `protected_bytes`
+        (of a depth: stored unprotected). `ttl`: after so many seconds, at most one more, the block is a miss.
+        `exists` says what happens to a key that is there: "replace", "keep" it as it is, or an "error". When the call
         has returned, every get that starts later on any rank sees this block, something newer, or a miss.
         With `publish="deferred"` other ranks see it after the next `publish()`.
 
@@ -291,12 +305,18 @@ class Store:
         """
         if exists not in ("replace", "keep", "error"):
             raise ValueError(f'exists is {exists!r}: it must be "replace", "keep" or "error"')
-        self._let_epochs_pass()
+        expiry = 0 if ttl is None else self._expiry(ttl)
+        place = 0 if depth is None else _place(depth)
+        self._let_pass()
         space = self._writable(namespace)
         hi, lo = key_words(key, space.digest)
         if self.config.publish == "deferred":
-            return self._deferred.put(hi, lo, space, data, prefix=is_prefix, exists=exists)
-        result = self._writer.put(hi, lo, space, source(data), prefix=is_prefix, exists=exists)
+            return self._deferred.put(
+                hi, lo, space, data, prefix=is_prefix, exists=exists, expiry=expiry, depth=place
+            )  # fmt: skip
+        result = self._writer.put(
+            hi, lo, space, source(data), prefix=is_prefix, exists=exists, expiry=expiry, depth=place
+        )  # fmt: skip
         self._poll()
         return result
 
@@ -349,6 +369,53 @@ class Store:
         self._poll()
         return deleted or waiting
 
+    def protect(
+        self, keys: Key | Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Local. Protect stored blocks from eviction, whichever rank holds them: for each key whether it is there.
+
+        When the call has returned, none of them is evicted before it is unprotected; it can still be replaced (by a
+        block that its put protects or not), deleted, expire, or go with its epoch. Waits for no other rank beyond
+        what a compare-and-swap does. 2 Gets + 1 CAS + 1 Put a key; with `protected_bytes` 4 Gets + 2 CASes + 1 Put.
+
+        Raises
+        ------
+        StoreFullError
+            Their bytes would exceed `protected_bytes` of a rank; none of them was protected.
+        """
+        done = self._protection.protect(self._pairs(keys, namespace))
+        self._poll()
+        return np.array(done, np.bool_)
+
+    def unprotect(
+        self, keys: Key | Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Local. Let blocks be evicted again, those put with `is_prefix` too: for each key whether it is there.
+
+        2 Gets + 1 CAS + 1 Put a key, with `protected_bytes` 1 Get + 1 CAS more.
+        """
+        there = [self._protection.unprotect(pair) for pair in self._pairs(keys, namespace)]
+        self._poll()
+        return np.array(there, np.bool_)
+
+    def _pairs(
+        self, keys: Key | Iterable[Key] | npt.NDArray[Any], namespace: AnyNamespace | None
+    ) -> list[tuple[int, int]]:
+        if isinstance(keys, (str, bytes)) or (hasattr(keys, "__index__") and not isinstance(keys, np.ndarray)):
+            keys = [cast(Key, keys)]
+        array = key_array(keys, self._writable(namespace).digest)
+        self._publish_waiting(array)
+        return [(hi, lo) for hi, lo in array.tolist()]
+
+    def _expiry(self, ttl: float) -> int:
+        """The second from which on the block is a miss: the first whole one at which all of `ttl` has passed."""
+        if not isinstance(ttl, (int, float)) or isinstance(ttl, bool) or not 0 < ttl < math.inf:
+            raise ValueError(f"ttl is {ttl!r}: it must be a number of seconds above 0, or None")
+        expiry = math.ceil(time.time() - int(self._fabric.context[c.EPOCH]) + ttl)
+        if expiry > MAX_EXPIRY:
+            raise ValueError(f"ttl is {ttl!r}: at most {MAX_EXPIRY} seconds after the store's opening can be said")
+        return max(expiry, 1)
+
     # --------------------------------------------------------------------------------------------- batches
 
     def get_many(
@@ -391,21 +458,38 @@ class Store:
         namespace: AnyNamespace | None = None,
         is_prefix: bool = False,
         exists: Exists = "replace",
+        ttl: float | None = None,
+        depth: int | None = None,
     ) -> list[PutResult]:
-        """Local. Store many blocks, in order, each as `put` does."""
-        self._let_epochs_pass()
+        """Local. Store many blocks, in order, each as `put` does; `depth` is that of the first, the others follow."""
+        expiry = 0 if ttl is None else self._expiry(ttl)
+        places: Sequence[int] = [0] * len(data)
+        if depth is not None:
+            places = range(_place(depth), _place(depth) + len(data))
+            _place(depth + max(len(data) - 1, 0))
+        self._let_pass()
         space = self._writable(namespace)
         array = key_array(keys, space.digest)
         if len(array) != len(data):
             raise ValueError(f"{len(array)} keys and {len(data)} blocks: give one block for each key")
         deferred, put = self.config.publish == "deferred", self._writer.put
         results = [
-            self._deferred.put(hi, lo, space, each, prefix=is_prefix, exists=exists) if deferred
-            else put(hi, lo, space, source(each), prefix=is_prefix, exists=exists)
-            for (hi, lo), each in zip(array.tolist(), data, strict=True)
+            self._deferred.put(hi, lo, space, each, prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
+            if deferred
+            else put(hi, lo, space, source(each), prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
+            for (hi, lo), each, place in zip(array.tolist(), data, places, strict=True)
         ]  # fmt: skip
         self._poll()
         return results
+
+    def delete_many(
+        self, keys: Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Local. Delete many blocks, each as `delete` does: bool[n], which of them this call deleted."""
+        array = key_array(keys, self._writable(namespace).digest)
+        done = [self._deferred.give_up(hi, lo) | self._writer.delete(hi, lo) for hi, lo in array.tolist()]
+        self._poll()
+        return np.array(done, np.bool_)
 
     def contains_many(
         self, keys: Iterable[Key] | npt.NDArray[Any], exact: bool = True, *, namespace: AnyNamespace | None = None
@@ -447,8 +531,59 @@ class Store:
         """
         self._check_open()
         epoch = self._registry.bump(self._namespace if namespace is None else namespace)
-        self._let_epochs_pass()
+        self._let_pass()
         return epoch
+
+    def scan(self, namespace: AnyNamespace | None = None) -> Iterator[BlockInfo]:
+        """Local. The blocks of a namespace that this rank's arena holds, at its present epoch, expired ones left out.
+
+        Each under the integer that names it there (see `BlockInfo`); what is stored or leaves meanwhile may be listed
+        or not. Of a salted namespace only who has the salt can ask. No MPI call but for the hints that others left.
+        """
+        space = self._space(namespace)
+        self._dram.sweep_hinted()
+        return listing.scan(self._dram, space, self._check_open)
+
+    def scan_all(self, namespace: AnyNamespace | None = None) -> list[BlockInfo]:
+        """Collective. The same of all ranks, by rank; every rank gets the whole list."""
+        everyone = self._comm.allgather(list(self.scan(namespace)))
+        return [each for blocks in everyone for each in blocks]
+
+    def delete_all(self, namespace: AnyNamespace | None = None, *, keys: range | None = None) -> int:
+        """Collective. Delete the blocks of a namespace at its present epoch on all ranks, protected ones too: how many.
+
+        With `keys` those that a `range` of integers names, such as ``range(h << 64, (h + 1) << 64)`` for one high half.
+        A str or bytes key counts as its digest, which lies anywhere: there is no deleting by the beginning of a text.
+        What was put before the call on any rank goes, what is put after it stays. `bump_epoch` does the like for a
+        whole namespace at once and locally. 1 Get + 1 CAS a block, each rank its own.
+
+        Raises
+        ------
+        ConfigError
+            The ranks were given different namespaces or keys (on all ranks), or no such range.
+        """
+        self._check_open()
+        wanted, problem, namespace_id = self._namespace if namespace is None else namespace, "", -1
+        try:
+            namespace_id = as_namespace(wanted).id
+            if keys is not None and (not isinstance(keys, range) or keys.step != 1):
+                problem = f"keys is {keys!r}: it must be a range of integers with step 1, or None"
+        except (TypeError, ValueError) as error:  # whatever it is, the others are told
+            problem = str(error)
+        bounds = (keys.start, keys.stop) if isinstance(keys, range) else None
+        given = self._comm.allgather((problem, namespace_id, bounds))
+        for rank, other in enumerate(given):
+            if other[0]:
+                raise ConfigError(f"rank {rank}: {other[0]}")
+            if other != given[0]:
+                raise ConfigError(f"rank {rank} was given other keys or another namespace than rank 0")
+        space = self._space(wanted)
+        waiting = self._deferred.give_up_all(space, keys)
+        removed = listing.remove(self._dram, space, keys)
+        self._registry.settle()
+        total = int(self._comm.allreduce(waiting + removed))  # nobody puts before all have removed theirs
+        self._poll()
+        return total
 
     def set_quota(self, nbytes: int | str | None, namespace: AnyNamespace | None = None) -> None:
         """Collective. Let the blocks of a namespace (of its present epoch) take at most so many bytes over all ranks.
@@ -527,10 +662,6 @@ class Store:
         """Local. Bring blocks up from the disk tier, which this version does not have."""
         self._not_configured("prefetch")
 
-    def protect(self, key: Key) -> NoReturn:
-        """Local. Protect a stored block: needs the protected-prefix registry, which this version does not have."""
-        self._not_configured("protect")
-
     def _not_configured(self, name: str) -> NoReturn:
         self._check_open()
         raise NotConfiguredError(_OFF_TIERS[name])
@@ -541,10 +672,10 @@ class Store:
         """Local. Enter MPI once, so that peers' compare-and-swaps on this rank's words proceed. 1 Iprobe.
 
         With `checksum="later"` also computes the checksum of one block; gives back what left a quota, and takes out
-        some blocks of epochs that have passed.
+        some blocks that have expired or are of epochs that have passed.
         """
         self._check_open()
-        self._let_epochs_pass()
+        self._let_pass()
         self._dram.compute_checksums(1)
         if self._registry.quotas:
             self._dram.sweep_hinted()
@@ -561,7 +692,11 @@ class Store:
             self._fabric.poll(self._ctx, self._scratch.address)
 
     def stats(self) -> dict[str, Any]:
-        """Local. What this rank has done since the store was opened: counters, and the fill of its arena (bytes)."""
+        """Local. What this rank has done since the store was opened: counters, and the fill of its arena (bytes).
+
+        What other ranks took away, protected or unprotected counts from this rank's next sweep on: `stats_all()`,
+        `scan()` and `check()` make one.
+        """
         self._check_open()
         return {
             **statistics.stats(self._fabric, self._dram, self._writer, self._pins), "pending": len(self._deferred),
@@ -570,13 +705,15 @@ class Store:
 
     def stats_all(self) -> list[dict[str, Any]]:
         """Collective. The `stats()` of every rank, by rank."""
+        self._check_open()
+        self._dram.sweep_hinted()
         return self._comm.allgather(self.stats())
 
     def report(self) -> dict[str, Any]:
         """Local. What was chosen at open, and why; the index's load is this rank's shard at the time of the call."""
         self._check_open()
         found = statistics.report(
-            self.config, self._fabric, self._copier, self._writer, self._registry, self._self_test
+            self.config, self._fabric, self._dram, self._copier, self._writer, self._registry, self._self_test
         )
         found["copies"] = statistics.about_copies(self.config, self._fabric, self._copies)
         return {**found, "progress": {"thread": self._progress is not None, "reason": self._progress_reason}}
@@ -584,7 +721,10 @@ class Store:
     def check(self) -> dict[str, int]:
         """Collective. Verify every invariant while no rank writes; ProtocolError on all ranks if one is broken."""
         self._check_open()
-        return invariants.check(self._fabric, self._dram, self._pins, self._deferred.first_pages())
+        drafts = self._deferred
+        return invariants.check(
+            self._fabric, self._dram, self._pins, self._protected, drafts.first_pages(), drafts.protected_bytes()
+        )  # fmt: skip
 
     def clear(self) -> None:
         """Collective. Remove every block of every rank, protected ones too."""
@@ -653,14 +793,16 @@ class Store:
     def _words(self, key: Key, namespace: AnyNamespace | None) -> tuple[int, int]:
         return key_words(key, self._space(namespace).digest)
 
-    def _let_epochs_pass(self) -> None:
-        """Take out a few blocks of epochs that have passed: nobody finds them, they are only in the way."""
+    def _let_pass(self) -> None:
+        """Take out a few blocks of epochs that have passed, and expired ones: nobody finds them any more."""
         self._check_open()
         passed = self._registry.passed()
         if passed:
             self._dram.let_pass(passed)
         if self._dram.any_passed:
             self._dram.drop_passed(_PASSED_AT_ONCE)
+        if self._dram.any_expiring:
+            self._dram.drop_expired(_PASSED_AT_ONCE)
 
     def _start_progress(self) -> tuple[ProgressThread | None, str]:
         fabric, wanted = self._fabric, self.config.progress
@@ -678,6 +820,13 @@ class Store:
         # A public call enters MPI itself where no thread does and a CAS may wait for it.
         fabric.context[c.POLL] = int(not start and bool(waits))
         return (ProgressThread(fabric, self.config.progress_period_us / 1e6) if start else None), reason
+
+
+def _place(depth: int) -> int:
+    """A depth as a descriptor has it: counted from 1."""
+    if not isinstance(depth, SupportsIndex) or isinstance(depth, bool) or not 0 <= operator.index(depth) < MAX_DEPTH:
+        raise ValueError(f"depth is {depth!r}: it must be an integer in 0..{MAX_DEPTH - 1}, or None")
+    return operator.index(depth) + 1
 
 
 def _after_fork_in_child() -> None:

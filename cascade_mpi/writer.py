@@ -25,13 +25,14 @@ from cascade_mpi.layout import (
     FLAG_CHECKSUM,
     FLAG_FIXED,
     FLAG_PREFIX,
-    HARD_SHIFT,
+    HARD,
     MAX_PAGES,
     MAX_RANKS,
     RANK_SHIFT,
     TIER_DRAM,
     TIER_NAMES,
 )
+from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.registry import Registry, Space
 from cascade_mpi.values import Source, encode_dims
 
@@ -41,7 +42,8 @@ Exists = Literal["replace", "keep", "error"]
 class PutResult(NamedTuple):
     """What a put did; true when the data is available under its key.
 
-    `bytes` is the size of the block, `tier` where it is now ("" if nowhere), `reason` why it was refused.
+    `bytes` is the size of the block, `tier` where it is now ("" if nowhere), `reason` why it was refused,
+    `protected` whether this put protected it.
     """
 
     stored: bool = False
@@ -51,6 +53,7 @@ class PutResult(NamedTuple):
     bytes: int = 0
     tier: str = ""
     reason: str = ""
+    protected: bool = False
 
     def __bool__(self) -> bool:
         """True unless the put was refused."""
@@ -71,26 +74,31 @@ class Writer:
     """The write path of one rank."""
 
     def __init__(
-        self, fabric: Fabric, dram: DramTier, copier: Copier, registry: Registry, *, checksum: str, attempt: float
-    ) -> None:
+        self, fabric: Fabric, dram: DramTier, copier: Copier, registry: Registry, protected: ProtectedBytes, *,
+        checksum: str, attempt: float, protect_depth: int,
+    ) -> None:  # fmt: skip
         self._fabric, self._dram, self._copier, self._registry = fabric, dram, copier, registry
+        self._protected, self._protect_depth = protected, protect_depth
         self._checksum = checksum
         self._attempt = attempt  # seconds from look-up to CAS after which the look-up is made again (rule R4)
         self._sequence = 0
         self.puts = self.bytes_put = self.kept = self.refused = self.deletes = self.lost_cas = self.overflows = 0
+        self.unprotected = 0  # blocks that the rule would have protected, but for the quota
         self.pause: Callable[[str], None] | None = None  # test hook
 
     # ---------------------------------------------------------------------------------------------- put
 
-    def put(self, hi: int, lo: int, space: Space, source: Source, *, prefix: bool, exists: Exists) -> PutResult:
-        """Local. Store a block under a key and publish it. See `Store.put`."""
+    def put(
+        self, hi: int, lo: int, space: Space, source: Source, *, prefix: bool, exists: Exists, expiry: int = 0,
+        depth: int = 0,
+    ) -> PutResult:  # fmt: skip
+        """Local. Store a block under a key and publish it. See `Store.put`; `expiry` and `depth` as in `layout`."""
         looked = 0.0
         if exists != "replace":
             looked = time.monotonic()
-            found = self.find(hi, lo)
-            if found:
+            if self.is_there(hi, lo):
                 return self._exists(hi, lo, source.nbytes, exists)
-        draft = self.draft(hi, lo, space, source, prefix=prefix)
+        draft = self.draft(hi, lo, space, source, prefix=prefix, expiry=expiry, depth=depth)
         if isinstance(draft, str):
             return self.refuse(draft, source.nbytes)
         return self.publish(draft, exists, looked)
@@ -100,35 +108,58 @@ class Writer:
         self.refused += 1
         return PutResult(refused=True, bytes=nbytes, reason=reason)
 
-    def draft(self, hi: int, lo: int, space: Space, source: Source, *, prefix: bool) -> Draft | str:
+    def draft(
+        self, hi: int, lo: int, space: Space, source: Source, *, prefix: bool, expiry: int = 0, depth: int = 0
+    ) -> Draft | str:
         """Local. Write payload and descriptor into a new cell; a text that says why if there is no room.
 
-        No MPI call unless something has to go first or the namespace has a quota.
+        No MPI call unless something has to go first, or the namespace or protected bytes have a quota.
         """
-        counted = space.slot in self._registry.quotas
-        if counted and (over := self._over_quota(space, source.nbytes)):
-            return over
-        first = -1
+        rank, nbytes = self._fabric.comm.rank, source.nbytes
+        hard = prefix or 0 < depth <= self._protect_depth
+        if hard and (over := self._protected.reserve(rank, nbytes)):
+            if prefix:
+                return over
+            hard = False  # a rule is a wish, is_prefix a demand
+            self.unprotected += 1
+        first, counted = -1, False
         try:
-            reserved = self._dram.reserve(source.nbytes)
+            if space.slot in self._registry.quotas:
+                if over := self._over_quota(space, nbytes):
+                    self._give_back(hard, nbytes)
+                    return over
+                counted = True
+            reserved = self._dram.reserve(nbytes)
             if reserved is not None:
                 first, generation = reserved
-                word = self._write(first, generation, hi, lo, space, source, prefix=prefix)
+                word = self._write(first, generation, hi, lo, space, source, hard, expiry, depth)
                 self._dram.counted[first] = counted
-                return Draft(hi, lo, word, source.nbytes, space)
-        except BaseException:  # Ctrl-C too: neither the cell nor the count may be lost
+                return Draft(hi, lo, word, nbytes, space)
+        except BaseException:  # Ctrl-C too: neither the cell nor the counts may be lost
             if first >= 0:
                 self._dram.abandon(first)
             if counted:
-                self._registry.release(space.id, space.epoch, source.nbytes)
+                self._registry.release(space.id, space.epoch, nbytes)
+            self._give_back(hard, nbytes)
             raise
         if counted:
-            self._registry.release(space.id, space.epoch, source.nbytes)
-        return self._dram.why_full(source.nbytes)
+            self._registry.release(space.id, space.epoch, nbytes)
+        self._give_back(hard, nbytes)
+        return self._dram.why_full(nbytes)
+
+    def discard(self, draft: Draft) -> None:
+        """Local. Give up a draft whose word is nowhere: its cell, and what it counted for."""
+        self._dram.give_up(draft.word & MAX_PAGES - 1)
+        self._give_back(bool(draft.word & HARD), draft.nbytes)
+
+    def _give_back(self, hard: bool, nbytes: int) -> None:
+        if hard:
+            self._protected.release_own(nbytes)
 
     def _write(
-        self, first: int, generation: int, hi: int, lo: int, space: Space, source: Source, *, prefix: bool
-    ) -> int:
+        self, first: int, generation: int, hi: int, lo: int, space: Space, source: Source, hard: bool, expiry: int,
+        depth: int,
+    ) -> int:  # fmt: skip
         """Write payload and descriptor into a cell; the word for it."""
         dim0, dims = (source.shape[0], ()) if len(source.shape) == 1 else encode_dims(source.shape)
         fabric, s = self._fabric, self._fabric.scratch
@@ -145,11 +176,11 @@ class Writer:
         if ndim > 1:
             s.dims[:7] = dims
         self._sequence = max(self._sequence + 1, time.time_ns())
-        flags = (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if prefix else 0)
+        flags = (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if hard else 0)
         flags |= FLAG_FIXED if space.namespace.content_keys else 0
         word: int = write_cell(
             fabric.ctx, first, hi, lo, generation, flags, source.nbytes, space.id, space.epoch, source.dtype, ndim,
-            self._sequence, dim0, s.dims_address if ndim > 1 else 0, payload, total,
+            self._sequence, dim0, s.dims_address if ndim > 1 else 0, payload, total, expiry, depth,
         )  # fmt: skip
         return word
 
@@ -177,12 +208,12 @@ class Writer:
             if not looked or time.monotonic() - looked > self._attempt:
                 looked = time.monotonic()
                 self.find(hi, lo)
-            if exists != "replace" and s.signed[c.FOUND]:
-                dram.give_up(new & MAX_PAGES - 1)
+            if exists != "replace" and s.signed[c.FOUND_LIVE]:
+                self.discard(draft)
                 return self._exists(hi, lo, nbytes, exists)
-            slot, old = self._goal(new)
+            slot, old, old_bytes = self._goal(new)
             if slot < 0:
-                dram.give_up(new & MAX_PAGES - 1)
+                self.discard(draft)
                 return self.refuse(f"all {BUCKET_WORDS} words of its bucket are protected: raise index_blocks", nbytes)
             if self.pause:
                 self.pause("putter")
@@ -195,7 +226,7 @@ class Writer:
                         dram.let_one_pass(new)
                 if others > 0:
                     # Under the lock: were the new block evicted first, an older double would be seen again.
-                    self._leave_one(hi, lo, new)
+                    self._leave_one(draft)
             if others >= 0:
                 break
             if others == c.MPI_FAILED:
@@ -203,26 +234,30 @@ class Writer:
             self.lost_cas += 1
             looked = 0.0
         if old:
-            self._has_left(old)
+            self._has_left(old, old_bytes)
         self.puts += 1
         self.bytes_put += nbytes
-        return PutResult(stored=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM])
+        return PutResult(stored=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM], protected=bool(new & HARD))
 
-    def _goal(self, new: int) -> tuple[int, int]:
-        """(slot, old word) for the CAS: over the key's first word, else the lowest free slot, else over another's."""
+    def _goal(self, new: int) -> tuple[int, int, int]:
+        """(slot, old word, bytes of its block if it may be hard) for the CAS.
+
+        Over the key's first word, else the lowest free slot, else over another's that is not hard.
+        """
         s = self._fabric.scratch
         if s.signed[c.FOUND]:
-            return int(s.signed[c.FOUND_WORDS]), int(s.words[c.FOUND_WORDS + 1])
+            at = c.FOUND_WORDS
+            return int(s.signed[at]), int(s.words[at + 1]), int(s.words[c.FOUND_LENGTHS])
         if s.signed[c.FREE_SLOT] >= 0:
-            return int(s.signed[c.FREE_SLOT]), 0
+            return int(s.signed[c.FREE_SLOT]), 0, 0
         self.overflows += 1
         start = new >> 7  # anywhere, not always the first: victims spread over the bucket
         for i in range(BUCKET_WORDS):
             slot = (start + i) % BUCKET_WORDS
             word = int(s.words[c.BUCKET_COPY + slot])
-            if not word >> HARD_SHIFT & 1:
-                return slot, word
-        return -1, 0
+            if not word & HARD:
+                return slot, word, 0
+        return -1, 0, 0
 
     def _exists(self, hi: int, lo: int, nbytes: int, exists: Exists) -> PutResult:
         if exists == "error":
@@ -241,6 +276,15 @@ class Writer:
             fabric.raise_mpi_error(s)
         return found
 
+    def is_there(self, hi: int, lo: int) -> bool:
+        """Local. Whether a key has a block that has not expired; its words are in the scratch."""
+        return self.find(hi, lo) > 0 and bool(self._fabric.scratch.signed[c.FOUND_LIVE])
+
+    def found_blocks(self) -> list[tuple[int, int, int]]:
+        """Local. The same as `found`, with the bytes of each block; 0 for the word that `find` was told."""
+        s = self._fabric.scratch
+        return [(*each, int(s.words[c.FOUND_LENGTHS + i])) for i, each in enumerate(self.found())]
+
     def found(self) -> list[tuple[int, int]]:
         """Local. The (slot, word) pairs of the last `find` of this thread."""
         s = self._fabric.scratch
@@ -249,41 +293,44 @@ class Writer:
             for i in range(int(s.signed[c.FOUND]))
         ]
 
-    def _take_away(self, slot: int, word: int) -> bool:
+    def _take_away(self, slot: int, word: int, nbytes: int) -> bool:
         fabric, s = self._fabric, self._fabric.scratch
         home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
         done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, word)
         if done == c.MPI_FAILED:
             fabric.raise_mpi_error(s)
         if done:
-            self._has_left(word)
+            self._has_left(word, nbytes)
         return bool(done)
 
-    def _has_left(self, word: int) -> None:
+    def _has_left(self, word: int, nbytes: int) -> None:
         """This rank's CAS took a word away: the manager may reuse its cell, or is told that it may look."""
-        fabric = self._fabric
-        if word >> RANK_SHIFT & MAX_RANKS - 1 == fabric.comm.rank:
+        fabric, rank = self._fabric, word >> RANK_SHIFT & MAX_RANKS - 1
+        if word & HARD:
+            self._protected.release(rank, nbytes)  # only who took it away knows that it was a hard one
+        if rank == fabric.comm.rank:
             self._dram.retire(word)
         elif fabric.hint_gone(fabric.ctx, fabric.scratch.address, word) < 0:
             fabric.raise_mpi_error(fabric.scratch)
 
-    def _leave_one(self, hi: int, lo: int, new: int) -> None:
+    def _leave_one(self, draft: Draft) -> None:
         """Of several words with the same full key the lowest slot wins: take the others away before the put returns."""
-        while self.find(hi, lo, new) > 1:
-            for slot, word in reversed(self.found()[1:]):
-                self._take_away(slot, word)
+        while self.find(draft.hi, draft.lo, draft.word) > 1:
+            for slot, word, nbytes in reversed(self.found_blocks()[1:]):
+                self._take_away(slot, word, draft.nbytes if word == draft.word else nbytes)
 
     def delete(self, hi: int, lo: int) -> bool:
-        """Local. Take every word of a key away until none is found; True if this call took one."""
+        """Local. Take every word of a key away until none is found; True if this call took one that had not expired."""
         deleted = False
         while True:
             looked = time.monotonic()
             if not self.find(hi, lo):
                 break
             # The highest slot first: were the lowest, which wins, gone before, an older double would be seen again.
-            for slot, word in reversed(self.found()):
+            live = bool(self._fabric.scratch.signed[c.FOUND_LIVE])
+            for slot, word, nbytes in reversed(self.found_blocks()):
                 if time.monotonic() - looked > self._attempt:
                     break  # the word may name another block by now (rule R4): look again
-                deleted |= self._take_away(slot, word)
+                deleted |= self._take_away(slot, word, nbytes) and live
         self.deletes += deleted
         return deleted

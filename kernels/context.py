@@ -36,10 +36,10 @@ CAS = next(_field)
 IPROBE = next(_field)
 ANY_SOURCE = next(_field)
 ANY_TAG = next(_field)
-ATTEMPT = next(_field)  # seconds from the look at a bucket to the re-check after which a read is made again
+ATTEMPT = next(_field)  # ticks from the look at a bucket to the re-check after which a read is made again
 POLL = next(_field)  # 1: public calls end with an Iprobe, so that peers' CASes proceed
-TIME = next(_field)  # address of libc's time(): seconds, coarse, for touches
-EPOCH = next(_field)  # the time() at which the store was opened, the same on all ranks
+CLOCK = next(_field)  # address of libc's clock_gettime()
+EPOCH = next(_field)  # the second in which the store was opened, the same on all ranks: the start of all ticks
 VERIFY = next(_field)  # 1: compare the payload checksum on every read
 HOOKS = next(_field)  # address of the test hooks, 0 in production
 COPY_BUCKETS = next(_field)  # of the node's copy table, on each rank; 0: copies are off
@@ -59,9 +59,10 @@ HOME = next(_field)
 BUCKET = next(_field)
 FOUND = next(_field)  # number of entries of FOUND_WORDS
 FREE_SLOT = next(_field)  # lowest empty slot, -1 if none
+FOUND_LIVE = next(_field)  # 1: the block of the lowest word found has not expired
 CHECKSUM = next(_field)
 MPI_ERROR = next(_field)
-BEGAN = next(_field)  # second at which the last read looked at the word for the first time
+BEGAN = next(_field)  # tick at which the last read looked at the word for the first time
 COPY_ASKED = next(_field)  # 1: the origin of the copy that was read last was asked by MPI
 KEEP_ALL = next(_field)  # 1: every block of another node that is read whole is to be copied
 CLAIMING = next(_field)  # 1: this read has claimed the block for its node
@@ -78,14 +79,15 @@ COUNTERS = next(_field)
 # Counters, in words from COUNTERS.
 C_HITS_SELF, C_HITS_NODE, C_HITS_REMOTE = 0, 1, 2
 C_BYTES_SELF, C_BYTES_NODE, C_BYTES_REMOTE = 3, 4, 5
-C_MISSES, C_RETRIES, C_EXHAUSTED, C_BAD_WORDS, C_CORRUPT, C_COLLISIONS = range(6, 12)
-C_COPY_HITS, C_COPY_BYTES, C_COPY_FREE, C_STALE_COPIES = range(12, 16)
+C_MISSES, C_RETRIES, C_EXHAUSTED, C_BAD_WORDS, C_CORRUPT, C_COLLISIONS, C_EXPIRED = range(6, 13)
+C_COPY_HITS, C_COPY_BYTES, C_COPY_FREE, C_STALE_COPIES = range(13, 17)
 COUNTER_WORDS = 24
 COUNTER_NAMES = {
     "hits_self": C_HITS_SELF, "hits_node": C_HITS_NODE, "hits_remote": C_HITS_REMOTE,
     "bytes_self": C_BYTES_SELF, "bytes_node": C_BYTES_NODE, "bytes_remote": C_BYTES_REMOTE,
     "misses": C_MISSES, "recheck_retries": C_RETRIES, "retries_exhausted": C_EXHAUSTED,
     "bad_words": C_BAD_WORDS, "corrupt": C_CORRUPT, "fingerprint_collisions": C_COLLISIONS,
+    "expired_reads": C_EXPIRED,
     "copy_hits": C_COPY_HITS, "copy_bytes": C_COPY_BYTES, "copy_hits_without_mpi": C_COPY_FREE,
     "stale_copies": C_STALE_COPIES,
 }  # fmt: skip
@@ -93,19 +95,22 @@ _field = count(COUNTERS + COUNTER_WORDS)
 BUCKET_COPY = -(-next(_field) // 8) * 8  # 16 words, on a cache line
 DESCRIPTOR_COPY = BUCKET_COPY + 16  # 16 words
 FOUND_WORDS = DESCRIPTOR_COPY + 16  # pairs (slot, word), at most 16
-DIMS = FOUND_WORDS + 32  # dimensions of a descriptor to write: 7 x u32
+FOUND_LENGTHS = FOUND_WORDS + 32  # of the blocks of FOUND_WORDS, 0 for a word that was known
+DIMS = FOUND_LENGTHS + 16  # dimensions of a descriptor to write: 7 x u32
 TOUCH_RING = DIMS + 4  # pairs (rank, page) of touches to send
 TOUCH_RING_ENTRIES = 64
-TOUCH_FILTER = TOUCH_RING + 2 * TOUCH_RING_ENTRIES  # pairs (word, second) sent lately
+TOUCH_FILTER = TOUCH_RING + 2 * TOUCH_RING_ENTRIES  # pairs (word, tick) sent lately
 TOUCH_FILTER_ENTRIES = 256
-COPIES_COPY = TOUCH_FILTER + 2 * TOUCH_FILTER_ENTRIES  # 16 words: a bucket of the copy table
+TIMESPEC = TOUCH_FILTER + 2 * TOUCH_FILTER_ENTRIES  # seconds and nanoseconds
+COPIES_COPY = -(-(TIMESPEC + 2) // 8) * 8  # 16 words: a bucket of the copy table
 ORIGIN_COPY = COPIES_COPY + 16  # 16 words: the descriptor of a copy's origin
 SCRATCH_WORDS = ORIGIN_COPY + 16
 READ_COUNT_BYTES = 1 << 14
 
 # Results of the kernels; a value >= 0 is a number of bytes (or what the kernel says).
 MISS, WRONG_SIZE, CHANGED, MPI_FAILED, CORRUPT = -1, -2, -3, -4, -5
-DUE, CLAIMED = -6, -7  # read, and to be copied for this node; not read: another rank of the node is about to
+EXPIRED = -6  # between the steps of a get, which says MISS
+DUE, CLAIMED = -7, -8  # read, and to be copied for this node; not read: another rank of the node is about to
 
 # Hooks: a test area of words. Mode of a point: 0 nothing, n > 0 spin at random up to n, -1 wait at a gate.
 H_READER = 0  # between the copy and the re-check

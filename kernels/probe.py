@@ -37,20 +37,20 @@ _FP_SHIFT, _FP_IN_KEY = _U(layout.FP_SHIFT), _U(64 - layout.FP_BITS)
 _GENERATION_SHIFT, _GENERATION_MASK = _U(layout.GENERATION_SHIFT), _U(layout.MAX_GENERATION)
 _RANK_SHIFT, _RANK_MASK, _PAGE_MASK = _U(layout.RANK_SHIFT), _U(layout.MAX_RANKS - 1), _U(layout.MAX_PAGES - 1)
 _TIER_SHIFT, _TIER_MASK, _DRAM = _U(layout.TIER_SHIFT), _U(3), _U(layout.TIER_DRAM)
-_ONE = _U(1)
+_ONE, _HARD = _U(1), _U(layout.HARD)
 _MAGIC = _U(layout.MAGIC)
 _FLAG_CHECKSUM, _FLAG_PREFIX = _U(layout.FLAG_CHECKSUM), _U(layout.FLAG_PREFIX)
 _FLAG_COPY, _FLAG_FIXED = _U(layout.FLAG_COPY), _U(layout.FLAG_FIXED)
 _PREFIX_SHIFT, _HARD_SHIFT = _U(layout.FLAG_PREFIX.bit_length() - 1), _U(layout.HARD_SHIFT)
 
 (
-    O_GENERATION, O_FLAGS, O_LENGTH, O_HI, O_LO, O_CHECKSUM, O_NAMESPACE, O_EPOCH, O_SEQUENCE, O_MANAGER, O_DTYPE,
-    O_NDIM,
+    O_GENERATION, O_FLAGS, O_LENGTH, O_HI, O_LO, O_CHECKSUM, O_NAMESPACE, O_EPOCH, O_EXPIRY, O_SEQUENCE, O_MANAGER,
+    O_DTYPE, O_NDIM, O_DEPTH,
 ) = (
     layout.DESCRIPTOR.fields[name][1]  # type: ignore[index]
     for name in (
-        "generation", "flags", "length", "key_hi", "key_lo", "checksum", "namespace", "epoch", "sequence", "manager",
-        "dtype", "ndim",
+        "generation", "flags", "length", "key_hi", "key_lo", "checksum", "namespace", "epoch", "expiry", "sequence",
+        "manager", "dtype", "ndim", "depth",
     )
 )  # fmt: skip
 O_ORIGIN = layout.DESCRIPTOR.fields["content_hi"][1]  # type: ignore[index]  # of a copy
@@ -107,6 +107,12 @@ def rank_of(word):  # type: ignore[no-untyped-def]
 def page_of(word):  # type: ignore[no-untyped-def]
     """The first page that a word names."""
     return np.int64(word & _PAGE_MASK)
+
+
+@device
+def same_cell(word, other):  # type: ignore[no-untyped-def]
+    """Do two words name the same cell in the same generation? Anybody may toggle the hard bit of a word."""
+    return (word | _HARD) == (other | _HARD)
 
 
 @device
@@ -245,16 +251,18 @@ def write_cell_payload(target, source, nbytes):  # type: ignore[no-untyped-def]
 
 
 @kernel(
-    "uint64(int64,int64,uint64,uint64,uint64,int64,int64,uint64,uint64,int64,int64,uint64,int64,int64,int64,uint64)"
+    "uint64(int64,int64,uint64,uint64,uint64,int64,int64,uint64,uint64,int64,int64,uint64,int64,int64,int64,uint64,"
+    "int64,int64)"
 )
 def write_cell(  # type: ignore[no-untyped-def]
     ctx, page, hi, lo, generation, flags, length, namespace, epoch, dtype, ndim, sequence, dim0, dims, source, total,
+    expiry, depth,
 ):  # fmt: skip
     """Write descriptor and payload of an own cell that no word names yet, then the fence: the word for it.
 
     `dims` is the address of 7 u32 (0: none), `source` that of the payload (0: it is there already with the
     checksum `total`, and its threads have fenced). With FLAG_CHECKSUM in `flags` the checksum is computed
-    in the copy; with FLAG_PREFIX the word is a hard one.
+    in the copy; with FLAG_PREFIX the word is a hard one. `expiry` and `depth` as in `layout`.
     """
     rank = field(ctx, c.RANK)
     base = field(field(ctx, c.DATA_BASES), 2 * rank)
@@ -274,11 +282,13 @@ def write_cell(  # type: ignore[no-untyped-def]
     store64(descriptor + 40, 0)
     store64(descriptor + O_CHECKSUM, total)
     store64(descriptor + O_NAMESPACE, namespace)
-    store64(descriptor + O_EPOCH, epoch)  # and no expiry, in the upper half
+    store32(descriptor + O_EPOCH, epoch)
+    store32(descriptor + O_EXPIRY, expiry)
     store64(descriptor + O_SEQUENCE, sequence)
     store16(descriptor + O_MANAGER, rank)
     store8(descriptor + O_DTYPE, dtype)
     store8(descriptor + O_NDIM, ndim)
+    store32(descriptor + O_DEPTH, depth)
     store64(descriptor + O_DIM0, dim0)
     if dims != 0:
         memcpy(descriptor + O_DIMS, dims, DIMS_BYTES)

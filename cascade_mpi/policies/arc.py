@@ -9,7 +9,7 @@ multiples of the block's.
 
 from __future__ import annotations
 
-from cascade_mpi.policies.compiled import device
+from cascade_mpi.policies.compiled import device, shared
 from cascade_mpi.policies.links import back, empty, push_back, push_front, take_out, to_front
 from cascade_mpi.policies.loops import Operations, forget
 from cascade_mpi.policies.policy import Policy, expect
@@ -132,7 +132,7 @@ def drop(state: State, i: int) -> None:
         numbers[AWAITED + ring] -= size_of(state, i)
 
 
-@device
+@shared
 def trim(state: State) -> None:
     """Local. Forget the oldest ghosts: T1 and B1 have the capacity together, all four lists twice that."""
     nodes, numbers = state[0], state[1]
@@ -154,6 +154,7 @@ class Arc(Policy):
     """Adaptive replacement cache."""
 
     name = "arc"
+    has_ghosts = True
     operations = Operations(touch, miss, insert, take, unlink, relink, gone, drop, trim)
     lists = tuple(RINGS.items())
 

@@ -13,24 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cascade_mpi.policies import heap
 from cascade_mpi.policies.compiled import device, loop
-from cascade_mpi.policies.heap import (
-    HEAP_NUMBERS,
-    REALS_PER_BLOCK,
-    TIME,
-    members,
-    moved,
-    pull,
-    push,
-    set_priority,
-    take_lowest,
-)
+from cascade_mpi.policies.heap import TIME, moved, pull, push, set_priority, take_lowest
 from cascade_mpi.policies.loops import Operations, forget
 from cascade_mpi.policies.policy import Ids, Mask, Policy, expect
 from cascade_mpi.policies.state import CODE, MARK, OWN, ROW, ROW_BYTES, State, nothing, nothing_to_trim
 
 RESIDENT = 1  # CODE; MARK of a block that is not resident: its next use is known, it was missed just now
-FUTURE = OWN + HEAP_NUMBERS  # from here on: the next use of what each access is to
+FUTURE = OWN + heap.HEAP_NUMBERS  # from here on: the next use of what each access is to
 NEVER = 2**62
 
 
@@ -88,19 +79,23 @@ class Belady(Policy):
     operations = Operations(touch, miss, insert, take_lowest, pull, push, forget, nothing, nothing_to_trim)
     lists = ((RESIDENT, None),)
     offline = True
-    state_bytes_per_block = ROW_BYTES + 8 * REALS_PER_BLOCK
+    state_bytes_per_block = ROW_BYTES + heap.BYTES_PER_BLOCK
 
     def __init__(self, capacity: int, blocks: int, *, future: ArrayLike, **options: Any) -> None:
         self._future = np.ascontiguousarray(future, np.int64)
         super().__init__(capacity, blocks, **options)
 
     def _number_count(self, capacity: int, blocks: int) -> int:
-        return HEAP_NUMBERS + self._future.size
+        return heap.HEAP_NUMBERS + self._future.size
+
+    def _row_count(self, capacity: int, blocks: int) -> int:
+        return heap.slot_rows(blocks)
 
     def _real_count(self, blocks: int) -> int:
-        return REALS_PER_BLOCK * blocks
+        return heap.REALS_PER_BLOCK * blocks
 
     def _start(self, capacity: int, blocks: int) -> None:
+        heap.start(self._numbers, blocks)
         self._ids(self._future)
         _next_uses_loop()(self._future, np.full(blocks, NEVER, np.int64), self._numbers[FUTURE:])
 
@@ -130,6 +125,7 @@ class Belady(Policy):
     def inserted(self, ids: ArrayLike, sizes: ArrayLike | None = None, costs: ArrayLike | None = None) -> None:
         """Local. As `Policy.inserted`; those that were not `missed` before are the next accesses."""
         wanted = self._ids(ids)
+        self._refuse_resident(wanted, bool(self.resident(wanted).any()))
         self._expect(wanted[self._marks()[wanted] == 0])
         super().inserted(wanted, sizes, costs)
 
@@ -157,5 +153,5 @@ class Belady(Policy):
     def check(self) -> None:
         """Local. The heap."""
         super().check()
-        found = members(self._nodes, self._numbers, self._reals)
+        found = heap.members(self._nodes, self._numbers, self._reals)
         expect("blocks in the heap", sorted(found), np.flatnonzero(self.resident()).tolist())

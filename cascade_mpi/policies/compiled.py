@@ -73,14 +73,22 @@ def device(function: F) -> F:
     Always inlined, since a call that hands on a whole state costs more than most of them do; and without
     entries from Python and C, which would take a third of the time to compile.
     """
-    compiled: F = _njit(nogil=True, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    compiled: F = _njit(
+        nogil=True, error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(function)
+    return compiled
+
+
+def shared(function: F) -> F:
+    """Local. As `device`, for what is large and used in several places: it may stay a call of its own."""
+    compiled: F = _njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
     return compiled
 
 
 def loop(function: Callable[..., Any], policy: str, signature: str) -> Callable[..., Any]:
     """Local. Compile `function` (or load it), made for `policy`; its entry point takes exactly `signature`."""
     wanted = _sigutils.normalize_signature(signature)[0]
-    dispatcher = _njit(nogil=True, no_cfunc_wrapper=True)(function)
+    dispatcher = _njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     with contextlib.suppress(RuntimeError):  # no directory that can be written: compile in every process
         dispatcher._cache = _Cache(function, policy)
     dispatcher.compile(wanted)

@@ -11,17 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cascade_mpi.policies.compiled import device
-from cascade_mpi.policies.heap import (
-    HEAP_NUMBERS,
-    REALS_PER_BLOCK,
-    members,
-    moved,
-    pull,
-    push,
-    set_priority,
-    take_lowest,
-)
+from cascade_mpi.policies import heap
+from cascade_mpi.policies.compiled import device, shared
+from cascade_mpi.policies.heap import moved, pull, push, set_priority, take_lowest
 from cascade_mpi.policies.loops import Operations, forget
 from cascade_mpi.policies.policy import Ids, Policy, expect
 from cascade_mpi.policies.state import BLOCKS, CODE, MARK, ROW, ROW_BYTES, State, nothing, nothing_to_trim, size_of
@@ -30,7 +22,7 @@ RESIDENT = 1  # CODE; MARK is the number of uses
 _MAX_USES = 2**31 - 1
 
 
-@device
+@shared
 def _renew(state: State, i: int) -> None:
     nodes, numbers, reals = state[0], state[1], state[3]
     blocks = numbers[BLOCKS]
@@ -73,15 +65,19 @@ class Gdsf(Policy):
     name = "gdsf"
     operations = Operations(touch, nothing, insert, take_lowest, pull, push, gone, nothing, nothing_to_trim)
     lists = ((RESIDENT, None),)
-    state_bytes_per_block = ROW_BYTES + 8 * (REALS_PER_BLOCK + 1)
+    state_bytes_per_block = ROW_BYTES + heap.BYTES_PER_BLOCK + 8
 
     def _number_count(self, capacity: int, blocks: int) -> int:
-        return HEAP_NUMBERS
+        return heap.HEAP_NUMBERS
+
+    def _row_count(self, capacity: int, blocks: int) -> int:
+        return heap.slot_rows(blocks)
 
     def _real_count(self, blocks: int) -> int:
-        return (REALS_PER_BLOCK + 1) * blocks + 1  # priority and time, then costs, then L
+        return (heap.REALS_PER_BLOCK + 1) * blocks + 1  # priority and time, then costs, then L
 
     def _start(self, capacity: int, blocks: int) -> None:
+        heap.start(self._numbers, blocks)
         self._reals[2 * blocks : 3 * blocks] = 1.0
 
     def _learn(self, ids: Ids, sizes: ArrayLike | None, costs: ArrayLike | None) -> None:
@@ -101,5 +97,5 @@ class Gdsf(Policy):
     def check(self) -> None:
         """Local. The heap, and that nothing in it ranks below what has left."""
         super().check()
-        found = members(self._nodes, self._numbers, self._reals)
+        found = heap.members(self._nodes, self._numbers, self._reals)
         expect("blocks in the heap", sorted(found), np.flatnonzero(self.resident()).tolist())

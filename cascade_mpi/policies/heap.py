@@ -1,8 +1,8 @@
 """A heap of blocks by priority: the lowest goes next, among equals the least recently used.
 
 Covers putting in, taking out from anywhere, and a changed priority, each O(log n). Does not cover what a
-priority is. Slot k of the heap is in row k, a block's slot in the block's own row; a block's priority is two
-reals, the second being the time of its last use, so that no two are equal.
+priority is. The slots are a table of ids in the rows behind the heads, and a block's row names its slot; a
+block's priority is two reals, the second being the time of its last use, so that no two are equal.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade_mpi.policies.compiled import device
+from cascade_mpi.policies.compiled import device, shared
 from cascade_mpi.policies.state import OWN, PREVIOUS, ROW, Reals, Rows, State
 
-SLOT, CONTENT = PREVIOUS, PREVIOUS + 1  # of block i: its slot; of row k: the block in slot k
-LENGTH, TIME = OWN, OWN + 1
-HEAP_NUMBERS = 2
+SLOT = PREVIOUS  # a resident block is in no ring
+LENGTH, TIME, SLOTS = OWN, OWN + 1, OWN + 2  # SLOTS: where the table begins, among the rows' fields
+HEAP_NUMBERS = 3
 REALS_PER_BLOCK = 2
+BYTES_PER_BLOCK = 4 + 8 * REALS_PER_BLOCK
 
 
 @device
@@ -27,36 +28,36 @@ def _before(reals: Reals, i: int, j: int) -> bool:
     return bool(a < b or (a == b and reals[2 * i + 1] < reals[2 * j + 1]))
 
 
-@device
-def _up(nodes: Rows, reals: Reals, i: int, slot: int) -> None:
+@shared
+def _up(nodes: Rows, reals: Reals, slots: int, i: int, slot: int) -> None:
     while slot > 0:
         parent = (slot - 1) >> 1
-        above = nodes[ROW * parent + CONTENT]
+        above = nodes[slots + parent]
         if not _before(reals, i, above):
             break
-        nodes[ROW * slot + CONTENT] = above
+        nodes[slots + slot] = above
         nodes[ROW * above + SLOT] = slot
         slot = parent
-    nodes[ROW * slot + CONTENT] = i
+    nodes[slots + slot] = i
     nodes[ROW * i + SLOT] = slot
 
 
-@device
-def _down(nodes: Rows, reals: Reals, i: int, slot: int, length: int) -> None:
+@shared
+def _down(nodes: Rows, reals: Reals, slots: int, i: int, slot: int, length: int) -> None:
     while True:
         child = 2 * slot + 1
         if child >= length:
             break
-        below = nodes[ROW * child + CONTENT]
-        if child + 1 < length and _before(reals, nodes[ROW * (child + 1) + CONTENT], below):
+        below = nodes[slots + child]
+        if child + 1 < length and _before(reals, nodes[slots + child + 1], below):
             child += 1
-            below = nodes[ROW * child + CONTENT]
+            below = nodes[slots + child]
         if not _before(reals, below, i):
             break
-        nodes[ROW * slot + CONTENT] = below
+        nodes[slots + slot] = below
         nodes[ROW * below + SLOT] = slot
         slot = child
-    nodes[ROW * slot + CONTENT] = i
+    nodes[slots + slot] = i
     nodes[ROW * i + SLOT] = slot
 
 
@@ -74,18 +75,18 @@ def push(state: State, i: int) -> None:
     """Local. Put block i in by its priority."""
     nodes, numbers = state[0], state[1]
     numbers[LENGTH] += 1
-    _up(nodes, state[3], i, numbers[LENGTH] - 1)
+    _up(nodes, state[3], numbers[SLOTS], i, numbers[LENGTH] - 1)
 
 
 @device
 def moved(state: State, i: int) -> None:
     """Local. Find block i its place after its priority was changed."""
     nodes, numbers, reals = state[0], state[1], state[3]
-    slot = nodes[ROW * i + SLOT]
-    if slot > 0 and _before(reals, i, nodes[ROW * ((slot - 1) >> 1) + CONTENT]):
-        _up(nodes, reals, i, slot)
+    slots, slot = numbers[SLOTS], nodes[ROW * i + SLOT]
+    if slot > 0 and _before(reals, i, nodes[slots + ((slot - 1) >> 1)]):
+        _up(nodes, reals, slots, i, slot)
     else:
-        _down(nodes, reals, i, slot, numbers[LENGTH])
+        _down(nodes, reals, slots, i, slot, numbers[LENGTH])
 
 
 @device
@@ -93,25 +94,36 @@ def pull(state: State, i: int) -> None:
     """Local. Take block i out, wherever it is."""
     nodes, numbers = state[0], state[1]
     numbers[LENGTH] -= 1
-    last = nodes[ROW * numbers[LENGTH] + CONTENT]
+    slots = numbers[SLOTS]
+    last = nodes[slots + numbers[LENGTH]]
     if last != i:
         slot = nodes[ROW * i + SLOT]
         nodes[ROW * last + SLOT] = slot
-        nodes[ROW * slot + CONTENT] = last
+        nodes[slots + slot] = last
         moved(state, last)
 
 
 @device
 def take_lowest(state: State) -> int:
     """Local. Take out the block that goes next."""
-    i = int(state[0][CONTENT])
+    i = int(state[0][state[1][SLOTS]])
     pull(state, i)
     return i
 
 
+def slot_rows(blocks: int) -> int:
+    """Local. How many rows the table of slots takes."""
+    return -(-blocks // ROW)
+
+
+def start(numbers: NDArray[np.int64], blocks: int) -> None:
+    """Local. Say where the table is: behind the one head."""
+    numbers[SLOTS] = ROW * (blocks + 1)
+
+
 def members(nodes: NDArray[np.int32], numbers: NDArray[np.int64], reals: NDArray[np.float64]) -> list[int]:
     """Local. The blocks in the heap by slot; AssertionError where slots or order are wrong."""
-    found: list[int] = nodes[CONTENT::ROW][: numbers[LENGTH]].tolist()
+    found: list[int] = nodes[numbers[SLOTS] :][: numbers[LENGTH]].tolist()
     order: Sequence[tuple[float, float]] = [(reals[2 * i], reals[2 * i + 1]) for i in found]
     for slot, i in enumerate(found):
         assert nodes[ROW * i + SLOT] == slot, f"block {i} is in slot {slot} and names slot {nodes[ROW * i + SLOT]}"

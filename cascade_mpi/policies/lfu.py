@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade_mpi.policies.compiled import device
+from cascade_mpi.policies.compiled import device, shared
 from cascade_mpi.policies.links import back, push_back, push_front, take_out, to_front
 from cascade_mpi.policies.loops import Operations, forget
 from cascade_mpi.policies.policy import Policy, expect
@@ -49,7 +49,7 @@ def _head(numbers: Numbers, ring: int) -> int:
     return int(numbers[BLOCKS] + ring + 1)
 
 
-@device
+@shared
 def _open(state: State, below: int, times: int) -> int:
     """A ring for `times` above the ring `below`; 0 if all are in use."""
     nodes, numbers = state[0], state[1]

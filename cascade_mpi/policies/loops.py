@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-from cascade_mpi.policies.compiled import device, loop
+from cascade_mpi.policies.compiled import device, loop, shared
 from cascade_mpi.policies.links import back, empty, push_front, take_out
 from cascade_mpi.policies.state import (
     BLOCKS,
@@ -68,7 +68,7 @@ class Loops(NamedTuple):
     manage: Callable[..., Any]
 
 
-@device
+@shared
 def forget(state: State, i: int) -> None:
     """Local. Block i is remembered no longer; the owner of the ids will be told if it recycles them."""
     nodes, numbers = state[0], state[1]
@@ -93,7 +93,7 @@ def _return(state: State, i: int) -> None:
     numbers[COUNT] += 1
 
 
-@device
+@shared
 def _first_wrong(nodes: Rows, ids: Numbers, resident: bool) -> int:
     """The first place in `ids` that is not (or is) resident, or is there twice; -1 if all are right."""
     wrong = -1
@@ -109,7 +109,7 @@ def _first_wrong(nodes: Rows, ids: Numbers, resident: bool) -> int:
     return wrong
 
 
-@device
+@shared
 def _recall(nodes: Rows, i: int) -> None:
     """Take block i out of the forgotten that nobody has been told about."""
     if nodes[ROW * i + CODE] == FORGOTTEN:
@@ -158,43 +158,35 @@ def loops(name: str, operations: Operations) -> Loops:
         out: Numbers,
     ) -> int:
         state = (nodes, numbers, sizes, reals)
-        if call == MISSED:
-            for i in ids:
-                if not is_resident(state, i):
-                    miss(state, i)
-        elif call == TOUCHED:
-            for i in ids:
-                if is_resident(state, i):
-                    touch(state, i)
-        elif call == INSERTED:
-            wrong = _first_wrong(nodes, ids, False)
+        if call in (INSERTED, EVICTED):
+            wrong = _first_wrong(nodes, ids, call == EVICTED)
             if wrong >= 0:
                 return wrong
-            for i in ids:
+        for i in ids:
+            here = is_resident(state, i)
+            if call == TOUCHED:
+                if here:
+                    touch(state, i)
+            elif call == MISSED:
+                if not here:
+                    miss(state, i)
+            elif call == INSERTED:
                 _recall(nodes, i)
                 insert(state, i)
                 _return(state, i)
-            return -1
-        elif call == EVICTED:
-            wrong = _first_wrong(nodes, ids, True)
-            if wrong >= 0:
-                return wrong
-            for i in ids:
+            elif here:
                 unlink(state, i)
                 _leave(state, i)
-                gone(state, i)
-            return -1
-        elif call == REMOVED:
-            for i in ids:
-                if is_resident(state, i):
-                    unlink(state, i)
-                    _leave(state, i)
+                if call == EVICTED:
+                    gone(state, i)
                 else:
-                    _recall(nodes, i)
-                    if nodes[ROW * i + CODE] != UNKNOWN:
-                        drop(state, i)
+                    nodes[ROW * i + CODE] = UNKNOWN
+            else:
+                _recall(nodes, i)
+                if nodes[ROW * i + CODE] != UNKNOWN:
+                    drop(state, i)
                 nodes[ROW * i + CODE] = UNKNOWN
-        elif call in (VICTIMS, VICTIMS_SIZE):
+        if call in (VICTIMS, VICTIMS_SIZE):
             # All that is taken goes back to its place afterwards, excluded blocks and victims alike: only the
             # caller knows which victims leave in the end. The marks ~i are excluded blocks.
             taken, have = 0, 0
@@ -217,7 +209,7 @@ def loops(name: str, operations: Operations) -> Loops:
                     out[chosen] = out[k]
                     chosen += 1
             return chosen
-        elif call == TOLD:
+        if call == TOLD:
             count = 0
             while not empty(nodes, numbers[BLOCKS]) and count < out.size:
                 i = back(nodes, numbers[BLOCKS])
@@ -225,8 +217,8 @@ def loops(name: str, operations: Operations) -> Loops:
                 out[count] = i
                 count += 1
             return count
-        elif call == TRIM:
+        if call == TRIM:
             trim(state)
-        return 0
+        return -1
 
     return Loops(loop(replay, name, _REPLAY), loop(manage, name, _MANAGE))

@@ -22,3 +22,4 @@ class Lru(Policy):
     name = "lru"
     operations = Operations(touch, nothing, insert, take, unlink, relink, forget, nothing, nothing_to_trim)
     lists = ((QUEUE, QUEUE),)
+    by_last_use = True

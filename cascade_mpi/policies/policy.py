@@ -12,7 +12,7 @@ Blocks are integers from 0 to blocks - 1. Two users:
 `touched`, `removed`; it asks for `victims` and reports with `evicted` those that left. With `recycle` the
 ids are the manager's to reuse: `forgotten` gives those that the policy remembers no longer. A block that
 comes back while it is still remembered is to be inserted under its old id: that is how ARC and S3-FIFO
-notice what they gave up too early. Driven one block at a time the two are the same, to the bit.
+notice what they gave up too early. Driven one block at a time the two are the same.
 """
 
 from __future__ import annotations
@@ -72,6 +72,10 @@ class Policy:
     """For each CODE its ring, as the head's row counted from the number of blocks; None without a ring of its own."""
     offline: ClassVar[bool] = False
     """It has to be told the future (`future=`): a bound, not a policy for a store."""
+    has_ghosts: ClassVar[bool] = False
+    """It remembers blocks that left: a manager needs ids for them too."""
+    by_last_use: ClassVar[bool] = False
+    """The order is that of the last uses, and coming in is one: `touched` after `inserted` says when."""
     state_bytes_per_block: ClassVar[int] = ROW_BYTES
     """Bytes of state for each id, ghosts included; `sizes` is 8 more."""
 
@@ -133,6 +137,11 @@ class Policy:
                 raise ValueError(f"sizes of type {given.dtype}, smallest {least}: they are integers of 1 or more")
             self._sizes[ids] = given
 
+    @classmethod
+    def most_ghosts(cls, capacity: int) -> int:
+        """Local. How many blocks that left it remembers at most, of size 1."""
+        return capacity if cls.has_ghosts else 0
+
     # What the policy is.
 
     @property
@@ -191,6 +200,9 @@ class Policy:
         wanted = self._ids(ids)
         if sizes is not None or costs is not None:
             self._refuse_resident(wanted, bool(self.resident(wanted).any()))
+            if sizes is not None and self._sizes.size:
+                changed = wanted[self._sizes[wanted] != np.asarray(sizes)]
+                self.removed(changed[self.remembers(changed)])  # a ghost of another size was another block
             self._learn(wanted, sizes, costs)
         place = self._manage(_loops.INSERTED, wanted)
         if place >= 0:

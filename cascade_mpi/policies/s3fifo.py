@@ -8,7 +8,7 @@ what no longer fits the small queue goes to the main one.
 
 from __future__ import annotations
 
-from cascade_mpi.policies.compiled import device
+from cascade_mpi.policies.compiled import device, shared
 from cascade_mpi.policies.links import back, empty, push_back, push_front, take_out, to_front
 from cascade_mpi.policies.loops import Operations, forget
 from cascade_mpi.policies.policy import Policy, expect
@@ -124,7 +124,7 @@ def drop(state: State, i: int) -> None:
         numbers[AWAITED_SIZE] -= size_of(state, i)
 
 
-@device
+@shared
 def trim(state: State) -> None:
     """Local. Forget the oldest ghosts until they are worth no more than their share."""
     nodes, numbers = state[0], state[1]
@@ -138,6 +138,7 @@ class S3Fifo(Policy):
     """Small queue, main queue and ghosts; a ghost that comes back goes to the main queue."""
 
     name = "s3fifo"
+    has_ghosts = True
     operations = Operations(touch, miss, insert, take, unlink, relink, gone, drop, trim)
     lists = ((SMALL, SMALL), (MAIN, MAIN), (GHOST, GHOST_RING))
 

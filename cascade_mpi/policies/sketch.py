@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from cascade_mpi.policies.compiled import device
+from cascade_mpi.policies.compiled import device, shared
 from cascade_mpi.policies.state import Rows
 
 _ERROR = 0.001
@@ -48,10 +48,10 @@ def _xxh64(value: np.uint64, seed: np.uint64) -> np.uint64:
     return (h ^ (h >> _32)) & _LOW
 
 
-@device
+@shared
 def estimate(table: Rows, first: int, length: int, i: int) -> int:
     """Local. At least as often as i was added since the last halvings."""
-    key = _U(i)
+    key = _U(i + 1)
     a, b, n = _xxh64(key, _SEED_A), _xxh64(key, _SEED_B), _U(length)
     least = 2**31 - 1
     for _ in range(HASHES):
@@ -60,17 +60,17 @@ def estimate(table: Rows, first: int, length: int, i: int) -> int:
     return least
 
 
-@device
+@shared
 def add(table: Rows, first: int, length: int, i: int) -> None:
     """Local. Count i once."""
-    key = _U(i)
+    key = _U(i + 1)
     a, b, n = _xxh64(key, _SEED_A), _xxh64(key, _SEED_B), _U(length)
     for _ in range(HASHES):
         table[first + np.int64(a % n)] += 1
         a = (a + b) & _LOW
 
 
-@device
+@shared
 def halve(table: Rows, first: int, length: int) -> None:
     """Local. Age all counts."""
     for k in range(first, first + length):

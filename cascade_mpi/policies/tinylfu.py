@@ -10,7 +10,7 @@ One thing differs: there a hit may evict when the segments' shares do not add up
 from __future__ import annotations
 
 from cascade_mpi.policies import sketch
-from cascade_mpi.policies.compiled import device
+from cascade_mpi.policies.compiled import device, shared
 from cascade_mpi.policies.links import back, empty, push_back, push_front, take_out, to_front
 from cascade_mpi.policies.loops import Operations, forget
 from cascade_mpi.policies.policy import Policy, expect
@@ -20,7 +20,7 @@ WINDOW, PROBATION, PROTECTED, GHOST = 1, 2, 3, -1
 GHOST_RING = 4
 
 SIZE = OWN - 1  # of each list, by its ring
-(MAIN_SHARE, PROBATION_SHARE, PROTECTED_SHARE, TABLE, COUNTERS, HITS, PERIOD) = range(OWN + 4, OWN + 11)
+(MAIN_SHARE, PROBATION_SHARE, PROTECTED_SHARE, TABLE, COUNTERS, HITS, PERIOD, HALVINGS) = range(OWN + 4, OWN + 12)
 _PERIOD_PER_BLOCK = 32
 
 
@@ -36,7 +36,7 @@ def _estimate(state: State, i: int) -> int:
     return sketch.estimate(state[0], numbers[TABLE], numbers[COUNTERS], i)
 
 
-@device
+@shared
 def _put(state: State, code: int, i: int) -> None:
     nodes, numbers = state[0], state[1]
     nodes[ROW * i + CODE] = code
@@ -64,6 +64,7 @@ def touch(state: State, i: int) -> None:
     numbers[HITS] += 1
     if numbers[HITS] >= numbers[PERIOD]:
         numbers[HITS] = 0
+        numbers[HALVINGS] += 1
         sketch.halve(nodes, numbers[TABLE], numbers[COUNTERS])
 
 
@@ -76,7 +77,7 @@ def insert(state: State, i: int) -> None:
     _count(state, i)
 
 
-@device
+@shared
 def _admit(state: State, i: int) -> None:
     """From the window into the main cache: on probation, while there is room, else with the protected."""
     numbers = state[1]
@@ -114,7 +115,7 @@ def take(state: State) -> int:
             return candidate
 
 
-@device
+@shared
 def unlink(state: State, i: int) -> None:
     """Local. Out of its list."""
     nodes, numbers = state[0], state[1]
@@ -151,7 +152,7 @@ def drop(state: State, i: int) -> None:
     state[1][SIZE + GHOST_RING] -= size_of(state, i)
 
 
-@device
+@shared
 def trim(state: State) -> None:
     """Local. Forget the oldest ghosts until they are worth no more than the main cache."""
     nodes, numbers = state[0], state[1]
@@ -176,7 +177,7 @@ class TinyLfu(Policy):
         return sketch.counters(min(self._main_share(capacity), blocks))
 
     def _number_count(self, capacity: int, blocks: int) -> int:
-        return 11
+        return 12
 
     def _row_count(self, capacity: int, blocks: int) -> int:
         return -(-self._counters(capacity, blocks) // ROW)
@@ -189,6 +190,11 @@ class TinyLfu(Policy):
         main, numbers = self._main_share(capacity), self._numbers
         numbers[MAIN_SHARE], numbers[PERIOD] = main, max(1, _PERIOD_PER_BLOCK * main)
         numbers[PROBATION_SHARE], numbers[PROTECTED_SHARE] = main // 5, main * 4 // 5
+
+    @property
+    def halvings(self) -> int:
+        """Local. How often the counts were aged."""
+        return int(self._numbers[HALVINGS])
 
     def check(self) -> None:
         """Local. The lists and their sizes; no count is negative."""

@@ -166,7 +166,7 @@ def test_nothing_of_the_old_epoch_is_found_after_a_bump(
     comm.Barrier()
     assert any_store.epoch(namespace) == began + 1
     names = [f"{rank}/{number}" for rank in range(comm.size) for number in range(40)]
-    assert any_store.get_many(names, namespace=namespace) == [None] * len(names)
+    assert all(found is None for found in any_store.get_many(names, namespace=namespace))
     assert not any_store.contains_many(names, namespace=namespace).any()
     for name in names[:: 7 if comm.size > 1 else 1]:
         assert any_store.get(name, namespace=namespace) is None

@@ -1,12 +1,13 @@
 """Random sequences of calls on a store of one rank, beside a dictionary that says what must come out.
 
 Every rank runs the same sequences on a store of its own. Two arenas: one that refuses what does not fit,
-where the dictionary is exact, and one that evicts, where a block may be missing but never be wrong.
+where the dictionary is exact, and one that evicts, where a block may be missing but never be wrong. The clock is
+moved by steps that are long beside the test; half of the arena may be protected.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mpi4py import MPI
 from patterns import block
 
-from cascade_mpi.errors import BufferSizeError, KeyExistsError, NoPinSlotError
+from cascade_mpi.errors import BufferSizeError, KeyExistsError, NoPinSlotError, StoreFullError
+from cascade_mpi.kernels import context as c
 from cascade_mpi.store import Store, View
 
 ARENA = 256 << 10
@@ -25,6 +27,16 @@ KEYS = st.one_of(st.sampled_from(["a", "b", "c", b"a", "ü"]), st.integers(0, 6)
 SPACES = st.sampled_from([None, "", "tenant"])
 SIZES = st.one_of(st.integers(0, 70), st.sampled_from([4095, 4096, 4097, 20_000, 70_000, ARENA, ARENA + 1]))
 SEEDS = st.integers(0, 1000)
+TTLS = st.sampled_from([None, None, None, 10_000, 30_000])
+
+
+class Held(NamedTuple):
+    """What the dictionary has of a block; `expiry` by its own clock."""
+
+    value: np.ndarray
+    prefix: bool = False
+    protected: bool = False
+    expiry: float = np.inf
 
 
 class Machine(RuleBasedStateMachine):
@@ -36,7 +48,8 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.store.clear()
-        self.model: dict[tuple[Any, str], tuple[np.ndarray, bool]] = {}
+        self.model: dict[tuple[Any, str], Held] = {}
+        self.clock = 0
         self.views: list[tuple[View, np.ndarray]] = []
 
     @staticmethod
@@ -48,7 +61,7 @@ class Machine(RuleBasedStateMachine):
         if at not in self.model:
             assert found is None
             return
-        value, protected = self.model[at]
+        value, _, protected, _ = self.model[at]
         if found is None:
             assert not self.refuses
             assert not protected
@@ -63,12 +76,13 @@ class Machine(RuleBasedStateMachine):
         seed=SEEDS,
         prefix=st.booleans(),
         how=st.sampled_from(["replace", "keep", "error"]),
+        ttl=TTLS,
     )
-    def put(self, key: Any, space: str | None, size: int, seed: int, prefix: bool, how: Any) -> None:
+    def put(self, key: Any, space: str | None, size: int, seed: int, prefix: bool, how: Any, ttl: int | None) -> None:
         at, value = self.name(key, space), block(seed, size)
         there = self.store.contains(key, namespace=space)
         try:
-            result = self.store.put(key, value, namespace=space, is_prefix=prefix, exists=how)
+            result = self.store.put(key, value, namespace=space, is_prefix=prefix, exists=how, ttl=ttl)
         except KeyExistsError:
             assert how == "error"
             assert there
@@ -80,7 +94,8 @@ class Machine(RuleBasedStateMachine):
             assert there
         if result.stored:
             assert how == "replace" or not there
-            self.model[at] = value, prefix
+            assert result.protected == prefix
+            self.model[at] = Held(value, prefix, prefix, np.inf if ttl is None else self.clock + ttl)
         if size > ARENA:
             assert result.refused or result.kept
 
@@ -89,7 +104,7 @@ class Machine(RuleBasedStateMachine):
         values = [block(seed + number, size + number) for number in range(len(keys))]
         for key, value, result in zip(keys, values, self.store.put_many(keys, values), strict=True):
             if result.stored:
-                self.model[self.name(key, None)] = value, False
+                self.model[self.name(key, None)] = Held(value)
 
     @rule(key=KEYS, space=SPACES)
     def get(self, key: Any, space: str | None) -> None:
@@ -98,7 +113,7 @@ class Machine(RuleBasedStateMachine):
     @rule(key=KEYS, space=SPACES, more=st.sampled_from([0, 0, 0, 1, -1]))
     def get_into(self, key: Any, space: str | None, more: int) -> None:
         at = self.name(key, space)
-        value = self.model[at][0] if at in self.model else np.zeros(5, np.uint8)
+        value = self.model[at].value if at in self.model else np.zeros(5, np.uint8)
         out = np.full(max(value.nbytes + more, 0), 0xAA, np.uint8)
         try:
             got = self.store.get(key, out, namespace=space)
@@ -115,10 +130,10 @@ class Machine(RuleBasedStateMachine):
             found = self.store.get_range(key, offset, length)
         except BufferSizeError:
             assert at in self.model
-            assert offset + length > self.model[at][0].nbytes
+            assert offset + length > self.model[at].value.nbytes
             return
         if found is not None:
-            np.testing.assert_array_equal(found, self.model[at][0][offset : offset + length])
+            np.testing.assert_array_equal(found, self.model[at].value[offset : offset + length])
             assert len(found) == length
         else:
             self.expect(at, None)
@@ -150,8 +165,48 @@ class Machine(RuleBasedStateMachine):
         if where is None:
             self.expect(at, None)
         else:
-            value, protected = self.model[at]
-            assert (where.nbytes, where.is_prefix, where.path) == (value.nbytes, protected, "self")
+            value, prefix, protected, _ = self.model[at]
+            seen = where.nbytes, where.is_prefix, where.protected, where.path
+            assert seen == (value.nbytes, prefix, protected, "self")
+
+    @rule(keys=st.lists(KEYS, max_size=4), space=SPACES)
+    def protect(self, keys: list[Any], space: str | None) -> None:
+        there = self.store.contains_many(keys, namespace=space)
+        before = {key: self.store.locate(key, namespace=space) for key in keys}
+        try:
+            done = self.store.protect(keys, namespace=space)
+        except StoreFullError:
+            assert before == {key: self.store.locate(key, namespace=space) for key in keys}
+            return
+        assert done.tolist() == there.tolist()
+        for key, is_there in zip(keys, there, strict=True):
+            if is_there:
+                at = self.name(key, space)
+                self.model[at] = self.model[at]._replace(protected=True)
+
+    @rule(key=KEYS, space=SPACES)
+    def unprotect(self, key: Any, space: str | None) -> None:
+        there = self.store.contains(key, namespace=space)
+        assert self.store.unprotect(key, namespace=space).tolist() == [there]
+        if there:
+            at = self.name(key, space)
+            self.model[at] = self.model[at]._replace(protected=False)
+
+    @rule(hours=st.integers(1, 4))
+    def wait(self, hours: int) -> None:
+        self.clock += 3600 * hours
+        self.store._fabric.context[c.EPOCH] -= 3600 * hours
+        self.model = {at: held for at, held in self.model.items() if held.expiry > self.clock}
+
+    @rule(space=SPACES)
+    def scan(self, space: str | None) -> None:
+        listed = [(each.nbytes, each.protected) for each in self.store.scan(space)]
+        known = [(held.value.nbytes, held.protected) for at, held in self.model.items() if at[1] == (space or "")]
+        if self.refuses:
+            assert sorted(listed) == sorted(known)
+        for each in listed:
+            known.remove(each)  # an error if it is not there
+        assert not any(protected for _, protected in known)
 
     @rule(key=KEYS)
     def hold(self, key: Any) -> None:
@@ -163,7 +218,7 @@ class Machine(RuleBasedStateMachine):
             return
         self.expect(at, None if view is None else view.array)
         if view is not None:
-            self.views.append((view, self.model[at][0]))
+            self.views.append((view, self.model[at].value))
 
     @precondition(lambda self: self.views)
     @rule(number=st.integers(0, 7))
@@ -173,6 +228,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def check(self) -> None:
+        self.store._dram.drop_expired()
         counts = self.store.check()
         assert counts["pins"] == len(self.views)
         assert counts["words"] == len(self.model) if self.refuses else counts["words"] <= len(self.model)
@@ -198,6 +254,7 @@ class Machine(RuleBasedStateMachine):
 @pytest.mark.parametrize("calls", ["compiled", "python"])
 def test_any_sequence_of_calls(when_full: str, calls: str) -> None:
     settings_of = {"dram_bytes": ARENA, "when_full": when_full, "mpi_calls": calls, "rest_ms": 0.1, "copy_threads": 1}
+    settings_of["protected_bytes"] = ARENA // 2
     with Store(MPI.COMM_SELF, **settings_of) as opened:
         kind = type("Kind", (Machine,), {"store": opened, "refuses": when_full == "refuse"})
         run_state_machine_as_test(

@@ -434,8 +434,6 @@ def test_tiers_that_are_off_are_named(store: Store) -> None:
         store.flush()
     with pytest.raises(NotConfiguredError, match="disk tier"):
         store.prefetch(["k"])
-    with pytest.raises(NotConfiguredError, match="is_prefix=True"):
-        store.protect("k")
 
 
 def test_a_closed_store_refuses_every_call(any_comm: MPI.Intracomm, open_store: Callable[..., Store]) -> None:
@@ -451,7 +449,8 @@ def test_a_closed_store_refuses_every_call(any_comm: MPI.Intracomm, open_store: 
         lambda: closed.get_many(["k"]), lambda: closed.put_many(["k"], [b"v"]), lambda: closed.contains_many(["k"]),
         lambda: closed.get_async("k"), lambda: closed.put_async("k", b"v"), closed.stats, closed.stats_all,
         closed.report, closed.check, closed.clear, closed.publish, closed.progress, closed.flush,
-        lambda: closed.prefetch(["k"]), lambda: closed.protect("k"), closed.__enter__,
+        lambda: closed.prefetch(["k"]), lambda: closed.protect("k"), lambda: closed.unprotect("k"),
+        closed.scan, closed.scan_all, closed.delete_all, lambda: closed.delete_many(["k"]), closed.__enter__,
     ]  # fmt: skip
     for number, call in enumerate(calls):
         with pytest.raises(StoreClosedError, match="was closed"):

@@ -25,7 +25,7 @@ from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_twin
 
 CALLS = (
-    "get", "get_pinned", "find", "publish", "remove", "slot_of", "hint_gone", "pin", "unpin",
+    "get", "get_pinned", "find", "publish", "remove", "swap", "slot_of", "hint_gone", "pin", "unpin",
     "get_many", "describe_many", "probe_many", "poll", "find_copies", "slot_of_copy", "note_origin", "end_claim",
 )  # fmt: skip
 INDEX, DATA, PINS = onesided.INDEX, onesided.DATA, onesided.PINS
@@ -74,7 +74,7 @@ class EmulatedMpi:
         self.eager: set[int] = set()
         self.eager_upto = 0  # Gets of so many bytes are eager too
         self._failing = ("", 0, 0)  # function, which call of it, error code
-        self.now = 1000
+        self.now = 1100  # ticks: the store was opened in second 1
         self.step = 0  # what the clock gains each time that it is looked at
         self.transfers: list[tuple[int, int, int, int]] = []  # of Gets: window, rank, displacement, bytes
         self.pretend_from = 1 << 62  # Gets of so many bytes move none
@@ -159,9 +159,12 @@ class EmulatedMpi:
     def iprobe(self) -> int:
         return self._enter("iprobe", -1, -1)
 
-    def time(self) -> int:
+    def clock_gettime(self, address: int) -> int:
         self.now += self.step
-        return self.now
+        timespec = (ctypes.c_int64 * 2).from_address(address)
+        timespec[0], timespec[1] = divmod(self.now, onesided.TICKS)
+        timespec[1] *= 1_000_000_000 // onesided.TICKS
+        return 0
 
     def _later(self, window: int, rank: int, action: Callable[[], Any]) -> None:
         self.pending.setdefault((window, rank), []).append(action)
@@ -218,7 +221,9 @@ class Functions:
                 guarded(swap)
             ),
             "iprobe": ctypes.CFUNCTYPE(integer, integer, integer, integer, pointer, pointer)(guarded(probe)),
-            "time": ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(lambda _: mpi.time()),
+            "clock_gettime": ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int64)(
+                lambda _, address: mpi.clock_gettime(address)
+            ),
         }
 
     def address(self, name: str) -> int:
@@ -325,7 +330,7 @@ class MemoryStore:
             c.GET: self.functions.address("get"), c.PUT: self.functions.address("put"),
             c.FLUSH: self.functions.address("flush"), c.CAS: self.functions.address("cas"),
             c.IPROBE: self.functions.address("iprobe"), c.ANY_SOURCE: -2, c.ANY_TAG: -1,
-            c.TIME: self.functions.address("time"), c.EPOCH: 900, c.ATTEMPT: 10,
+            c.CLOCK: self.functions.address("clock_gettime"), c.EPOCH: 1, c.ATTEMPT: 10,
             c.HOOKS: self.hooks.ctypes.data,
             c.COPY_BUCKETS: self.copy_buckets, c.COPY_RANKS: self.node_ranks.size,
             c.COPY_RANKS_AT: self.node_ranks.ctypes.data, c.COPY_AFTER: 3, c.READ_COUNTS: self.read_counts.ctypes.data,
@@ -387,12 +392,14 @@ class MemoryStore:
         return layout.place(*key, self.ranks, self.buckets)
 
     def write_cell(
-        self, rank: int, page: int, key: Key, payload: bytes, generation: int = 1, *, checksum: bool = False
-    ) -> int:
+        self, rank: int, page: int, key: Key, payload: bytes, generation: int = 1, *, checksum: bool = False,
+        expiry: int = 0,
+    ) -> int:  # fmt: skip
         """Fill a cell as its manager would, and return the word that names it."""
         record = self.records(rank)[page]
         record["magic"], record["generation"], record["length"] = layout.MAGIC, generation, len(payload)
         record["key_hi"], record["key_lo"] = key
+        record["expiry"] = expiry
         data = np.frombuffer(payload, np.uint8)
         record["flags"] = layout.FLAG_CHECKSUM if checksum else 0
         record["checksum"] = checksum_twin(data) if checksum else 0
@@ -401,7 +408,7 @@ class MemoryStore:
         return layout.pack_word(self.place(key).fp, generation, layout.TIER_DRAM, rank, page)
 
     def put(
-        self, key: Key, rank: int, page: int, payload: bytes, generation: int = 1, slot: int | None = None, **more: bool
+        self, key: Key, rank: int, page: int, payload: bytes, generation: int = 1, slot: int | None = None, **more: Any
     ) -> Placed:
         """Write a cell and its word, in the lowest free slot or in `slot`."""
         word = self.write_cell(rank, page, key, payload, generation, **more)
@@ -413,14 +420,15 @@ class MemoryStore:
 
     def put_copy(
         self, of: Placed, rank: int, page: int, payload: bytes | None = None, generation: int = 1, *,
-        seen: int = 100, fixed: bool = False, **more: bool,
+        seen: int = 100, fixed: bool = False, **more: Any,
     ) -> Placed:  # fmt: skip
-        """A copy of a block in a rank's cell, and its word in the copy table; its origin was seen at second `seen`."""
+        """A copy of a block in a rank's cell, and its word in the copy table; its origin was seen at tick `seen`."""
         payload = of.payload if payload is None else payload
         word = self.write_cell(rank, page, of.key, payload, generation, **more)
         record = self.records(rank)[page]
         record["flags"] |= layout.FLAG_COPY | layout.FLAG_FIXED * fixed
-        record["content_hi"], record["sequence"] = of.word, self.records(of.rank)[of.page]["sequence"]
+        block = self.records(of.rank)[of.page]
+        record["content_hi"], record["sequence"], record["expiry"] = of.word, block["sequence"], block["expiry"]
         at, bucket, _ = layout.place(*of.key, self.node_ranks.size, self.copy_buckets)
         home = int(self.node_ranks[at])
         slot = int(np.flatnonzero(self.copy_words(home)[bucket] == 0)[0])

@@ -1,11 +1,12 @@
 """An exhaustive model of the store's protocol: every interleaving of a few operations in a small store.
 
 Covers the index words of one bucket, cells (payload in halves), descriptors, hazard-slot pins, limbo,
-reuse with bounded generations, and get, view, put, delete, evict, move and sweep as the store does them,
-with CAS publishing and the look at the bucket after it; the copy table of a node (one word), with "copy" (read a
-block, then keep a copy), "near" (a get that may find the copy) and "drop" (its manager takes it out). Does not
-cover memory fences (a step is atomic and steps are sequentially consistent: see the assembly tests), clocks,
-aliases, leases, and the disk tier.
+reuse with bounded generations, the hard bit that anybody may toggle and the count of hard words, and get,
+view, put, delete, protect, unprotect, evict, move, drop and sweep as the store does them, with CAS publishing
+and the look at the bucket after it; the copy table of a node (one word), with "copy" (read a block, then keep a
+copy), "near" (a get that may find the copy) and "demote" (its manager takes it out). Does not cover memory
+fences (a step is atomic and steps are sequentially consistent: see the assembly tests), clocks, aliases, leases,
+and the disk tier.
 
 How it works. An operation is a generator: it yields one remote action at a time, as plain data, and is
 sent what the action observed. A list of actions means that any of them may come first. The explorer
@@ -22,6 +23,9 @@ Properties::
     bound      the same, only because the bound on retries was reached
     stale      a get returned a value that an earlier acknowledgement, read, miss or delete had superseded
     double     nobody is writing a key, and two words name cells of it
+    evicted    an evict took a block away whose protection had been acknowledged, and that nobody had unprotected
+    quota      more hard words stand in the index than the quota allows
+    count      all is quiet, and another number of hard words is counted than stand in the index
     leak       all is quiet and swept, and a cell is neither free nor named, or a pin is still set
     stuck      all is quiet, and an operation has not ended
 
@@ -69,12 +73,20 @@ class Rules:
     post_check_mismatch: str = "ask"  # as writer_mismatch, after the publish
     removal: str = "downwards"  # doubles leave from the highest slot down | "upwards"
     delete: str = "all"  # words of the key | the "first"
+    own_word: str = "either"  # a manager finds its word with either hard bit | "exact"ly as it wrote it
+    failed_cas: str = "look"  # on an own word: look what stands there | the word is "gone"
+    evict_hard: bool = False  # evict takes a word that has become hard
+    toggle: str = "cas"  # protect sets the bit by CAS | "put"
+    carry: bool = True  # a move takes the hard bit along
+    count: str = "first"  # protect counts the block before its bit is set | "after"
+    uncount: bool = True  # who takes a hard word away gives its count back
     sweep: str = "live"  # takes cells that are acknowledged | also those "under way"
     guard: bool = True  # reclaim asks that the cell is still live in the generation that was found gone
     final_sweep: bool = True  # managers sweep once all is quiet
     copy_origin: str = "first"  # a copy counts if its origin is the key's first word | "any" word | "unasked"
+    copy_same: str = "cell and generation"  # of the origin, with either hard bit | the "cell" alone
     copy_recheck: bool = True  # the copy's word is read again after its payload
-    drop: str = "word first"  # a dropped copy's word leaves before its cell is reused | "cell first"
+    demote: str = "word first"  # a copy's word leaves before its cell is reused | "cell first"
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ class Row:
     """One configuration: the store, the programs of its processes, and the properties they must break."""
 
     title: str
-    programs: str  # of the processes, separated by "|"; operations by ","; "put x1" puts value x1 under key x
+    programs: str  # of the processes, separated by "|"; operations by ","; "put x1", "keep x1" (protected), "get x"
     breaks: str = ""
     rules: Rules = field(default_factory=Rules)
     init: str = "x1"  # values published beforehand: the n-th is in slot and cell n; "-" leaves that slot empty
@@ -90,6 +102,7 @@ class Row:
     ranks: str = "0123"  # the rank of each process; two processes of one rank are its threads
     slots: int = 2
     generations: int = 99
+    quota: int = 99  # hard words that may stand in the index
     halves: str = "AB"  # "A": payloads are one piece, for rows in which tearing is no question
     stores: str = "in order"  # of a put: A, B, descriptor | "any order" | "at once", where no cell is reused
     reuse: str = "fifo"
@@ -105,6 +118,12 @@ class Word(NamedTuple):
     fingerprint: str
     cell: int
     generation: int
+    hard: bool = False
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two words, or 0, name the same cell in the same generation."""
+    return bool(one) and bool(other) and one[:3] == other[:3]
 
 
 class Protocol:
@@ -127,6 +146,19 @@ class Protocol:
 
     def mine(self, me: int, word: Word) -> bool:
         return self.row.cells[word.cell] == self.row.ranks[me]
+
+    def standing(self, words: tuple[Any, ...], own: Word) -> tuple[int | None, Any]:
+        """Slot and word, as it stands there, of an own word: anybody may have toggled its hard bit."""
+        for slot, word in enumerate(words):
+            if word == own or (self.rules.own_word == "either" and same(word, own)):
+                return slot, word
+        return None, 0
+
+    def stands(self, origin: Word, words: tuple[Any, ...]) -> bool:
+        """Whether the block that was copied is one that these words name, with whatever hard bit by now."""
+        if self.rules.copy_same == "cell":
+            return any(word.cell == origin.cell for word in words)
+        return any(same(word, origin) for word in words)
 
     # The parts that operations share.
 
@@ -190,15 +222,15 @@ class Protocol:
 
     def remove(self, me: int, slot: int, word: Word) -> Operation:
         """CAS a word away; if this rank manages its cell, reclaim that. Tells whether the CAS found the word."""
+        unpinned = None
         if self.mine(me, word) and self.rules.look_at_pins == "before":
             unpinned = yield ("look at pins", word.cell)
-            removed = yield ("cas", slot, word, 0)
-            yield ("reclaim", word, unpinned)
-            return removed
         removed = yield ("cas", slot, word, 0)
-        if self.mine(me, word):
-            # Its own CAS has returned: found or not, the word has left for good, only this rank writes it.
-            yield ("reclaim", word, None)
+        if removed and word.hard and self.rules.uncount:
+            yield ("uncount",)
+        # Not found, an own word may have left, or its hard bit has been toggled: who must know looks again.
+        if self.mine(me, word) and (removed or self.rules.failed_cas == "gone"):
+            yield ("reclaim", word, unpinned)
         return removed
 
     # Readers.
@@ -274,7 +306,7 @@ class Protocol:
             origins = tuple(word for _, word in candidates)
             origins = origins[:1] if rules.copy_origin == "first" else origins
             is_copy = descriptor is not None and descriptor[:2] == (key, copy.generation) and len(descriptor) == 3
-            if is_copy and (rules.copy_origin == "unasked" or descriptor[2] in origins):
+            if is_copy and (rules.copy_origin == "unasked" or self.stands(descriptor[2], origins)):
                 got = yield from self.fetch(self.row.halves, 0, copy)
                 now = copy
                 if rules.copy_recheck:
@@ -319,30 +351,45 @@ class Protocol:
             yield ("reclaim", old, None)
         return ("copied", value, new)
 
-    def drop(self, me: int, key: str) -> Operation:
+    def demote(self, me: int, key: str) -> Operation:
         """Take the own copy of `key` out of the node's table."""
         word, _ = yield ("owned", key.upper())
         if word is None:
             return ("nothing",)
-        if self.rules.drop == "cell first":
+        if self.rules.demote == "cell first":
             yield ("reclaim", word, None)
             yield ("cas copy", word, 0)
-            return ("dropped",)
+            return ("demoted",)
         yield ("cas copy", word, 0)
         yield ("reclaim", word, None)
-        return ("dropped",)
+        return ("demoted",)
 
-    def put(self, me: int, key: str, value: str) -> Operation:
+    def keep(self, me: int, key: str, value: str) -> Operation:
+        """Put a protected block."""
+        outcome = yield from self.put(me, key, value, hard=True)
+        return outcome
+
+    def put(self, me: int, key: str, value: str, hard: bool = False) -> Operation:
         """Put or replace: always into a cell from the free list, in a new generation."""
         rules = self.rules
+        if hard:
+            counted = yield ("count",)
+            if not counted:
+                return ("over quota",)
+            del counted
         new = yield ("take", key)
         if new is None:
+            if hard:
+                yield ("uncount",)
             return ("refused",)
+        new = new._replace(hard=hard)
         if rules.publish == "last":
             yield from self.fill(new, key, value)
         while True:
             hits, empty = yield from self.look_up(key, rules.writer_mismatch)
             if not hits and not empty:
+                if hard:
+                    yield ("uncount",)
                 yield ("reclaim", new, None)
                 return ("refused",)
             slot, old = hits[0] if hits else (empty[0], 0)
@@ -351,6 +398,8 @@ class Protocol:
                 break
         if rules.publish == "first":
             yield from self.fill(new, key, value)
+        if old and old.hard and rules.uncount:
+            yield ("uncount",)
         if old and old != new and self.mine(me, old):
             yield ("reclaim", old, None)
         del slot, old, hits, empty, published
@@ -358,7 +407,7 @@ class Protocol:
             return ("stored", value, new)
         while True:
             hits, _ = yield from self.look_up(key, rules.post_check_mismatch, known=new)
-            if new not in dict(hits).values():
+            if self.standing(tuple(word for _, word in hits), new)[0] is None:
                 yield ("reclaim", new, None)  # somebody replaced or removed it already: stored, and superseded
                 return ("superseded", value, new)
             losers = hits[1:] if rules.removal == "upwards" else hits[:0:-1]
@@ -367,7 +416,7 @@ class Protocol:
                 removed = yield from self.remove(me, slot, word)
                 clean, removed = clean and removed, None
             if clean or rules.post_check == "once":
-                return ("stored" if hits[0][1] == new else "superseded", value, new)
+                return ("stored" if same(hits[0][1], new) else "superseded", value, new)
             slot = word = None
 
     def delete(self, me: int, key: str) -> Operation:
@@ -384,23 +433,74 @@ class Protocol:
                 return ("deleted",)
             slot = word = None
 
+    def protect(self, me: int, key: str) -> Operation:
+        """Toggle the hard bit of the word that counts, whoever manages its cell."""
+        rules = self.rules
+        while True:
+            hits, _ = yield from self.look_up(key, rules.writer_mismatch)
+            if not hits:
+                return ("absent",)
+            slot, word = hits[0]
+            if word.hard:
+                return ("protected", word)
+            if rules.count == "first":
+                counted = yield ("count",)
+                if not counted:
+                    return ("over quota",)
+                del counted
+            swapped = yield (rules.toggle, slot, word, word._replace(hard=True))
+            if swapped and rules.count == "after":
+                counted = yield ("count",)
+                if not counted:
+                    yield ("cas", slot, word._replace(hard=True), word)
+                    return ("over quota",)
+            if swapped:
+                return ("protected", word)
+            yield ("uncount",)
+            del hits, slot, word, swapped
+
+    def unprotect(self, me: int, key: str) -> Operation:
+        while True:
+            hits, _ = yield from self.look_up(key, self.rules.writer_mismatch)
+            if not hits:
+                return ("absent",)
+            slot, word = hits[0]
+            if not word.hard:
+                return ("unprotected",)
+            swapped = yield ("cas", slot, word, word._replace(hard=False))
+            if swapped:
+                yield ("uncount",)
+                return ("unprotected",)
+            del hits, slot, word, swapped
+
     # Managers.
 
-    def evict(self, me: int, key: str) -> Operation:
-        """Take the own live cell of `key` out of the index."""
+    def evict(self, me: int, key: str, *, forced: bool = False) -> Operation:
+        """Take the own live cell of `key` out of the index, unless its word is a hard one."""
         word, _ = yield ("owned", key)
         if word is None:
             return ("nothing",)
-        words = yield from self.bucket()
-        slot = words.index(word) if word in words else None
-        del words
-        if slot is None:
-            yield ("reclaim", word, None)
-        elif not self.rules.flush_removal:
-            yield ("cas unflushed", slot, word, 0)
-        else:
-            yield from self.remove(me, slot, word)
-        return ("evicted",)
+        while True:
+            words = yield from self.bucket()
+            slot, there = self.standing(words, word)
+            del words
+            if slot is None:
+                yield ("reclaim", word, None)
+                return ("evicted",)
+            if there.hard and not forced and not self.rules.evict_hard:
+                return ("spared",)
+            if not self.rules.flush_removal:
+                yield ("cas unflushed", slot, there, 0)
+                return ("evicted",)
+            removed = yield from self.remove(me, slot, there)
+            if removed or self.rules.failed_cas == "gone":
+                return ("evicted",)
+            del slot, there, removed
+
+    def drop(self, me: int, key: str) -> Operation:
+        """The same, hard or not: clear, a passed epoch, an expiry."""
+        outcome = yield from self.evict(me, key, forced=True)
+        return outcome
 
     def move(self, me: int, key: str) -> Operation:
         """Copy the own live cell of `key` into another cell, then change its word; no word changes its slot."""
@@ -411,12 +511,20 @@ class Protocol:
         if new is None:
             return ("refused",)
         yield from self.fill(new, key, value)
-        words = yield from self.bucket()
-        slot = words.index(old) if old in words else None
-        del words
-        moved = slot is not None
-        if moved:
-            moved = yield ("publish", slot, old, new)
+        while True:
+            words = yield from self.bucket()
+            slot, there = self.standing(words, old)
+            del words
+            moved = slot is not None
+            if not moved:
+                break
+            new = new._replace(hard=there.hard and self.rules.carry)
+            moved = yield ("publish", slot, there, new)
+            if moved or self.rules.failed_cas == "gone":
+                break
+            del slot, there, moved
+        if moved and there.hard and not new.hard:
+            yield ("uncount",)
         yield ("reclaim", old, None)
         if moved:
             return ("moved", value, new)
@@ -428,7 +536,7 @@ class Protocol:
         todo = yield ("live cells",)
         for word in todo:
             words = yield from self.bucket()
-            if word not in words:
+            if self.standing(words, word)[0] is None:
                 yield ("reclaim", word, None)
             del words
         return ("swept",)
@@ -452,7 +560,7 @@ class Machine:
     def _parse(text: str) -> tuple[str, str, str]:
         name, *argument = text.split()
         value = argument[0] if argument else ""
-        return name, value[:1], value if name == "put" else ""
+        return name, value[:1], value if name in ("put", "keep") else ""
 
     def advance(self, local: int, observed: Any) -> tuple[int, Any]:
         """The local state after an observation, and the outcome if the operation has ended, else None."""
@@ -469,7 +577,7 @@ class Machine:
     def _run(self, process: int, index: int, history: tuple[Any, ...]) -> tuple[int, Any]:
         """Replay an operation from its start: generators cannot be copied, but they are deterministic."""
         op = self.programs[process][index]
-        arguments = op[1:] if op[0] == "put" else op[1:2]
+        arguments = op[1:] if op[0] in ("put", "keep") else op[1:2]
         generator = getattr(self.protocol, op[0])(process, *arguments)
         try:
             request = next(generator)
@@ -507,18 +615,19 @@ class Machine:
 
 FIELDS = (
     "slots", "payloads", "descriptors", "table", "free", "pins", "pending", "local", "begun",
-    "acknowledged", "known", "dead", "disturbed", "copy",
+    "acknowledged", "known", "dead", "disturbed", "counted", "shielded", "loose", "wronged", "copy",
 )  # fmt: skip
 
 
 class World:
     """One state, thawed: an action or a step of the bookkeeping changes it, `freeze` gives the new state.
 
-    slots, payloads, descriptors and pins are shared memory; `table` (status, generation, key of each cell)
-    and `free` (in order of their release) belong to the managers; `pending` are unflushed CASes; `copy` is the word
-    of the node's copy table, whose cell has its key in capitals in `table`. The five before it are the ghosts of
-    the properties: what each process knew when its operation began; keys acknowledged; values known to readers or
-    putters; values superseded; keys ever evicted or deleted.
+    slots, payloads, descriptors, pins and `counted` (hard words) are shared memory; `table` (status, generation,
+    key of each cell) and `free` (in order of their release) belong to the managers; `pending` are unflushed CASes;
+    `copy` is the word of the node's copy table, whose cell has its key in capitals in `table`. The others are the
+    ghosts of the properties: what each process knew when its operation began; keys acknowledged; values known to
+    readers or putters; values superseded; keys ever evicted or deleted; cells and generations of which the
+    protection is acknowledged; keys that anybody ever began to unprotect; whether one of the shielded was evicted.
     """
 
     __slots__ = ("row", *FIELDS)
@@ -526,7 +635,8 @@ class World:
     def __init__(self, row: Row, state: tuple[Any, ...]) -> None:
         self.row = row
         (slots, payloads, descriptors, table, free, pins, self.pending, local, begun,
-         self.acknowledged, self.known, self.dead, self.disturbed, self.copy) = state  # fmt: skip
+         self.acknowledged, self.known, self.dead, self.disturbed,
+         self.counted, self.shielded, self.loose, self.wronged, self.copy) = state  # fmt: skip
         self.slots, self.payloads, self.descriptors = list(slots), list(payloads), list(descriptors)
         self.table, self.free, self.pins = list(table), free, list(pins)
         self.local, self.begun = list(local), list(begun)
@@ -539,7 +649,8 @@ class World:
         world = cls(
             row,
             ((0,) * row.slots, (nothing,) * cells, (None,) * cells, ((FREE, 0, ""),) * cells, (), (0,) * processes,
-             (), local, ((),) * processes, frozenset(), frozenset(), frozenset(), frozenset(), 0),
+             (), local, ((),) * processes, frozenset(), frozenset(), frozenset(), frozenset(),
+             0, frozenset(), frozenset(), False, 0),
         )  # fmt: skip
         for place, value in enumerate(row.init.split()):
             if value == "-":
@@ -557,7 +668,8 @@ class World:
         return (
             tuple(self.slots), tuple(self.payloads), tuple(self.descriptors), tuple(self.table), self.free,
             tuple(self.pins), self.pending, tuple(self.local), tuple(self.begun),
-            self.acknowledged, self.known, self.dead, self.disturbed, self.copy,
+            self.acknowledged, self.known, self.dead, self.disturbed,
+            self.counted, self.shielded, self.loose, self.wronged, self.copy,
         )  # fmt: skip
 
     def word(self, cell: int) -> Word:
@@ -607,7 +719,29 @@ class World:
         if self.slots[slot] != old:
             return False
         self.slots[slot] = new
+        if me >= 0 and old and old[1:3] in self.shielded:
+            if self.begun[me][0] == "evict":
+                self.wronged = True
+            if self.begun[me][0] == "move":  # a replace makes another block
+                self.shielded |= {new[1:3]}
         return True
+
+    def _put(self, me: int, slot: int, old: Any, new: Any) -> Any:
+        """A word written without a look at what is there."""
+        self.slots[slot] = new
+        return True
+
+    def _count(self, me: int) -> bool:
+        if self.row.rules.count == "first" and self.counted >= self.row.quota:
+            return False
+        self.counted += 1
+        if self.counted > self.row.quota:
+            self.counted -= 1
+            return False
+        return True
+
+    def _uncount(self, me: int) -> None:
+        self.counted -= 1
 
     def _publish(self, me: int, slot: int, old: Any, new: Word) -> Any:
         """The CAS of a new word; from here on, and until the acknowledgement, its cell is being published."""
@@ -696,13 +830,20 @@ class World:
     def begin(self, me: int, op: tuple[str, str, str]) -> None:
         """The first action of an operation is about to happen."""
         name, key, _ = op
-        if name in ("evict", "delete"):
+        if name in ("evict", "delete", "drop"):
             self.disturbed |= {key}
-        if name in ("get", "view", "near"):
+        if name == "unprotect":
+            self.loose |= {key}
+            self.shielded = frozenset(each for each in self.shielded if self.table[each[0]][2] != key)
+        if name in ("get", "view", "near", "protect", "unprotect"):
             must = key in self.acknowledged and key not in self.disturbed
             self.begun[me] = (name, key, self.values(self.known, key), self.values(self.dead, key), must)
         else:
-            self.begun[me] = (name, key, self.values(self.known, key) if name in ("put", "delete") else frozenset())
+            self.begun[me] = (
+                name,
+                key,
+                self.values(self.known, key) if name in ("put", "keep", "delete") else frozenset(),
+            )
 
     def finish(self, me: int, outcome: tuple[Any, ...]) -> set[str]:
         """The last action of an operation has happened; the properties that its outcome breaks."""
@@ -713,7 +854,9 @@ class World:
             status, generation, of = self.table[outcome[2].cell]
             if generation == outcome[2].generation and status in (WRITING, PUBLISHING):
                 self.table[outcome[2].cell] = (LIVE, generation, of)
-        if name == "put" and kind != "refused":
+        if (kind == "protected" or (name == "keep" and kind == "stored")) and key not in self.loose:
+            self.shielded |= {outcome[-1][1:3]}
+        if name in ("put", "keep") and kind in ("stored", "superseded"):
             self.acknowledged |= {key}
             self.known |= {outcome[1]}
             self.dead |= before - {outcome[1]}
@@ -727,8 +870,8 @@ class World:
             # Known before this read began and not what it returned: somebody has written since.
             self.known |= {value}
             self.dead |= before - {value}
-        if kind in ("miss", "bound") and reader[1] and key not in self.disturbed:
-            broken = {"lost" if kind == "miss" else "bound"}
+        if kind in ("miss", "bound", "absent") and reader[1] and key not in self.disturbed:
+            broken = {"bound" if kind == "bound" else "lost"}
         if kind == "miss":
             self.dead |= before
         return broken
@@ -747,16 +890,23 @@ class World:
             if status not in (PUBLISHING, LIVE) or generation != self.copy.generation:
                 broken.add("dangling")
         if len(set(keys)) < len(keys):
-            writing = {begun[1] for begun in self.begun if begun and begun[0] == "put"}
+            writing = {begun[1] for begun in self.begun if begun and begun[0] in ("put", "keep")}
             if any(keys.count(key) > 1 for key in set(keys) - writing):
                 broken.add("double")
+        if self.wronged:
+            broken.add("evicted")
+        if self.hard_words() > self.row.quota:
+            broken.add("quota")
         return broken
+
+    def hard_words(self) -> int:
+        return sum(1 for word in self.slots if word and word.hard)
 
     def check_quiet(self) -> set[str]:
         """The properties broken when nobody can go on: each manager sweeps once and looks at the pins again."""
-        broken = set()
+        broken = {"count"} if self.counted != self.hard_words() else set()
         for cell, (status, _, _) in enumerate(self.table):
-            named = self.word(cell) in (*self.slots, self.copy)
+            named = any(same(self.word(cell), word) for word in (*self.slots, self.copy))
             swept = status == LIMBO or (status == LIVE and self.row.rules.final_sweep)
             if status != FREE and not named and not (swept and self._look_at_pins(0, cell)):
                 broken.add("leak")
@@ -841,10 +991,14 @@ class Explorer:
     @staticmethod
     def _line(label: Any) -> str:
         process, (name, key, value), action, observed, outcome = label
-        text = " ".join(f"{a.cell}.{a.generation}" if isinstance(a, Word) else str(a) for a in action)
-        seen = [f"{o.cell}.{o.generation}" if isinstance(o, Word) else str(o) for o in _flat(observed)]
+        text = " ".join(map(_shown, action))
+        seen = [_shown(o) for o in _flat(observed)]
         end = "" if outcome is None else " => " + " ".join(str(o) for o in outcome if not isinstance(o, Word))
         return f"{process} {name} {value or key}: {text} -> {' '.join(seen)}{end}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value.cell}.{value.generation}{'!' * value.hard}" if isinstance(value, Word) else str(value)
 
 
 def _flat(observed: Any) -> list[Any]:

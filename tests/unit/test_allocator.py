@@ -76,6 +76,7 @@ def test_a_pinned_cell_stays_in_limbo_at_its_place():
     for first in [take(allocator, 2) for _ in range(3)]:
         allocator.retire(first, 0.0)
     assert allocator.ripe(0.0) == [0, 2, 4]
+    assert allocator.ripe(0.0, 2) == [0, 2]
     allocator.free(2)  # 0 is pinned
     assert allocator.ripe(0.0) == [0, 4]
     assert allocator.next_ripe() == 0.0

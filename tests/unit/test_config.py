@@ -73,8 +73,9 @@ def test_defaults() -> None:
     assert dataclasses.asdict(Config()) == {
         "dram_bytes": 256 * MIB, "index_blocks": None, "windows": "auto", "progress": "auto",
         "progress_period_us": 200, "publish": "now", "copy_threads": "auto", "checksum": "inline",
-        "verify_reads": False, "when_full": "evict", "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "",
-        "namespace_slots": 1024, "promote_after": 3, "copy_share": 0.25,
+        "verify_reads": False, "when_full": "evict", "eviction": "lru", "evict_ahead": 0.03,
+        "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "", "namespace_slots": 1024,
+        "protected_bytes": None, "protect_depth": 0, "promote_after": 3, "copy_share": 0.25,
     }  # fmt: skip
 
 
@@ -104,6 +105,8 @@ def test_fields_take_their_normal_form() -> None:
         ("copy_threads", 0, 'in 1..1024 or "auto"'), ("copy_threads", "4", 'or "auto"'),
         ("copy_threads", True, 'or "auto"'), ("checksum", "on", '"later", "inline", "off"'),
         ("verify_reads", 1, "True or False"), ("verify_reads", "yes", "True or False"),
+        ("eviction", "fifo", '"lru", "arc", "s3fifo", "prefix"'), ("evict_ahead", 0.6, "in 0..0.5"),
+        ("evict_ahead", -0.1, "in 0..0.5"), ("evict_ahead", True, "in 0..0.5"),
         ("when_full", "wait", '"evict", "refuse"'), ("mpi_calls", "c", '"auto", "compiled", "python"'),
         ("rest_ms", 0, "0.1 or more"), ("rest_ms", -0.5, "0.1 or more"), ("rest_ms", float("nan"), "finite"),
         ("rest_ms", float("inf"), "finite"),
@@ -111,6 +114,8 @@ def test_fields_take_their_normal_form() -> None:
         ("promote_after", -1, "in 0..100"),
         ("copy_share", 0, "above 0 and at most 1"), ("copy_share", 1.5, "at most 1"),
         ("namespace_slots", 1, "2..1048576"), ("namespace", None, "must be text"),
+        ("protected_bytes", "a lot", "is not a size"), ("protected_bytes", -1, "outside 0"),
+        ("protect_depth", -1, "an integer in 0.."), ("protect_depth", 1.5, "an integer in 0.."),
         ("namespace", b"a", "must be text"), ("namespace", "\ud800", "UTF-8"),
     ],
 )  # fmt: skip

@@ -583,6 +583,75 @@ def test_slot_of(store):
     assert store.call("slot_of", *placed.key, placed.word) == 15
     assert (store.signed[c.HOME], store.signed[c.BUCKET]) == (2, 3)
     assert store.call("slot_of", *placed.key, placed.word + 1) == c.MISS
+    assert store.call("slot_of", *placed.key, placed.word + layout.HARD * 2) == c.MISS
+
+
+def test_slot_of_finds_a_word_whose_hard_bit_was_toggled(store):
+    placed = store.put(key_at(store, home=2, bucket=3), 1, 5, b"value", slot=4)
+    toggled = placed.word ^ layout.HARD
+    assert store.call("swap", 2, 3, 4, placed.word, toggled) == 1
+    assert store.call("swap", 2, 3, 4, placed.word, toggled) == 0
+    assert int(store.words(2)[3, 4]) == toggled
+    assert store.call("slot_of", *placed.key, placed.word) == 4
+    assert int(store.scratch[c.WORD]) == toggled
+    assert store.call("slot_of", *placed.key, toggled) == 4
+
+
+# ------------------------------------------------------------------------------------------------ expiry
+
+
+def set_clock(store: MemoryStore, seconds: int) -> None:
+    """Let it be so many seconds since the opening."""
+    store.context[c.EPOCH] = store.mpi.now // onesided.TICKS - seconds
+
+
+def test_an_expired_block_is_a_miss_on_every_path(store):
+    key, payload = key_at(store), pattern(3, 500)
+    placed = store.put(key, 1, 1, payload, expiry=50)
+    lasting = store.put(key_at(store, skip=1), 2, 2, payload)
+    for now, live in ((-5, True), (0, True), (49, True), (50, False), (1 << 33, False)):
+        set_clock(store, now)
+        hit = (500, payload) if live else c.MISS
+        for found in (store.get(key, 500), store.get(key, 500, 0, RANGE)):
+            assert found == hit or found[0] == hit
+        assert store.get(key, 0, 0, DESCRIBE)[0] == (500 if live else c.MISS)
+        assert store.get(key, 499)[0] == (c.WRONG_SIZE if live else c.MISS)
+        target = np.zeros(500, np.uint8)
+        wanted = 500 if live else c.MISS
+        assert store.call("get_pinned", placed.word, *key, target.ctypes.data, 500, 0) == wanted
+        assert store.get_many([key, lasting.key], [500, 500])[0] == [wanted, 500]
+        assert store.describe_many([key, lasting.key])[0] == [wanted, 500]
+        assert store.call("find", *key, 0) == 1  # a put replaces it, a delete takes it away
+        assert store.signed[c.FOUND_LIVE] == int(live)
+        assert int(store.scratch[c.FOUND_LENGTHS]) == 500
+
+
+def test_a_block_behind_an_expired_one_is_older(store):
+    """Of several words of a key the lowest counts, expired or not."""
+    key = key_at(store)
+    store.put(key, 1, 1, b"older", slot=9)
+    store.put(key, 2, 2, b"newer", slot=4, expiry=50)
+    set_clock(store, 49)
+    assert store.get(key, 5) == (5, b"newer")
+    set_clock(store, 50)
+    assert store.get(key, 5)[0] == c.MISS
+    assert store.get_many([key], [5])[0] == [c.MISS]
+    assert store.describe_many([key])[0] == [c.MISS]
+    assert store.call("find", *key, 0) == 2
+    assert store.signed[c.FOUND_LIVE] == 0
+
+
+def test_a_torn_expiry_is_settled_by_the_word(remote):
+    """A descriptor of the next block in the cell says that it has expired: the word that has left decides."""
+    placed = remote.put(key_at(remote), 1, 3, b"value")
+
+    def replaced() -> None:
+        replace(remote, placed, 4, b"newer")
+        remote.write_cell(1, 3, placed.key, b"value", expiry=1)
+
+    set_clock(remote, 99)
+    remote.mpi.before("get", DATA, replaced)
+    assert remote.get(placed.key, 5) == (5, b"newer")
 
 
 def test_find_names_every_word_of_a_key(store):
@@ -622,7 +691,7 @@ def test_write_cell_makes_descriptor_payload_and_word(flags, nbytes):
     payload, dims = np.frombuffer(pattern(1, nbytes), np.uint8), np.arange(7, dtype=np.uint32)
     store.windows[DATA].memory[2][store.descriptor_at :] = 0x5A
     before = store.windows[DATA].memory[2].copy()
-    values = (3, flags, nbytes, 11, 15, 12, 2, 13, 14, dims.ctypes.data, payload.ctypes.data, 0)
+    values = (3, flags, nbytes, 11, 15, 12, 2, 13, 14, dims.ctypes.data, payload.ctypes.data, 0, 16, 17)
     word = probe.write_cell(store.ctx, page, *key, *values)
     assert word == layout.pack_word(
         store.place(key).fp, 3, layout.TIER_DRAM, 2, page, hard=bool(flags & layout.FLAG_PREFIX)
@@ -631,7 +700,8 @@ def test_write_cell_makes_descriptor_payload_and_word(flags, nbytes):
     wanted = {
         "magic": layout.MAGIC, "generation": 3, "flags": flags, "length": nbytes, "key_hi": 5, "key_lo": 6,
         "content_hi": 0, "content_lo": 0, "checksum": checksum_twin(payload) if flags & layout.FLAG_CHECKSUM else 0,
-        "namespace": 11, "epoch": 15, "expiry": 0, "sequence": 13, "manager": 2, "dtype": 12, "ndim": 2, "dim0": 14,
+        "namespace": 11, "epoch": 15, "expiry": 16, "sequence": 13, "manager": 2, "dtype": 12, "ndim": 2, "dim0": 14,
+        "depth": 17,
     }  # fmt: skip
     assert {name: int(record[name]) for name in wanted} == wanted
     assert record["dims"].tolist() == dims.tolist()
@@ -759,7 +829,7 @@ def test_touches_go_into_the_touch_array_only(store):
     assert store.get_many([block.key for block in blocks[3:]], [5000] * 2)[0] == [5000] * 2
     store.call("poll")
     assert np.flatnonzero(store.touched(1)).tolist() == pages
-    assert set(store.touched(1)[pages].tolist()) == {1234 - 900}
+    assert set(store.touched(1)[pages].tolist()) == {1234 - 1000}
     assert store.cells() == cells
     assert store.windows[INDEX].memory[1].tobytes() == index
     assert not store.touched(0).any()
@@ -782,11 +852,15 @@ def test_remote_touches_are_sent_once_per_cell_and_second(remote):
         remote.get(block.key, 5)
     remote.call("poll")
     assert remote.mpi.count("put", DATA) == 4
+    remote.mpi.now += onesided.TICKS - 1
+    remote.get(blocks[0].key, 5)
+    remote.call("poll")
+    assert remote.mpi.count("put", DATA) == 4  # still within a second
     remote.mpi.now += 1
     remote.get(blocks[0].key, 5)
     remote.call("poll")
     assert remote.mpi.count("put", DATA) == 5
-    assert remote.touched(blocks[0].rank)[blocks[0].page] == remote.mpi.now - 900
+    assert remote.touched(blocks[0].rank)[blocks[0].page] == remote.mpi.now - 1000
 
 
 def test_touches_that_nobody_sends_are_dropped(calls):
@@ -842,6 +916,7 @@ def error_cases() -> list[tuple[str, str, int]]:
     cases += [("probe_many", "get", 0), ("probe_many", "flush", 0)]
     cases += [("find", "get", 0), ("find", "get", 1), ("find", "flush", 1), ("slot_of", "flush", 0)]
     cases += [("publish", "cas", 0), ("publish", "flush", 0), ("publish", "get", 0), ("remove", "cas", 0)]
+    cases += [("swap", "cas", 0), ("swap", "flush", 0)]
     cases += [("pin", "put", 0), ("pin", "flush", 1), ("unpin", "put", 0), ("hint_gone", "put", 0)]
     return [*cases, ("get_pinned", "flush", 0)]
 
@@ -862,6 +937,7 @@ def test_mpi_errors_are_reported(remote, name, function, skip):
         "slot_of": (*placed.key, placed.word),
         "publish": (*at, placed.word, placed.word + (1 << layout.GENERATION_SHIFT)),
         "remove": (*at, placed.word),
+        "swap": (*at, placed.word, placed.word ^ layout.HARD),
         "hint_gone": (placed.word,),
         "pin": (placed.word, 0, *at),
         "unpin": (1, 0),
@@ -896,17 +972,23 @@ def test_both_implementations_do_the_same(path, mixture):
                 at = int(store.signed[c.HOME]), int(store.signed[c.BUCKET]), slot
                 log.append(store.call("pin", word, int(rng.integers(8)), *at))
                 log.append(store.call("slot_of", *key, word))
-                log.append(store.call("publish", *at, word, word ^ 1 << layout.HARD_SHIFT))
+                log.append(store.call("publish", *at, word, word ^ layout.HARD))
+                log.append(store.call("swap", *at, word, word ^ layout.HARD))
+                log.append(store.call("swap", *at, word ^ layout.HARD, word))
+                log.append(store.call("swap", *at, word, word ^ layout.HARD))
+                log.append(store.call("slot_of", *key, word))
                 log.append(store.call("hint_gone", word))
                 if rng.integers(3) == 0:
-                    log.append(store.call("remove", *at, word ^ 1 << layout.HARD_SHIFT))
+                    log.append(store.call("remove", *at, word ^ layout.HARD))
                 log.append(store.call("unpin", int(rng.integers(4)), int(rng.integers(8))))
         log.append(store.get_many([line[0] for line in lines], [line[1] for line in lines])[0])
         log.append(store.describe_many([line[0] for line in lines])[0])
         log.append(store.probe_many([line[0] for line in lines]))
         store.call("poll")
         memory = [area.tobytes() for window in store.windows for area in window.areas]
-        results = store.scratch[[c.LENGTH, c.WORD, c.SLOT, c.HOME, c.BUCKET, c.FOUND, c.FREE_SLOT]].tolist()
+        results = store.scratch[
+            [c.LENGTH, c.WORD, c.SLOT, c.HOME, c.BUCKET, c.FOUND, c.FREE_SLOT, c.FOUND_LIVE]
+        ].tolist()
         rings = store.scratch[c.TOUCHES : c.COUNTERS + c.COUNTER_WORDS].tolist(), store.scratch[c.TOUCH_RING :].tolist()
         seen.append((log, store.mpi.calls, store.mpi.transfers, results, rings, memory))
     for compiled, python in zip(*seen, strict=True):

@@ -13,11 +13,11 @@ from memory_store import DATA, INDEX, Key, MemoryStore, Placed, colliding_keys, 
 from cascade_mpi import layout
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import write_copy
-from cascade_mpi.onesided import DESCRIBE, DESCRIBE_ANY, FETCH, RANGE, WHOLE
+from cascade_mpi.onesided import CLAIM_TICKS, DESCRIBE, DESCRIBE_ANY, FETCH, RANGE, TICKS, WHOLE
 
 OLD, NEW = b"\x11" * 3000, b"\x22" * 3000
 READS = ["get", "range", "get_many"]
-NOW = 100  # seconds since the store was opened, as the emulated clock begins
+NOW = 100  # ticks since the store was opened, as the emulated clock begins
 
 
 @pytest.fixture(params=["compiled", "python"])
@@ -35,9 +35,9 @@ def read(store: MemoryStore, how: str, key: Key, room: int) -> tuple[int, bytes]
     return outcomes[0], buffers[0]
 
 
-def away(store: MemoryStore, home: int, skip: int = 0, slot: int | None = None) -> Placed:
+def away(store: MemoryStore, home: int, skip: int = 0, slot: int | None = None, expiry: int = 0) -> Placed:
     """A block of rank 2, with its word at `home`."""
-    placed = store.put(key_at(store, home=home, skip=skip), 2, 3 + skip, OLD, slot=slot)
+    placed = store.put(key_at(store, home=home, skip=skip), 2, 3 + skip, OLD, slot=slot, expiry=expiry)
     store.records(2)[3 + skip]["sequence"] = 70 + skip
     return placed
 
@@ -111,6 +111,49 @@ def test_a_copy_of_what_was_deleted_is_not_read(store, how, home):
 
 @pytest.mark.parametrize("how", READS)
 @pytest.mark.parametrize("home", [1, 2])
+def test_a_copy_of_an_older_generation_of_the_cell_is_stale(store, how, home):
+    placed = away(store, home)
+    store.put_copy(placed, 1, 5)
+    store.put(placed.key, 2, 3, NEW, generation=2, slot=placed.slot)
+    assert read(store, how, placed.key, 3000) == (3000, NEW)
+    assert store.counters()["stale_copies"] == 1
+
+
+@pytest.mark.parametrize("how", READS)
+@pytest.mark.parametrize("home", [1, 2])
+@pytest.mark.parametrize("seen", [NOW, 0])
+def test_a_block_that_was_protected_or_not_any_more_has_the_same_copy(store, how, home, seen):
+    """Seen lately or asked for: the hard bit says nothing about the bytes."""
+    placed = away(store, home)
+    store.put_copy(placed, 1, 5, seen=seen)
+    store.arena(2)[:] = 0
+    for toggled in range(1, 3):
+        store.words(home)[placed.bucket, placed.slot] ^= np.uint64(layout.HARD)
+        assert read(store, how, placed.key, 3000) == (3000, OLD)
+        assert store.counters()["copy_hits"] == toggled
+    assert store.counters()["stale_copies"] == 0
+
+
+@pytest.mark.parametrize("how", READS)
+@pytest.mark.parametrize("home", [1, 2])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_an_expired_copy_is_not_read(store, how, home, fixed):
+    placed = away(store, home, expiry=1)
+    store.put_copy(placed, 1, 5, fixed=fixed)
+    store.mpi.now += TICKS - NOW - 1
+    assert read(store, how, placed.key, 3000) == (3000, OLD)
+    assert store.counters()["copy_hits"] == 1
+    store.mpi.now += 1
+    assert read(store, how, placed.key, 3000)[0] == c.MISS
+    assert store.get(placed.key, 0, 0, DESCRIBE_ANY)[0] == c.MISS
+    found = store.counters()
+    assert (found["copy_hits"], found["misses"], found["expired_reads"]) == (1, 1, 1)
+    replace(store, placed)  # without an expiry
+    assert read(store, how, placed.key, 3000) == (3000, NEW)
+
+
+@pytest.mark.parametrize("how", READS)
+@pytest.mark.parametrize("home", [1, 2])
 def test_a_lower_word_of_the_key_hides_the_origin_of_a_copy(store, how, home):
     """Two putters at once: the lowest slot wins, and a reader who has seen it never sees the other again."""
     placed = away(store, home, slot=5)
@@ -153,7 +196,7 @@ def test_a_fixed_copy_too_is_looked_at_again(store, how):
 @pytest.mark.parametrize("how", READS)
 @pytest.mark.parametrize(("seen", "asks"), [(NOW - 5, False), (NOW - 6, True)])
 def test_an_origin_not_seen_for_long_is_asked(store, how, seen, asks):
-    """Half of an attempt's time (10 s here) ago the word may have begun to pass through all its generations."""
+    """Half of an attempt's time (10 ticks here) ago the word may have begun to pass through all its generations."""
     placed = away(store, 1)
     copy = store.put_copy(placed, 1, 5, seen=seen)
     assert read(store, how, placed.key, 3000) == (3000, OLD)
@@ -300,7 +343,7 @@ def test_a_block_that_another_rank_is_about_to_copy_is_left_to_it(store, how):
     store.context[c.RANK] = 0
     assert read(store, how, placed.key, 3000)[0] == c.DUE
     store.context[c.RANK] = 1
-    store.mpi.now += 3  # rank 0 has stopped in between: its claim counts nothing any more
+    store.mpi.now += CLAIM_TICKS + 1  # rank 0 has stopped in between: its claim counts nothing any more
     assert read(store, how, placed.key, 3000)[0] == c.DUE
 
 

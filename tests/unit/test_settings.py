@@ -33,6 +33,8 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "mpi_calls": ("python", "python"),
     "rest_ms": ("2.5", 2.5),
     "namespace_slots": ("7", 7),
+    "protected_bytes": ("64KiB", 64 << 10),
+    "protect_depth": ("4", 4),
     "namespace": ('a "b" \\ \u00fc\x7f\n# c', 'a "b" \\ \u00fc\x7f\n# c'),
 }
 

@@ -1,0 +1,114 @@
+"""What an arena holds of a namespace: its blocks one by one, and the removal of many of them.
+
+Covers this rank's part. Does not cover the other ranks' (`store` gathers) nor namespaces as a whole (`registry`).
+
+A block is listed under the integer that names it in its namespace: `get`, `delete` and `protect` take it as a key.
+Of a block that was put under an integer it is that integer. Of one that was put under a str or bytes it is their
+digest: the text is stored nowhere. The integer is made with the digest of the namespace, so that of a tenant's
+blocks only who has the salt learns it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade_mpi.dram import DramTier
+from cascade_mpi.layout import HARD
+from cascade_mpi.registry import Space
+from cascade_mpi.values import decode_dims, dtype_name
+
+_AT_ONCE = 1024  # blocks that are looked at under one lock
+
+
+class BlockInfo(NamedTuple):
+    """A stored block as `Store.scan` lists it; `age` and `ttl` (what is left of it) in seconds by its rank's clock.
+
+    `depth` is the block's place in its prefix, as its put said, or None; `ttl` None: it does not expire.
+    """
+
+    key: int
+    rank: int
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    protected: bool
+    age: float
+    ttl: float | None
+    depth: int | None
+
+
+def integer_key(space: Space, hi: int, lo: int) -> int:
+    """Local. The integer that names a block in its namespace, of the words of its key."""
+    return (hi << 64 | lo) ^ int.from_bytes(space.digest, "big")
+
+
+def scan(dram: DramTier, space: Space, check_open: Callable[[], None]) -> Iterator[BlockInfo]:
+    """Local. This rank's blocks of a namespace at its epoch that have not expired; no MPI call.
+
+    One that is stored or leaves meanwhile may be listed or not. `check_open` raises when the memory is gone.
+    """
+    return _infos(dram, space, _cells(dram, space), check_open)
+
+
+def _infos(
+    dram: DramTier, space: Space, cells: list[npt.NDArray[np.int64]], check_open: Callable[[], None]
+) -> Iterator[BlockInfo]:
+    for firsts in cells:
+        check_open()
+        with dram.lock:
+            mine = firsts[_mine(dram, space, firsts)]
+            words, records = dram.words[mine], dram.records[mine]
+        now = dram.fabric.now()
+        for word, record in zip(words.tolist(), records, strict=True):
+            expiry, depth = int(record["expiry"]), int(record["depth"])
+            if expiry and expiry <= now:
+                continue
+            ndim = int(record["ndim"])
+            dims = tuple(record["dims"].tolist()) if ndim > 1 else ()
+            yield BlockInfo(
+                integer_key(space, int(record["key_hi"]), int(record["key_lo"])), dram.fabric.comm.rank,
+                int(record["length"]), dtype_name(int(record["dtype"])),
+                decode_dims(ndim, int(record["dim0"]), dims), bool(word & HARD),
+                max(time.time_ns() - int(record["sequence"]), 0) / 1e9, float(expiry - now) if expiry else None,
+                depth - 1 if depth else None,
+            )  # fmt: skip
+
+
+def remove(dram: DramTier, space: Space, keys: range | None) -> int:
+    """Local. Take this rank's blocks of a namespace at its epoch out, protected ones too: how many.
+
+    With `keys` those whose integer lies in it. 1 Get + 1 CAS each.
+    """
+    removed = 0
+    for firsts in _cells(dram, space):
+        with dram.lock:
+            for first in firsts[_mine(dram, space, firsts)].tolist():
+                record = dram.records[first]
+                if keys is None or integer_key(space, int(record["key_hi"]), int(record["key_lo"])) in keys:
+                    dram.remove(first)
+                    removed += 1
+    return removed
+
+
+def _cells(dram: DramTier, space: Space) -> list[npt.NDArray[np.int64]]:
+    """The first pages of the live cells of a namespace at its epoch, in pieces."""
+    with dram.lock:
+        firsts = dram.cells_of(space.id, space.epoch)
+    return [firsts[start : start + _AT_ONCE] for start in range(0, firsts.size, _AT_ONCE)]
+
+
+def _mine(dram: DramTier, space: Space, firsts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of these cells are live and of the namespace at its epoch, as they were when they were listed."""
+    records = dram.records
+    mine: npt.NDArray[np.bool_] = (
+        (dram.words[firsts] != 0)
+        & ~dram.copies[firsts]
+        & (records["namespace"][firsts] == np.uint64(space.id))
+        & (records["epoch"][firsts] == space.epoch)
+    )
+    return mine

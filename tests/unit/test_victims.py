@@ -1,0 +1,161 @@
+"""What the manager of an arena tells a policy, and what it chooses: on a touch array and no store."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade_mpi.config import _MODES, Config
+from cascade_mpi.errors import ProtocolError
+from cascade_mpi.layout import DESCRIPTOR
+from cascade_mpi.policies.family import STORE_POLICIES, make
+from cascade_mpi.victims import Victims
+
+NONE = np.empty(0, np.int64)
+
+
+class Arena(NamedTuple):
+    """The tables of a rank of which the first page of every cell is the number of its key modulo the pages."""
+
+    victims: Victims
+    records: np.ndarray
+    touched: np.ndarray
+    live: dict[int, int]  # key by first page
+
+    def put(self, first: int, key: int, tick: int, pages: int = 1) -> None:
+        self.touched[first] = tick
+        self.records["key_lo"][first] = key
+        self.victims.entered(first, pages)
+        self.live[first] = key
+
+    def leave(self, first: int, *, evicted: bool = True) -> None:
+        del self.live[first]
+        self.victims.left(first, evicted=evicted)
+
+    def check(self) -> None:
+        self.victims.check(np.array(sorted(self.live), np.int64))
+
+
+def arena(name: str, pages: int = 8) -> Arena:
+    records, touched = np.zeros(pages, DESCRIPTOR), np.zeros(pages, np.uint32)
+    return Arena(Victims(name, records, touched), records, touched, {})
+
+
+def test_the_settings_are_the_policies() -> None:
+    assert tuple(STORE_POLICIES) == _MODES["eviction"]
+    assert Config().eviction in STORE_POLICIES
+
+
+def test_lru_goes_by_the_last_use_whoever_made_it() -> None:
+    at = arena("lru")
+    for first in range(6):
+        at.put(first, first, tick=10 + first)
+    at.touched[0] = 30  # what a reader on another rank does
+    at.touched[2] = 20
+    assert at.victims.choose(6, NONE) == [1, 3, 4, 5, 2, 0]
+    at.touched[1] = 40
+    assert not at.victims.untouched(1)
+    assert at.victims.untouched(3)
+    at.put(7, 7, tick=35)
+    assert at.victims.choose(7, NONE) == [3, 4, 5, 2, 0, 7, 1]
+    at.check()
+
+
+def test_a_choice_leaves_out_what_stays_and_takes_as_many_pages_as_asked() -> None:
+    at = arena("lru")
+    for first, pages in ((0, 2), (2, 1), (3, 3), (6, 1)):
+        at.put(first, first, tick=first, pages=pages)
+    assert at.victims.choose(3, NONE) == [0, 2]
+    assert at.victims.choose(3, np.array([0, 6])) == [2, 3]
+    assert at.victims.choose(8, np.array([2]), only=np.array([2, 3])) == [3]
+    assert at.victims.choose(8, np.array([0, 2, 3, 6])) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_block_that_comes_back_is_known_by_its_key(known: bool) -> None:
+    """Wherever its cell is now. ARC makes room for blocks used once when one of those returns that it gave up."""
+    at = arena("arc")
+    for first in range(8):
+        at.put(first, first, tick=first)
+    assert at.victims.choose(1, NONE) == [0]
+    at.leave(0)
+    at.leave(1, evicted=False)
+    at.put(1, 0 if known else 99, tick=20)
+    at.victims.choose(1, NONE)
+    assert (at.victims._policy.target > 0) == known
+    at.check()
+
+
+def test_a_block_that_was_deleted_is_forgotten() -> None:
+    at = arena("arc")
+    for first in range(8):
+        at.put(first, first, tick=first)
+    at.victims.choose(1, NONE)
+    at.leave(0, evicted=False)
+    at.put(0, 0, tick=20)
+    assert at.victims.choose(8, NONE) == [1, 2, 3, 4, 5, 6, 7, 0]
+    at.check()
+
+
+def test_check_sees_a_block_that_was_not_told_of() -> None:
+    at = arena("lru")
+    at.put(0, 0, tick=1)
+    with pytest.raises(ProtocolError, match="knows 1 cells, the arena 2"):
+        at.victims.check(np.array([0, 1]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(sorted(STORE_POLICIES)),
+    steps=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 15), st.integers(0, 3)), max_size=120),
+)
+def test_any_sequence_keeps_the_tables_together(name: str, steps: list[tuple[int, int, int]]) -> None:
+    """Cells are evicted, deleted, reused for other keys and touched in any order, looked at now and then."""
+    at = arena(name, 6)
+    for tick, (what, key, page) in enumerate(steps, 1):
+        first = page + key % 3
+        if first in at.live and what < 2:
+            at.leave(first, evicted=what == 0)
+        elif first in at.live:
+            at.touched[first] = tick
+        elif len(at.live) < 6:
+            at.put(first, key, tick)
+        if what > 7:
+            chosen = at.victims.choose(2, NONE)
+            assert set(chosen) <= set(at.live)
+            assert len(chosen) == min(2, len(at.live))
+        if what == 9:
+            at.check()
+    at.check()
+
+
+@pytest.mark.parametrize("name", sorted(STORE_POLICIES))
+def test_looked_at_after_every_step_it_is_the_exact_policy(name: str) -> None:
+    """Driven as a store whose manager looks before each put: hit for hit the policy itself."""
+    pages, keys = 16, np.random.default_rng(5).zipf(1.2, 3000) % 60
+    at, exact, cells = arena(name, pages), make(name, pages, 60), dict[int, int]()
+    free = list(range(pages))
+    for tick, key in enumerate(keys.tolist(), 1):
+        hit = key in cells
+        assert hit == exact.resident([key])[0], tick
+        if hit:
+            at.touched[cells[key]] = tick
+            at.victims._look()
+            exact.touched([key])
+            continue
+        if not free:
+            victim = at.victims.choose(1, NONE)[0]
+            (evicted,) = exact.victims(1)
+            assert at.live[victim] == evicted
+            at.leave(victim)
+            del cells[int(evicted)]
+            free.append(victim)
+            exact.evicted([evicted])
+        cells[key] = free.pop()
+        at.put(cells[key], key, tick)
+        exact.inserted([key])
+    at.check()
