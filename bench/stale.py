@@ -48,7 +48,8 @@ def play(comm: MPI.Intracomm, store: Store, rounds: int, seed: int) -> dict[str,
     """Collective. Play the rounds; on every rank the counts of all ranks, and what went wrong anywhere.
 
     In each round one rank writes, in turn, and all others read: until they are told that the write has returned, and
-    once more. A third of the writes are deletes. Every eighth round begins with a `replicate` of the keys.
+    once more. A third of the writes are deletes. Every eighth round begins with a `replicate` of the keys. In every
+    third a reader protects the block while it is written, or lets it go.
     """
     chance = random.Random(seed)  # the same on all ranks: who does what
     keys = [chance.getrandbits(128) for _ in range(_KEYS)]
@@ -63,6 +64,9 @@ def play(comm: MPI.Intracomm, store: Store, rounds: int, seed: int) -> dict[str,
         if number % 8 == 0:
             store.replicate(keys)
         values[at] = new
+        toggle = chance.choice((store.protect, store.unprotect, None, None, None, None))
+        if toggle is not None and comm.rank == (writer + 1) % comm.size:
+            toggle(keys[at])
         if comm.rank == writer:
             if new:
                 store.put(keys[at], value(room, at, new, nbytes), exists="replace")

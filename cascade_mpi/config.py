@@ -127,8 +127,8 @@ class Config:
     protect_depth
         Blocks put with a `depth` below this are protected as long as `protected_bytes` allows; 0: none.
     promote_after
-        Reads of another node's block by one rank after which it keeps a copy for its node (blocks put with
-        `is_prefix=True`: after the first); 0: no copies.
+        Reads of another node's block by one rank after which it keeps a copy for its node (protected
+        blocks: after the first); 0: no copies.
     copy_share
         The part of each arena that such copies may take, more than 0 and at most 1.
     """
