@@ -127,9 +127,9 @@ def test_a_block_is_copied_with_the_first_read_after_it_was_protected(
 def test_copies_and_blocks_leave_by_the_same_policy(eviction: str, open_store: Open, comm: MPI.Intracomm) -> None:
     store = opened(open_store, comm, eviction=eviction, promote_after=1, copy_share=0.5)
     put_all(store, comm, range(12))
-    put_all(store, comm, range(100, 103), is_prefix=True)
+    put_all(store, comm, range(100, 109), is_prefix=True)
     shared = [*range(12), *range(100, 103)]
-    store.replicate(shared)
+    store.replicate([*shared, *range(103, 109)])  # the last ones are read by nobody, and stay current
     chance = np.random.default_rng([comm.rank, len(eviction)])
     own = {}
     for number in range(160):  # four times the arena
