@@ -18,7 +18,7 @@ SUITE_LIMIT_S = 400
 PROGRAM_LIMIT_S = 90
 # Ranks (None: no launcher) and nodes, with the least number of tests that pass: they really ran. 2 and 4 ranks on 2
 # nodes: one and two ranks on each.
-JOBS = {(None, 1): 100, (1, 1): 400, (2, 1): 400, (2, 2): 400, (4, 1): 40, (4, 2): 250}
+JOBS = {(None, 1): 120, (1, 1): 400, (2, 1): 400, (2, 2): 400, (4, 1): 40, (4, 2): 250}
 
 needs_mpiexec = pytest.mark.skipif(launch.mpiexec() is None, reason="there is no mpiexec beside python or in PATH")
 
