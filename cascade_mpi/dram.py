@@ -32,6 +32,7 @@ from cascade_mpi.victims import Victims
 _PAGE_MASK = MAX_PAGES - 1
 _EVICT_SHARE = 64  # a put that finds no room evicts at least 1/64 of the arena: the rest is waited for once
 _CHOOSE_SHARE = 8  # victims are chosen for 1/8 of the arena at a time: each choice looks at all touches
+_BARREN_S = 0.1  # a look for something to evict ahead that found nothing is not made again so soon
 _POLL_S = 5e-5
 _DRAIN_LATE_S = 0.001  # cells leave limbo in batches: each looks at the pins
 _DRAIN_CELLS = 8  # and so many at a time, unless an allocation needs them all: no put waits for many
@@ -67,6 +68,7 @@ class DramTier:
         self.victims = None if eviction is None else Victims(eviction, self.records, fabric.touched)
         self._chosen: deque[int] = deque()  # words
         self.low_pages = int(ahead * fabric.pages) if eviction is not None else 0
+        self._barren = 0.0  # until then there is nothing to evict ahead
         self._last_retired = -1.0
         self.pause: Callable[[str], None] | None = None  # test hook
 
@@ -98,8 +100,12 @@ class DramTier:
                     and not self._evict(pages)
                 ):
                     return None
-            if self.allocator.free_pages + self.allocator.limbo_pages < self.low_pages:
-                self._evict_ahead(pages)
+            if self.allocator.free_pages + self.allocator.limbo_pages < self.low_pages and now >= self._barren:
+                try:
+                    self._evict_ahead(pages)
+                except BaseException:  # Ctrl-C too: the caller never heard of its cell
+                    self.abandon(cell[0])
+                    raise
             return cell
 
     def reserve_copy(self, nbytes: int, most: int, *, wait: bool = False) -> tuple[int, int] | None:
@@ -278,7 +284,11 @@ class DramTier:
         """
         missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
         want = pages if 2 * missing < self.low_pages else 2 * pages
-        while want > 0 and missing > 0 and (first := self._next_victim()) >= 0:
+        while want > 0 and missing > 0:
+            first = self._next_victim()
+            if first < 0:  # all is protected, or being written
+                self._barren = time.monotonic() + _BARREN_S
+                return
             if (size := self.allocator.pages_of(first)) > missing:
                 self._chosen.appendleft(int(self.words[first]))
                 return
@@ -329,10 +339,10 @@ class DramTier:
                 if int(self.words[first]) == word and (insist or self.victims.untouched(first)):
                     return first
             chosen = self.victims.choose(max(1, self.fabric.pages // _CHOOSE_SHARE), self._staying())
+            if not chosen:
+                return -1
             self._chosen.extend(self.words[chosen].tolist())
-        if self._chosen:
-            return self._chosen.popleft() & _PAGE_MASK
-        return -1
+        return self._chosen.popleft() & _PAGE_MASK
 
     def _staying(self) -> npt.NDArray[np.int64]:
         """First pages of the live cells that may not be evicted, as far as this rank knows."""

@@ -579,6 +579,7 @@ class Store:
                 raise ConfigError(f"rank {rank} was given other keys or another namespace than rank 0")
         space = self._space(wanted)
         waiting = self._deferred.give_up_all(space, keys)
+        self._dram.sweep_hinted()  # what another rank has replaced or deleted is not there, and does not count
         removed = listing.remove(self._dram, space, keys)
         self._registry.settle()
         total = int(self._comm.allreduce(waiting + removed))  # nobody puts before all have removed theirs

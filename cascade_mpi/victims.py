@@ -58,6 +58,8 @@ class Victims:
     def left(self, first: int, *, evicted: bool) -> None:
         """Local. The block of this cell is gone: evicted (which a policy may remember), or deleted."""
         block = int(self._id[first])
+        if block == _NOBODY:
+            return
         self._id[first] = self._page[block] = _NOBODY
         if self._new.pop(first, None) is not None:  # the policy never heard of it, or only of its ghost
             evicted = self._keyed and bool(self._policy.remembers([block])[0])
@@ -93,24 +95,26 @@ class Victims:
 
     def _look(self) -> None:
         """Tell the policy what has happened since the last time."""
+        # What an interrupt (Ctrl-C) cut short is told again: so only of what the policy does not know yet.
         policy = self._policy
         if self._evicted:
-            policy.evicted(np.array(self._evicted))
+            evicted = np.array(self._evicted)
+            policy.evicted(evicted[policy.resident(evicted)])
             self._evicted.clear()
         if self._removed:
             policy.removed(np.array(self._removed))
-            for block in self._removed if self._keyed else ():
-                self._give_back(block)
-            self._removed.clear()
-        for block in policy.forgotten().tolist():
-            if self._page[block] == _NOBODY:  # else it has come back, and is new
-                self._give_back(block)
+            while self._removed:
+                block = self._removed.pop()
+                if self._keyed:
+                    self._give_back(block)
         new = np.fromiter(self._new, np.int64, len(self._new))
         used = self._id != _NOBODY
         used[new] = False
         used = np.flatnonzero(used & (self._touched != self._seen))
         if new.size:
-            policy.inserted(self._id[new], np.fromiter(self._new.values(), np.int64, new.size))
+            blocks, sizes = self._id[new], np.fromiter(self._new.values(), np.int64, new.size)
+            known = policy.resident(blocks)
+            policy.inserted(blocks[~known], sizes[~known])
             self._new.clear()
             # Where the last use is all that counts, putting a block is its first one.
             again = new if policy.by_last_use else new[self._touched[new] != self._seen[new]]
@@ -119,12 +123,16 @@ class Victims:
             times = self._touched[used]  # readers go on writing: what is compared next is what was told now
             self._seen[used] = times
             policy.touched(self._id[used[np.argsort(times, kind="stable")]])
+        for block in policy.forgotten().tolist():  # last: the steps before may forget, and an id is given back once
+            self._give_back(block)
 
     def _id_of(self, key: tuple[int, int]) -> int:
         """The id that a key's ghost has, or one that is free."""
         block = self._ghosts.pop(key, _NOBODY)
         if block != _NOBODY:
             return block
+        if not self._free and self._next == self._page.size:
+            self._look()  # blocks that were deleted, and not told of yet, have ids
         if self._free:
             block = self._free.pop()
         elif self._next < self._page.size:

@@ -363,3 +363,23 @@ def test_a_block_that_is_used_after_it_was_chosen_stays(open_store: Callable[...
     assert store.contains((comm.rank << 32) + (key & 0xFFFFFFFF))
     assert len(set(chosen) & set(store._dram.words.tolist())) < len(chosen) - 5
     store.check()
+
+
+def test_a_cell_does_not_leak_when_evicting_ahead_fails(
+    open_store: Callable[..., Store], comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(comm, dram_bytes="1MiB", evict_ahead=0.2, when_full="evict")
+    for number in range(230):  # of 256 pages
+        assert store.put((comm.rank << 32) + number, block(number, 4096)).stored
+    live = store._dram.allocator.live_cells
+
+    def fails(first: int) -> int:
+        raise MPI.Exception(MPI.ERR_OTHER)
+
+    monkeypatch.setattr(store._dram, "_evict_one", fails)
+    with pytest.raises(MPI.Exception):
+        store.put((comm.rank << 32) + 999, block(0, 4096))
+    monkeypatch.undo()
+    assert store._dram.allocator.live_cells == live
+    comm.Barrier()
+    store.check()

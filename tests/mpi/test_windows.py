@@ -118,6 +118,7 @@ def test_a_layout_that_does_not_map_the_node_is_refused(
     assert reason.startswith("allocate: a peer of the node is not mapped;")
 
 
+@pytest.mark.alone
 def test_memory_is_given_back_when_stores_are_closed(comm: MPI.Intracomm) -> None:
     arena, sizes = 3 << 20, []
     for number in range(30 if comm.size <= 2 else 10):

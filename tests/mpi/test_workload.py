@@ -158,6 +158,7 @@ def test_the_start_line_is_said_once(comm: MPI.Intracomm, assert_all: Callable[.
         assert "expect evictions" in said[1]
 
 
+@pytest.mark.alone
 def test_the_exit_status_tells_corrupt_blocks_missing_files_and_signals(
     comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any, folder: Path
 ) -> None:

@@ -134,6 +134,68 @@ def test_any_sequence_keeps_the_tables_together(name: str, steps: list[tuple[int
 
 
 @pytest.mark.parametrize("name", sorted(STORE_POLICIES))
+def test_ids_are_given_back_once_and_suffice(name: str) -> None:
+    """Deletions between the looks, of blocks that were told of and of some that were not, and whole arenas at once."""
+    at, random = arena(name, 32), np.random.default_rng(3)
+    for tick in range(1, 4000):
+        first, key = int(random.integers(32)), int(random.integers(150))
+        if tick % 700 == 0:
+            for each in list(at.live):
+                at.leave(each, evicted=False)
+            for each in range(32):
+                at.put(each, 1000 + tick + each, tick)
+        elif first not in at.live:
+            at.put(first, key, tick)
+        elif random.random() < 0.4:
+            at.leave(first, evicted=False)
+        else:
+            at.touched[first] = tick
+        if len(at.live) > 28:
+            for each in at.victims.choose(4, NONE):
+                at.leave(each)
+        if tick % 500 == 0:
+            at.check()
+    at.check()
+
+
+@pytest.mark.parametrize(("pages", "keys", "deleted", "seed"), [(8, 150, 0.3, 1), (16, 60, 0.5, 0), (32, 60, 0.1, 2)])
+def test_a_ghost_that_is_forgotten_while_others_come_in(pages: int, keys: int, deleted: float, seed: int) -> None:
+    """And whose key is put, and deleted, before the next look: its id was given back twice."""
+    at, random = arena("arc", pages), np.random.default_rng(seed)
+    for tick in range(1, 3000):
+        first, key = int(random.integers(pages)), int(random.integers(keys))
+        if first not in at.live:
+            if key not in at.live.values():
+                at.put(first, key, tick)
+        elif random.random() < deleted:
+            at.leave(first, evicted=False)
+        else:
+            at.touched[first] = tick
+        if len(at.live) == pages:
+            for each in at.victims.choose(max(1, pages // 8), NONE):
+                at.leave(each)
+    at.check()
+
+
+def test_what_an_interrupt_cut_short_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = arena("lru")
+    for first in range(4):
+        at.put(first, first, tick=first)
+    inserted = at.victims._policy.inserted
+
+    def interrupted(*arguments: object) -> None:
+        inserted(*arguments)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(at.victims._policy, "inserted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        at.victims.choose(1, NONE)
+    assert at.victims.choose(2, NONE) == [0, 1]
+    at.check()
+
+
+@pytest.mark.parametrize("name", sorted(STORE_POLICIES))
 def test_looked_at_after_every_step_it_is_the_exact_policy(name: str) -> None:
     """Driven as a store whose manager looks before each put: hit for hit the policy itself."""
     pages, keys = 16, np.random.default_rng(5).zipf(1.2, 3000) % 60
