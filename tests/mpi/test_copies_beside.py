@@ -24,7 +24,7 @@ from cascade_mpi.store import Store
 
 Open = Callable[..., Store]
 PAGES = 5  # of a block
-pytestmark = several
+pytestmark = [several, pytest.mark.alone]
 each_variant = pytest.mark.parametrize("variant", list(VARIANTS))
 
 

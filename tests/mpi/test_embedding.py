@@ -19,6 +19,8 @@ from patterns import block, keys_at
 from cascade_mpi.errors import StoreFullError
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 
 def test_two_stores_at_once_do_not_mix(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
     one = open_store(comm, windows=LAYOUTS[0])

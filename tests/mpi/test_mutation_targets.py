@@ -21,6 +21,8 @@ from cascade_mpi.kernels import context as c
 from cascade_mpi.layout import MAX_PAGES
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 PAGE = 4096
 KEY, OTHER, THIRD = 11, 12, 13
 Open = Callable[..., Store]

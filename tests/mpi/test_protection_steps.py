@@ -20,6 +20,7 @@ from cascade_mpi.store import Store
 
 Open = Callable[..., Store]
 __all__ = ["alone"]  # the fixture
+pytestmark = pytest.mark.alone
 
 
 def before(store: Store, name: str, action: Callable[[], Any], skip: int = 0) -> None:

@@ -377,7 +377,12 @@ def test_statistics_count_exactly(any_store: Store, comm: MPI.Intracomm) -> None
     assert added["blocks"] == 6
     node = len(any_store.report()["ranks_on_node"])
     paths = {path: after["tiers"][path]["gets"] - before["tiers"][path]["gets"] for path in after["tiers"]}
-    assert paths == {"self": 6, "node": 6 * (node - 1), "remote": 6 * (comm.size - node)}
+    # A key that earlier tests have read as well may be promoted by these reads: its copy is on this node.
+    copied = after["copies"]["hits"] - before["copies"]["hits"]
+    assert paths["remote"] == 6 * (comm.size - node) - copied
+    assert paths["self"] + paths["node"] == 6 * node + copied
+    if not copied:
+        assert paths["self"] == 6
     everyone = any_store.stats_all()
     assert len(everyone) == comm.size
     assert everyone[comm.rank]["puts"] == after["puts"]
