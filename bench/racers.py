@@ -26,6 +26,7 @@ from cascade_mpi.store import Store, View
 
 _VIEWS_HELD, _VIEW_NS = 5, 20_000_000  # at most, of the 8 pins that a rank has at a manager; the longest time
 _TWIN_TRIES = 2_000_000
+_TWIN_SHARE = 0.6  # of the puts, where keys have twins
 
 
 class Log:
@@ -44,13 +45,17 @@ class Log:
 
 @dataclass
 class Racer:
-    """What both kinds have: the store, the keys by number, the sizes of values, chance, and the notes."""
+    """What both kinds have: the store, the keys by number, the sizes of values, chance, and the notes.
+
+    With `twins` the second half of the keys has the values of the first: what a key is put with, its twin may be too.
+    """
 
     store: Store
     keys: list[int]
     smallest: int
     largest: int
     chance: random.Random
+    twins: bool = False
     log: Log = field(default_factory=Log)
     counts: dict[str, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -62,8 +67,13 @@ class Racer:
         """A key's number, low ones far more often: few keys that are always fought for, some that rest."""
         return int(len(self.keys) * self.chance.random() ** 2)
 
+    def name(self, key: int) -> int:
+        """The number that stands in the values of a key."""
+        return key % (len(self.keys) // 2) if self.twins else key
+
     def size(self, key: int) -> int:
         """Bytes of the next value: one size for even keys, another every time for odd ones; most are small."""
+        key = self.name(key)
         low, high = math.log(self.smallest), math.log(self.largest + LINE)
         share = (key * 0.6180339887) % 1 if key % 2 == 0 else self.chance.random()
         nbytes = math.exp(low + (high - low) * share)
@@ -88,7 +98,7 @@ class Writing(Racer):
                 numbers = [stamp(writer, version + i) for i in range(1, 4)]
                 version += 3
                 blocks = [
-                    value(room, each, number, min(self.size(each), self.largest // 4 // LINE * LINE or LINE))
+                    value(room, self.name(each), number, min(self.size(each), self.largest // 4 // LINE * LINE or LINE))
                     for room, each, number in zip(rooms, batch, numbers, strict=True)
                 ]
                 begin = monotonic_ns()
@@ -101,14 +111,16 @@ class Writing(Racer):
             else:
                 version += 1
                 number = stamp(writer, version)
-                block = value(rooms[0], key, number, self.size(key))
+                block = value(rooms[0], self.name(key), number, self.size(key))
                 keep, prefix = what < 0.2, prefixes and what > 0.95
                 begin = monotonic_ns()
                 result = store.put(keys[key], block, exists="keep" if keep else "replace", is_prefix=prefix)
                 end = monotonic_ns()
-                if result.stored:
+                if result.stored or result.deduplicated:
                     log.add(begin, end, key, PUT, number)
                     self.count("puts")
+                    if self.twins and chance.random() < _TWIN_SHARE:
+                        self._put_twin(key, block, number)
                 elif result.kept:
                     log.add(begin, end, key, PRESENT, 0)
                     self.count("kept")
@@ -117,6 +129,15 @@ class Writing(Racer):
                     self._delete(self.key())
             if what > 0.998:
                 sleep(chance.random() * 2e-3)  # let the keys be as they are for a while
+
+    def _put_twin(self, key: int, block: npt.NDArray[Any], number: int) -> None:
+        """Put the same value under the other key that may have it."""
+        twin = (key + len(self.keys) // 2) % len(self.keys)
+        begin = monotonic_ns()
+        result = self.store.put(self.keys[twin], block)
+        if result.stored or result.deduplicated:
+            self.log.add(begin, monotonic_ns(), twin, PUT, number)
+            self.count("puts")
 
     def _delete(self, key: int) -> None:
         begin = monotonic_ns()
@@ -175,7 +196,7 @@ class Reading(Racer):
             number = -1
         else:
             data = out if shift % 8 == 0 else out.copy()
-            number = stamp_of_lines(data.view(np.uint64), key, size)
+            number = stamp_of_lines(data.view(np.uint64), self.name(key), size)
         self._saw(begin, end, key, number, "get with out")
 
     def _new(self, key: int) -> None:
@@ -188,7 +209,7 @@ class Reading(Racer):
         if got is None:
             return None
         self._sizes[key] = got.nbytes
-        return stamp_of(got, key)
+        return stamp_of(got, self.name(key))
 
     def _range(self, key: int) -> None:
         lines = self._sizes[key] // LINE
@@ -208,7 +229,7 @@ class Reading(Racer):
             words = got.view(np.uint64)
             whole = int(words[3])  # the length of the value it is a part of, as every line says
             fits = first * LINE + nbytes <= whole <= self.largest
-            number = stamp_of_lines(words, key, whole, first) if fits else -1
+            number = stamp_of_lines(words, self.name(key), whole, first) if fits else -1
         self._saw(begin, end, key, number, "get_range")
 
     def _many(self, key: int) -> None:
@@ -229,7 +250,9 @@ class Reading(Racer):
                 number = self._whole(each, got[i])
             else:
                 number = (
-                    stamp_of_lines(outs[i].view(np.uint64), each, outs[i].nbytes) if got[i] == outs[i].nbytes else -1
+                    stamp_of_lines(outs[i].view(np.uint64), self.name(each), outs[i].nbytes)
+                    if got[i] == outs[i].nbytes
+                    else -1
                 )
             self._saw(begin, end, each, number, "get_many")
 
@@ -250,7 +273,7 @@ class Reading(Racer):
             self._new(key)
             return
         end = monotonic_ns()
-        number = None if view is None else stamp_of(view.array, key)
+        number = None if view is None else stamp_of(view.array, self.name(key))
         self._saw(begin, end, key, number, "view")
         if view is not None:
             self.count("views")
@@ -264,7 +287,7 @@ class Reading(Racer):
             if now is not None and now < release:
                 kept.append(held)
                 continue
-            if stamp_of(view.array, key) != number:
+            if stamp_of(view.array, self.name(key)) != number:
                 self.wrong.append(f"a view of key {key} changed while it was held")
             view.release()
         self._views = kept

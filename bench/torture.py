@@ -47,7 +47,10 @@ _COUNTERS = (
 
 @dataclass(frozen=True)
 class Phase:
-    """One store that is tortured: `share` of all reads, with values of `smallest` to `largest` bytes."""
+    """One store that is tortured: `share` of all reads, with values of `smallest` to `largest` bytes.
+
+    With `by_content` each value is put under two keys, in a namespace that stores contents once.
+    """
 
     name: str
     share: float
@@ -58,6 +61,7 @@ class Phase:
     when_full: str
     rest_ms: float = 1.0
     index_blocks: int = 16  # a bucket on each of 4 ranks: keys are neighbours
+    by_content: bool = False
 
 
 PHASES = (
@@ -153,7 +157,7 @@ def _torture(
         buckets = store._fabric.buckets
         keys = comm.bcast(make_keys(phase.keys, comm.size, buckets, seed) if comm.rank == 0 else None)
         pauses = Pauses(store, seed * 64 + comm.rank)
-        more = (store, keys, phase.smallest, phase.largest, random.Random(seed * 4096 + comm.rank))
+        more = (store, keys, phase.smallest, phase.largest, random.Random(seed * 4096 + comm.rank), phase.by_content)
         writers = range(comm.size // 2)
         readers = range(comm.size // 2, comm.size)
         racer: Racer
