@@ -129,10 +129,10 @@ class Mover:
 
     # ------------------------------------------------------------------------------------ recalled extents
 
-    def evacuate(self, tier: DramTier, start: int, pages: int) -> None:
+    def evacuate(self, tier: DramTier, start: int, pages: int) -> bool:
         """Local. Move the blocks out of these pages, some at a time; with eviction those that fit nowhere are evicted.
 
-        Hard ones stay until there is room.
+        Hard ones stay until there is room: False, and the rest was not tried.
         """
         budget = _AT_ONCE_BYTES
         for first in self._cells(tier, start, pages):
@@ -144,9 +144,13 @@ class Mover:
                 moved = self.move(tier, first, self._pool.make_room)
                 if moved is None and tier.words[first] and tier.drop(first):
                     self.dropped += 1
+                    moved = False
+            if moved is None and tier.words[first]:
+                return False
             budget -= nbytes
             if budget <= 0:
-                return
+                break
+        return True
 
     # ------------------------------------------------------------------------------------------- rebalance
 

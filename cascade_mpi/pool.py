@@ -32,6 +32,7 @@ from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.registry import Registry
 
 _ATTEND_S = 0.005  # between two looks at whether extents are recalled
+_STUCK_S = 0.1  # after blocks fitted nowhere, before they are tried again
 _IDLE_S = 0.25  # between two looks for extents that are empty
 _DRY_S = 0.01  # after a look that found no free extent, before the next one that is made ahead of need
 _WAIT_S = 0.2  # at most, for recalled extents, where nothing else is left
@@ -63,9 +64,9 @@ class Pool:
         self._peers = fabric.node_ranks[at + 1 :] + fabric.node_ranks[:at]
         self._hashed = hashed and table is not None
         self.kept = 0 if table is None else max(1, table.count // _KEPT_SHARE)
-        self.evacuate: Callable[[DramTier, int, int], None] = lambda tier, start, pages: None
+        self.evacuate: Callable[[DramTier, int, int], bool] = lambda tier, start, pages: True
         self.recalls = self.returned = 0
-        self._next_attend = self._next_idle = self._dry_until = self._wait_again = 0.0
+        self._next_attend = self._next_idle = self._dry_until = self._wait_again = self._stuck_until = 0.0
         if table is not None:
             own.grow = self._grow_own
 
@@ -277,8 +278,9 @@ class Pool:
                 for start in tier.allocator.ranges:
                     if is_recalled(words[self.table.at(start)]):
                         tier.allocator.close(start)
-                for start in tier.allocator.closing:
-                    self.evacuate(tier, start, self.table.pages_of(self.table.at(start))[1])
+                for start in tier.allocator.closing if at >= self._stuck_until else ():
+                    if not self.evacuate(tier, start, self.table.pages_of(self.table.at(start))[1]):
+                        self._stuck_until = at + _STUCK_S
                 if tier.allocator.closing:
                     tier.drain(time.monotonic())
                     for start in tier.allocator.closing:
