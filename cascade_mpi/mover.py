@@ -87,7 +87,8 @@ class Mover:
                 cell.tier.abandon(cell.first)
             if counted and not (done and hard):
                 self._protected.release(cell.tier.area.rank, nbytes)
-        tier.retire(int(tier.words[first]))  # others took its word away
+        if word := int(tier.words[first]):  # others took it away, and have not said so yet
+            tier.retire(word)
         return False
 
     def _copy(self, tier: DramTier, first: int, cell: Cell, nbytes: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,8 @@ from conftest import VARIANTS
 from mpi4py import MPI
 from patterns import block
 
+from bench.stamped import stamp, stamp_of, unstamp, value
+from cascade_mpi.keys import key_words
 from cascade_mpi.layout import unpack_word
 from cascade_mpi.leases import holder_of, is_recalled
 from cascade_mpi.store import Store
@@ -244,3 +248,231 @@ def word_of(store: Store, key: int) -> int:
     """The index word of a key of the default namespace."""
     assert store._writer.find(0, key)
     return store._writer.found()[0][1]
+
+
+def test_generations_go_on_from_holder_to_holder(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
+    """A word with the bits of an old one would make an old look at it seem right."""
+    store = open_store(comm, **POOL)
+    ranks = on_first_node(store)
+    table, pool = store._pool.table, store._pool
+    if len(ranks) > 1 and comm.rank == ranks[0]:
+        other = pool._tier(ranks[1])
+        extent = table.count - 1
+        start, pages = table.pages_of(extent)
+        for turn in range(1, 4):  # the holders are one rank here, but nothing is remembered from one to the next
+            seen = table.look(ranks[1])[extent]
+            assert pool._take_run(other, 1)
+            pool._return(other, start)
+            assert not table.take(ranks[1], extent, seen), "an extent was taken by an old look at it"
+            other.allocator._generations[start : start + pages] = array("H", [0] * pages)
+            assert pool._take_run(other, 1)
+            first, generation = other.allocator.allocate(2, 0.0)
+            assert (first, generation) == (start, turn)
+            other.records["generation"][first] = generation  # as a put would have written it
+            other.abandon(first)
+            assert until(store, lambda: other.drain(time.monotonic()) or other.allocator.limbo_pages == 0)
+            if other.allocator.ranges:  # or it was given back meanwhile
+                pool._return(other, start)
+    store.check()
+    comm.Barrier()
+
+
+def test_the_lessor_of_a_block_deletes_it(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
+    """Its hint stands in its own array, where its own sweep leaves it for the lessee."""
+    store = open_store(comm, **POOL)
+    ranks = on_first_node(store)
+    kept = fill_from(store, ranks, 30_000, 0.6)
+    lessor = ranks[-1]
+    theirs = [key for key in kept if store.locate(key).rank == lessor][:5] if len(ranks) > 1 else []
+    comm.Barrier()
+    if comm.rank == lessor:
+        for key in theirs:
+            assert store.delete(key)
+            assert store._dram.sweep() == 0
+    comm.Barrier()
+    if comm.rank == 0 and theirs:
+        pool = store._pool
+        before = pool.tiers[lessor].live_bytes
+        pool.sweep_hinted()
+        assert before - pool.tiers[lessor].live_bytes == 30_000 * len(theirs)
+    comm.Barrier()
+    store.check()
+
+
+@pytest.mark.parametrize("toggled", [True, False])
+def test_a_word_that_changes_while_its_block_moves(
+    comm: MPI.Intracomm, open_store: Open, monkeypatch: pytest.MonkeyPatch, toggled: bool
+) -> None:
+    """Protected between the look and the swap: the move is made again. Deleted: it is given up."""
+    store = open_store(comm, **POOL)
+    mover, key = store._mover, f"{comm.rank}"
+    store.put(key, block(comm.rank, 30_000))
+    word = word_of_name(store, key)
+    swap, calls = mover._swap, []
+
+    def late(*given: Any) -> bool:
+        if not calls:
+            (store.protect if toggled else store.delete)(key)
+        calls.append(1)
+        return swap(*given)
+
+    monkeypatch.setattr(mover, "_swap", late)
+    with store._pool.lock:
+        moved = mover.move(store._dram, unpack_word(word).page, store._pool.take)
+    assert bool(moved) == toggled
+    if toggled:
+        assert len(calls) == 2
+        there = unpack_word(word_of_name(store, key))
+        assert there.hard
+        assert there.page != unpack_word(word).page
+        assert np.array_equal(store.get(key), block(comm.rank, 30_000))
+        assert store._dram.allocator.state(unpack_word(word).page) == "limbo"
+    else:
+        assert store.get(key) is None
+    assert store._dram.live_bytes == (30_000 if toggled else 0)
+    comm.Barrier()
+    store.check()
+
+
+def word_of_name(store: Store, key: str) -> int:
+    """The index word of a key of the default namespace."""
+    assert store._writer.find(*key_words(key))
+    return store._writer.found()[0][1]
+
+
+def test_rebalance_evens_out_the_arenas(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
+    store = open_store(comm, **POOL)
+    ranks = on_first_node(store)
+    size = 20_000
+    kept = fill_from(store, ranks, size, 0.95 / len(ranks))
+    comm.Barrier()
+    done = store.rebalance()
+    wrong = wrong_blocks(store, kept, size, all_there=True)
+    assert_all(comm, not wrong, f"{wrong[:5]} are missing or wrong")
+    live = [done.live_bytes[rank] for rank in ranks]
+    bound = max(size, ARENA // POOL["lease_extents"])
+    assert sum(live) == size * len(kept)
+    assert_all(comm, max(live) - min(live) <= 2 * bound, f"the arenas have {live} bytes")
+    assert (done.moved > 0) == (len(ranks) > 1)
+    assert done.bytes == size * done.moved
+    assert_all(comm, store.stats()["evicted"] == 0, "blocks were evicted")
+    again = store.rebalance()
+    assert again.moved <= 2 * len(ranks)
+    store.check()
+
+
+def test_placement_by_hash_spreads_what_one_rank_puts(
+    comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll
+) -> None:
+    store = open_store(comm, placement="hash", **POOL)
+    ranks = on_first_node(store)
+    kept = fill_from(store, ranks, 10_000, 0.5)
+    wrong = wrong_blocks(store, kept, 10_000, all_there=True)
+    assert_all(comm, not wrong, f"{wrong[:5]} are missing or wrong")
+    counts = [sum(store.locate(key).rank == rank for key in kept) for rank in ranks]
+    assert min(counts) > 0.7 * len(kept) / len(ranks), counts
+    assert store.report()["pool"]["placement"] == ("hash" if len(store._fabric.node_ranks) > 1 else "local")
+    store.check()
+
+
+def test_what_is_said_of_a_pool_that_is_full(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
+    store = open_store(comm, when_full="refuse", **POOL)
+    ranks = on_first_node(store)
+    comm.Barrier()
+    if comm.rank == 0:
+        results = []
+        while not results or results[-1].stored:
+            results.append(store.put(len(results), block(1, 30_000)))
+        if len(ranks) > 1:
+            held = store.stats()["pool"]["held"]
+            assert held > 0
+            assert f"it holds {held} of other ranks of its node" in results[-1].reason
+            assert store.stats()["pool"]["leased_bytes"] > 0
+        assert len(results) > 0.9 * len(ranks) * ARENA / 32_768
+        assert store.stats()["evicted"] == 0
+    comm.Barrier()
+    if comm.rank in ranks and comm.rank:  # what is never lent is there at once
+        assert store.put(f"own {comm.rank}", block(2, 30_000)).stored
+        assert store.stats()["pool"]["lent"] > 0
+    comm.Barrier()
+    store.check()
+
+
+def test_a_pool_of_one(comm: MPI.Intracomm, open_store: Open) -> None:
+    """Alone there is nobody to lease from: the report says so."""
+    alone = open_store(MPI.COMM_SELF, **POOL)
+    assert alone.report()["pool"] == {"on": False, "reason": "this rank is alone on its node", "placement": "local"}
+    assert alone.stats()["pool"] == {"moved": 0, "moved_bytes": 0, "dropped": 0}
+    assert alone.rebalance().moved == 0
+    off = open_store(comm, lease_extents=0)
+    assert off.report()["pool"]["reason"] == "lease_extents is 0"
+    assert off.rebalance().moved == 0
+    comm.Barrier()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_race_of_lessors_lessees_and_readers(
+    comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll, seed: int
+) -> None:
+    """Ranks that want more than their arena and then nothing, views, deletes, recalls: no wrong byte, nothing older."""
+    store = open_store(comm, rest_ms=0.1, **POOL | {"dram_bytes": 1 << 20})
+    rng = random.Random(seed * 100 + comm.rank)
+    room = np.empty(3000, np.uint64)
+    latest: dict[int, int] = {}  # of this rank's keys: the version that was put last, 0: deleted
+    seen: dict[int, int] = {}  # by key: the newest version that this rank has read
+    views: list[tuple[Any, int, int]] = []
+    problems: list[str] = []
+
+    def nap(who: str) -> None:
+        if rng.random() < 1 / 64:
+            time.sleep(rng.random() * 2e-4)  # a race is wanted, nothing is waited for
+
+    store._mover.pause = store._dram.pause = store._writer.pause = nap
+
+    def look(key: int, stamped: int) -> None:
+        writer, version = unstamp(stamped) if stamped > 0 else (-1, 0)
+        if writer != key // 1000 + 1:
+            problems.append(f"key {key}: a mixture or another block, {stamped}")
+        elif version < seen.get(key, 0) or (key // 1000 == comm.rank and version != latest.get(key)):
+            problems.append(f"key {key}: version {version} after {seen.get(key)}, put was {latest.get(key)}")
+        seen[key] = max(version, seen.get(key, 0))
+
+    version = 0
+    for step in range(1500):
+        busy = (step // 250 + comm.rank) % 2 == 0  # in turns one wants more than its arena, and the others nothing
+        draw = rng.random()
+        if draw < (0.55 if busy else 0.02):
+            key = comm.rank * 1000 + rng.randrange(90)
+            version += 1
+            nbytes = 64 * rng.randint(1, 370)
+            result = store.put(key, value(room, key, stamp(comm.rank + 1, version), nbytes))
+            latest[key] = version if result.stored else latest.get(key, 0)
+        elif draw < 0.6 and not busy and latest:
+            key = rng.choice(list(latest))
+            store.delete(key)
+            latest[key] = 0
+        elif draw < 0.63 and len(views) < 4:
+            key = rng.randrange(comm.size) * 1000 + rng.randrange(90)
+            if store._fabric.mapped[key // 1000] and (view := store.view(key)) is not None:
+                views.append((view, key, stamp_of(view.__enter__(), key)))
+        elif draw < 0.66 and views:
+            view, key, stamped = views.pop(rng.randrange(len(views)))
+            with view as array:
+                if stamp_of(array, key) != stamped or stamped < 0:
+                    problems.append(f"key {key}: a pinned block has changed")
+                del array
+        else:
+            key = rng.randrange(comm.size) * 1000 + rng.randrange(90)
+            got = store.get(key)
+            if got is not None:
+                look(key, stamp_of(got, key))
+    for view, _, _ in views:
+        view.release()
+    assert_all(comm, not problems, "; ".join(problems[:3]))
+    store._mover.pause = store._dram.pause = store._writer.pause = None
+    comm.Barrier()
+    store.check()
+    counts = store.stats_all()
+    if len(on_first_node(store)) > 1:
+        for name in ("moved", "recalls", "returned"):
+            assert sum(each["pool"].get(name, 0) for each in counts) > 0, name

@@ -10,4 +10,4 @@ from pool_model import ROWS, Row, explore
 def test_a_row_breaks_exactly_what_it_should(row: Row) -> None:
     found = explore(row)
     assert found.broken == row.breaks, "\n".join(found.trace)
-    assert found.states > 50  # it did look
+    assert found.states > 20  # it did look
