@@ -32,7 +32,7 @@ _RULES = (
         "generations-begin-again",
         "the next holder of an extent goes on from the generations that stand in its descriptors",
         POOL,
-        ((" if was_held(word) else None\n", " if False else None\n"),),
+        ((" if described else None\n", " if False else None\n"),),
         (f"{GENERATIONS}_from_holder_to_holder",),
     ),
     Mutation(

@@ -406,8 +406,10 @@ class DramTier:
 
     def oldest(self) -> int:
         """Local. Ticks since the last use of the block that goes next, -1 if none may go."""
-        first = self._next_victim() if self.victims is not None else -1
-        if first < 0:
+        if self.victims is None or time.monotonic() < self._barren:
+            return -1
+        if (first := self._next_victim()) < 0:
+            self._barren = time.monotonic() + _BARREN_S
             return -1
         self._chosen.appendleft(int(self.words[first]))
         return (self.fabric.ticks() - int(self.area.touched[first])) & 0xFFFFFFFF

@@ -160,7 +160,9 @@ class Pool:
                 return
             self._dry_until = now + _DRY_S
             self._recall(pages)
-        max(self._all(), key=DramTier.oldest).evict_ahead(pages, missing)
+        age, rank = max((tier.oldest(), rank) for rank, tier in self.tiers.items())
+        if age >= 0:
+            self.tiers[rank].evict_ahead(pages, missing)
 
     def _wait_for_recalled(self, pages: int) -> Cell | None:
         """Where nothing may go: what others have of the own arena may come back soon; a rank that computes is late."""
@@ -220,6 +222,8 @@ class Pool:
         table, own = self.table, tier is self.own
         assert table is not None
         words = table.look(tier.area.rank)
+        if self._adopt(tier, words):
+            return True
         wanted = -(-pages // table.extent_pages)
         starts = range(0 if own else self.kept, table.count - wanted + 1)
         for start in starts if own else reversed(starts):
@@ -228,20 +232,34 @@ class Pool:
                 continue
             taken = [extent for extent in run if table.take(tier.area.rank, extent, words[extent])]
             for extent in taken:
-                self._enter(tier, extent, words[extent])
+                self._enter(tier, extent, was_held(words[extent]))
             if taken:
                 return True
         return False
 
-    def _enter(self, tier: DramTier, extent: int, word: int) -> None:
-        """Let a tier use an extent that was taken. Generations go on from those that earlier holders gave."""
+    def _adopt(self, tier: DramTier, words: list[int]) -> bool:
+        """Enter what this rank holds without knowing it: Ctrl-C came when it took or returned an extent."""
+        assert self.table is not None
+        if sum(holder_of(word) == self._rank for word in words) == len(tier.allocator.ranges):
+            return False
+        known = {self.table.at(start) for start in tier.allocator.ranges}
+        lost = [extent for extent, word in enumerate(words) if holder_of(word) == self._rank and extent not in known]
+        for extent in lost:
+            self._enter(tier, extent, True)
+        return bool(lost)
+
+    def _enter(self, tier: DramTier, extent: int, described: bool) -> None:
+        """Let a tier use an extent that was taken. Generations go on from those that earlier holders gave.
+
+        Those stand in the descriptors, if anybody was there before.
+        """
         assert self.table is not None and tier.owned is not None
         start, pages = self.table.pages_of(extent)
         held = slice(start, start + pages)
         full_fence()  # the word before what its last holder wrote
         tier.area.gone[held] = 0
         tier.owned[held] = True
-        generations = tier.records["generation"][held].tolist() if was_held(word) else None
+        generations = tier.records["generation"][held].tolist() if described else None
         tier.allocator.add(start, pages, generations)
 
     def _return(self, tier: DramTier, start: int) -> None:
@@ -320,11 +338,11 @@ class Pool:
 
     def total(self, name: str) -> int:
         """Local. The sum of a counter of the tiers."""
-        return sum(int(getattr(tier, name)) for tier in self.tiers.values())
+        return sum(int(getattr(tier, name)) for tier in list(self.tiers.values()))
 
     def sweep(self) -> int:
         """Local. `DramTier.sweep` of all."""
-        return sum(tier.sweep() for tier in self.tiers.values())
+        return sum(tier.sweep() for tier in list(self.tiers.values()))
 
     def sweep_hinted(self) -> None:
         """Local. `DramTier.sweep_hinted` of all."""
