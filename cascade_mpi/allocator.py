@@ -251,8 +251,7 @@ class PageAllocator:
             return
         self._closing[start] = {}
         if self._top < self._end and self._top < end and start < self._end:
-            top, self._top = self._top, self._end
-            self._put_back(top, self._end - top)
+            self._use_up()
         for first, pages in list(self._extents.items()):
             if first < end and start < first + pages:
                 self._remove_extent(first)
@@ -381,7 +380,15 @@ class PageAllocator:
             self._take_tiles(start, self._top - start)
             self._top = start + pages
             return start
+        if self._top < self._end and self._end in self._extents:  # a range was added before one that has been used
+            self._use_up()
+            return self._place(pages)
         return None
+
+    def _use_up(self) -> None:
+        """Make never-used memory a free extent like others."""
+        top, self._top = self._top, self._end
+        self._put_back(top, self._end - top)
 
     def _good_fit(self, pages: int) -> int | None:
         """The start of the free extent to cut a cell from, None if none is long enough."""
