@@ -79,7 +79,7 @@ _RULES = (
         (("self._regain(pages) or self._lease(pages, now)\n", "self._regain(pages)\n"),
          ("            if self._grow_own(1) or any(self._take_run(self._tier(rank), 1) for rank in self._peers):\n",
           "            if self._grow_own(1):\n")),
-        (f"{TESTS}test_one_writer_fills_the_memory_of_its_node",),
+        (f"{TESTS}test_one_writer_fills_the_memory_of_all",),
     ),
     Mutation(
         "protected-blocks-go-on-recall",

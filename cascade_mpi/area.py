@@ -1,7 +1,8 @@
 """The memory of one arena and of the arrays beside it, as the rank that has cells there reaches it.
 
-Covers hints, touches, descriptors, pins and payloads of an arena that is mapped here: the own one, and those of the
-ranks of the node. Does not cover which pages are whose (`leases`) nor what is done with them (`dram`).
+Covers hints, touches, descriptors, pins and payloads: of the own arena and those of the node's ranks they are mapped
+here, of others there is a mirror (`far_area`). Does not cover which pages are whose (`leases`), nor what is done with
+them (`dram`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.fabric import Fabric
+from cascade_mpi.far_area import FarMemory
 from cascade_mpi.kernels import context as c
 from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES
 
@@ -29,6 +31,7 @@ class Area(NamedTuple):
     arena_address: int
     context: npt.NDArray[np.int64]  # kept alive
     ctx: int  # its address
+    far: FarMemory | None = None  # of another node: the arrays are a mirror, and payloads are reached through it
 
     @classmethod
     def own(cls, fabric: Fabric) -> Area:
@@ -40,11 +43,30 @@ class Area(NamedTuple):
         )  # fmt: skip
 
     @classmethod
+    def of(cls, fabric: Fabric, rank: int) -> Area:
+        """Local. The arena of another rank, mapped here or not."""
+        return cls.peer(fabric, rank) if fabric.mapped[rank] else cls.mirrored(fabric, rank)
+
+    @classmethod
+    def mirrored(cls, fabric: Fabric, rank: int) -> Area:
+        """Local. The arena of a rank of another node. `write_cell` writes descriptors to the mirror, and no payload."""
+        far = FarMemory(fabric, rank)
+        base, pages = far.mirror.ctypes.data, fabric.pages
+        context, table = fabric.context.copy(), fabric.data.table.copy()
+        table[rank, 0] = base
+        context[c.RANK], context[c.DATA_BASES] = rank, table.ctypes.data
+        far.table = table  # kept alive for the context
+        described = far.mirror[fabric.descriptor_at : fabric.descriptor_at + DESCRIPTOR_BYTES * pages]
+        return cls(
+            rank, far.mirror[fabric.gone_at : fabric.gone_at + pages],
+            far.mirror[fabric.touch_at : fabric.touch_at + 4 * pages].view(np.uint32), described.view(DESCRIPTOR),
+            far.pins, base + fabric.descriptor_at, 0, context, int(context.ctypes.data), far,
+        )  # fmt: skip
+
+    @classmethod
     def peer(cls, fabric: Fabric, rank: int) -> Area:
         """Local. The arena of another rank of this node: its memory is mapped here."""
         base, pins = int(fabric.data.table[rank, 0]), int(fabric.pins.table[rank, 0])
-        if not base or not pins:
-            raise ValueError(f"the memory of rank {rank} is not mapped here")
         described = _bytes(base + fabric.descriptor_at, DESCRIPTOR_BYTES * fabric.pages)
         context = fabric.context.copy()
         context[c.RANK] = rank  # `write_cell` writes to the arena of the context's rank, and names it in the word

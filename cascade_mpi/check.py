@@ -291,6 +291,9 @@ def _check_payloads(fabric: Fabric, dram: DramTier, problems: list[str]) -> int:
         if record["flags"] & FLAG_CHECKSUM:
             summed += 1
             address = dram.area.arena_address + first * fabric.page_bytes
+            if dram.area.far:
+                fetched = dram.area.far.fetch_payload(first, int(record["length"]))
+                address = fetched.ctypes.data
             if checksum_bytes(address, int(record["length"])) != int(record["checksum"]):
                 problems.append(f"payload of cell {first} does not have its checksum")
     return summed

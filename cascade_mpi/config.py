@@ -133,9 +133,9 @@ class Config:
     copy_share
         The part of each arena that such copies may take, more than 0 and at most 1.
     lease_extents
-        Parts of each arena that other ranks of the node may use while it is idle; 0: none.
+        Parts of each arena that other ranks may use while it is idle, those of its node first; 0: none.
     placement
-        A put uses the "local" arena first, or that of the rank of its node that a "hash" of the key names.
+        A put uses the "local" arena first, or that of the key's home, which a "hash" of the key names.
     """
 
     dram_bytes: int = 256 << 20

@@ -302,11 +302,10 @@ class Copies:
 
     def _node_has(self, hi: int, lo: int, word: int, record: np.void) -> bool:
         """Is the block, which the look-up found by this word, or a copy of it, in the memory of this node?"""
-        if self._fabric.mapped[int(record["manager"])]:  # ranks lease memory of their own node alone
-            return True
-        if unpack_word(word).generation != int(record["generation"]):
+        named = unpack_word(word)
+        if named.generation != int(record["generation"]):
             return False  # another key's word: the look-up went on to the next
-        return self._is_there(hi, lo, word)
+        return self._fabric.mapped[named.rank] or self._is_there(hi, lo, word)
 
     def _read_into(self, keys: Keys, cells: dict[int, tuple[int, int]], lengths: npt.NDArray[np.int64]) -> list[int]:
         """Read blocks into reserved cells as one batch; DUE for those that came from another node."""

@@ -178,6 +178,8 @@ class DramTier:
                 heapq.heapify(self._expiring)
         # As the kernels do: a clock that is behind the epoch is no reason to fail after the block was published.
         self.area.touched[first] = (self.fabric.ticks() if touch is None else touch) & 0xFFFFFFFF
+        if self.area.far:
+            self.area.far.send_touch(first)
         if self.victims is not None:
             self.victims.entered(first, self.pages_for(nbytes))
 
@@ -269,13 +271,17 @@ class DramTier:
         """
         with self.lock:
             # A copy: NumPy counts the hints before it lists them, and peers write them meanwhile.
-            gone = self.area.gone
+            gone, far = self.area.gone, self.area.far
+            if far:
+                far.look_at_hints([*self.allocator.ranges.items()])
             hints = gone.copy()
             if self.owned is not None:
                 hints[~self.owned] = 0
             firsts = np.flatnonzero(self.words if everything else hints)
             gone[firsts] = 0  # before the look: a hint that comes later counts for the next sweep
             full_fence()
+            if far:
+                far.send_hints([(first, 1) for first in firsts.tolist()])
             found = 0
             for first in firsts.tolist():
                 word = int(self.words[first])
@@ -374,11 +380,16 @@ class DramTier:
                 first = word & _PAGE_MASK
                 if int(self.words[first]) == word and (insist or self.victims.untouched(first)):
                     return first
+            self._look_at_touches()
             chosen = self.victims.choose(max(1, self.fabric.pages // _CHOOSE_SHARE), self._staying())
             if not chosen:
                 return -1
             self._chosen.extend(self.words[chosen].tolist())
         return self._chosen.popleft() & _PAGE_MASK
+
+    def _look_at_touches(self) -> None:
+        if self.area.far:
+            self.area.far.look_at_touches([*self.allocator.ranges.items()])
 
     def _staying(self) -> npt.NDArray[np.int64]:
         """First pages of the live cells that may not be evicted, as far as this rank knows."""
@@ -465,7 +476,7 @@ class DramTier:
 
     def sweep_hinted(self) -> None:
         """Local. Sweep if a stranger has said that a word of this rank's is gone."""
-        if self.area.gone.any():
+        if self.area.far or self.area.gone.any():
             self.sweep()
 
     def make_room_in(self, namespace_id: int, epoch: int, nbytes: int) -> bool:
@@ -572,6 +583,8 @@ class DramTier:
         # What left limbo must say nothing any more before its pages are given out again.
         self._magics[unpinned] = 0
         full_fence()
+        if self.area.far:
+            self.area.far.send_descriptors(unpinned)
         for first in unpinned:
             self.allocator.free(first)
 
@@ -583,6 +596,8 @@ class DramTier:
 
     def pinned_pages(self) -> dict[int, int]:
         """Local. The first pages that peers have pinned, with the rank of a holder."""
+        if self.area.far:
+            self.area.far.look_at_pins()
         slots = self.area.pin_words.copy()  # peers write them meanwhile: one look at each
         return {int(slots[at]) & _PAGE_MASK: at // SLOTS_PER_PEER for at in np.flatnonzero(slots).tolist()}
 

@@ -1,4 +1,4 @@
-"""Moving blocks from one cell to another: out of extents that are recalled, and between the arenas of a node.
+"""Moving blocks from one cell to another: out of extents that are recalled, and from arena to arena.
 
 Covers the move of one block, what is done with those that fit nowhere, and `rebalance`. Does not cover which extents
 there are (`pool`), nor what a reader does when a block moves under it (`onesided`: it looks again).
@@ -10,6 +10,7 @@ is counted for the new arena before the swap, and no more for the old one after 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -97,14 +98,27 @@ class Mover:
         old, new = tier.records[first : first + 1], to.records[cell.first : cell.first + 1]
         new["magic"] = 0  # a reader with an old word must not find a mixture that looks whole
         full_fence()
-        copy_bytes(to.area.arena_address + cell.first * page, tier.area.arena_address + first * page, nbytes)
+        source = self._payload(tier, first, nbytes)
+        if to.area.far:
+            to.area.far.send_payload(cell.first, source)
+        else:
+            copy_bytes(to.area.arena_address + cell.first * page, source.ctypes.data, nbytes)
         for name in old.dtype.names or ():
             if name not in ("magic", "generation"):
                 new[name] = old[name]
-        new["generation"] = cell.generation
+        new["generation"], new["manager"] = cell.generation, self._fabric.comm.rank
         full_fence()
         new["magic"] = MAGIC
         full_fence()  # payload and descriptor before the word
+        if to.area.far:
+            to.area.far.send_descriptors([cell.first])
+
+    def _payload(self, tier: DramTier, first: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """The bytes of a cell: where they are, or a copy of what another node has."""
+        if tier.area.far:
+            return tier.area.far.fetch_payload(first, nbytes)
+        raw = (ctypes.c_uint8 * nbytes).from_address(tier.area.arena_address + first * self._fabric.page_bytes)
+        return np.ctypeslib.as_array(raw)
 
     def _swap(
         self, tier: DramTier, first: int, home: int, bucket: int, slot: int, word: int, cell: Cell, nbytes: int
@@ -119,7 +133,7 @@ class Mover:
             return False
         to.counted[cell.first] = tier.counted[first]
         tier.counted[first] = False  # it is the same block: nothing is given back
-        to.enter(new, nbytes, unsummed=self._later, touch=int(tier.area.touched[first]))
+        to.enter(new, nbytes, unsummed=self._later and not to.area.far, touch=int(tier.area.touched[first]))
         space = self._registry.by_id(int(to.records["namespace"][cell.first]))
         if space is not None and space.epoch != int(to.records["epoch"][cell.first]):
             to.let_one_pass(new)  # lists of what has passed have the old word
@@ -156,7 +170,7 @@ class Mover:
     # ------------------------------------------------------------------------------------------- rebalance
 
     def rebalance(self) -> Rebalanced:
-        """Collective. Even out the live bytes of each node's arenas. See `Store.rebalance`."""
+        """Collective. Even out the live bytes of all arenas. See `Store.rebalance`."""
         comm, before = self._fabric.comm, np.array([self.moved, self.moved_bytes])
         for _ in range(_ROUNDS):
             live = np.array(comm.allgather(self._live()))
@@ -178,12 +192,12 @@ class Mover:
     def _plan(self, live: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
         """(from arena, to arena, bytes) of what this rank is to move; `live` is by manager and arena.
 
-        Every rank of a node finds the same transfers, and that each is dealt to the managers in order.
+        Every rank finds the same transfers, and that each is dealt to the managers in order.
         """
         if self._pool.table is None:
             return []
-        ranks, left, mine = sorted(self._fabric.node_ranks), live.copy(), list[tuple[int, int, int]]()
-        above = {rank: int(live[:, rank].sum()) - int(live[:, ranks].sum()) // len(ranks) for rank in ranks}
+        ranks, left, mine = range(self._fabric.comm.size), live.copy(), list[tuple[int, int, int]]()
+        above = (live.sum(axis=0) - live.sum() // len(ranks)).tolist()
         for source in ranks:
             for target in ranks:
                 amount = min(above[source], -above[target])

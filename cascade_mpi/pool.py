@@ -1,13 +1,13 @@
 """One pool of memory: which arena a rank's next cell lies in, and what it lends, borrows and gives back.
 
-Covers the tiers of one rank (its own arena, and those of its node in which it has leased extents), the order in which
+Covers the tiers of one rank (its own arena, and those in which it has leased extents), the order in which
 they are asked for room, recall, and what all of them hold together. Does not cover the words of the extents (`leases`),
 the cells of one arena (`dram`), nor how a block is moved (`mover`).
 
 A rank holds the extents of its own arena as those of others: it takes what is free, from the low end, others from the
 high end, so that long runs remain; the lowest ones are never lent. A put asks, in this order: free cells of the own
-arena, more of it, free cells in leased extents, what can be had without a loss, extents of other ranks of the node,
-and only then the eviction of the block that was not used for longest. Who must evict while others have extents of its
+arena, more of it, free cells in leased extents, what can be had without a loss, extents of other ranks (of its node
+first), and only then does the block go that was not used for longest. Who must evict while others have extents of its
 arena recalls some: their holder moves the blocks out with one of its next calls, and gives the extents back when their
 cells have rested and nobody has them pinned.
 """
@@ -60,8 +60,8 @@ class Pool:
         self._rank = fabric.comm.rank
         self.lock = own.lock
         self.tiers: dict[int, DramTier] = {self._rank: own}
-        at = fabric.node_ranks.index(self._rank)
-        self._peers = fabric.node_ranks[at + 1 :] + fabric.node_ranks[:at]
+        order = [*range(self._rank + 1, fabric.comm.size), *range(self._rank)]
+        self._peers = sorted(order, key=lambda rank: not fabric.mapped[rank])  # of this node first
         self._hashed = hashed and table is not None
         self.kept = 0 if table is None else max(1, table.count // _KEPT_SHARE)
         self.evacuate: Callable[[DramTier, int, int], bool] = lambda tier, start, pages: True
@@ -125,8 +125,7 @@ class Pool:
         return None if cell is None else Cell(tier, *cell)
 
     def _where_the_key_says(self, pages: int, hi: int, lo: int, now: float) -> Cell | None:
-        ranks = self._fabric.node_ranks
-        return self.take_in(ranks[place(hi ^ 1, lo, len(ranks), 1).home], pages)
+        return self.take_in(place(hi, lo, self._fabric.comm.size, 1).home, pages)
 
     def _regain(self, pages: int) -> Cell | None:
         for tier in self._all():
@@ -189,7 +188,7 @@ class Pool:
 
     def _tier(self, rank: int) -> DramTier:
         if rank not in self.tiers:
-            self.tiers[rank] = self._make(Area.peer(self._fabric, rank))
+            self.tiers[rank] = self._make(Area.of(self._fabric, rank))
         return self.tiers[rank]
 
     def _leased(self) -> Iterator[DramTier]:
@@ -207,7 +206,8 @@ class Pool:
         if self.table is None:
             return None
         free = {rank: sum(holder_of(word) is None for word in self.table.look(rank)) for rank in self._peers}
-        for rank in sorted(free, key=free.__getitem__, reverse=True):
+        mapped = self._fabric.mapped
+        for rank in sorted(free, key=lambda rank: (mapped[rank], free[rank]), reverse=True):
             while free[rank] and self._take_run(self._tier(rank), pages):
                 cell = self._tier(rank).allocator.allocate(pages, now)
                 if cell is not None:
@@ -258,6 +258,9 @@ class Pool:
         held = slice(start, start + pages)
         full_fence()  # the word before what its last holder wrote
         tier.area.gone[held] = 0
+        if tier.area.far:
+            tier.area.far.send_hints([(start, pages)])
+            tier.area.far.look_at_descriptors(start, pages)
         tier.owned[held] = True
         generations = tier.records["generation"][held].tolist() if described else None
         tier.allocator.add(start, pages, generations)
@@ -402,7 +405,7 @@ class Pool:
             nbytes,
             f"; of its {self.table.count} extents {state['held_own']} are its own, {state['lent']} lent to others "
             f"({state['recalled']} of them recalled: they come when their holders call the store), "
-            f"{state['free']} free; it holds {state['held']} of other ranks of its node",
+            f"{state['free']} free; it holds {state['held']} of other ranks",
         )
 
     def state(self) -> dict[str, int]:
@@ -434,7 +437,7 @@ class Pool:
 def open_pool(fabric: Fabric, config: Config, registry: Registry, protected: ProtectedBytes) -> Pool:
     """Local. The memory of this rank as the settings want it."""
     eviction = config.eviction if config.when_full == "evict" else None
-    leases = config.lease_extents > 0 and len(fabric.node_ranks) > 1
+    leases = config.lease_extents > 0 and fabric.comm.size > 1
 
     def tier(area: Area | None = None, like: DramTier | None = None) -> DramTier:
         made = DramTier(

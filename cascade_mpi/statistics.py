@@ -67,10 +67,9 @@ def pool(pool: Pool, mover: Mover) -> dict[str, int]:
 
 def about_pool(config: Config, fabric: Fabric, pool: Pool) -> dict[str, Any]:
     """Local. Whether this rank's arena is one of a pool, and why."""
-    ranks = len(fabric.node_ranks)
-    reason = f"the {ranks} ranks of this node; other nodes' memory is not leased"
+    reason = f"the arenas of {fabric.comm.size} ranks, {len(fabric.node_ranks)} of them of this node, which come first"
     if pool.table is None:
-        reason = "lease_extents is 0" if not config.lease_extents else "this rank is alone on its node"
+        reason = "lease_extents is 0" if not config.lease_extents else "there is one rank"
         return {"on": False, "reason": reason, "placement": "local"}
     return {
         "on": True, "reason": reason, "placement": config.placement, "extents": pool.table.count,

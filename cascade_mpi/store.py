@@ -736,11 +736,11 @@ class Store:
         )  # fmt: skip
 
     def rebalance(self) -> Rebalanced:
-        """Collective. Move blocks so that the arenas of each node hold the same number of bytes, as far as it goes.
+        """Collective. Move blocks so that the arenas of all ranks hold the same number of bytes, as far as it goes.
 
-        Within one extent, or the largest block. Blocks stay where they are found by every rank all the time; their
-        managers move them, and other ranks may read meanwhile. No block goes: one that fits nowhere stays. Nothing
-        moves between nodes, nor with `lease_extents=0`. 1 Get + 1 CAS a block.
+        Within one extent, or the largest block. Every block is found all the time; its manager moves it, and other
+        ranks may read meanwhile. No block goes: one that fits nowhere stays. Nothing moves with `lease_extents=0`.
+        1 Get + 1 CAS a block; between nodes a Get where it lies in another's arena, a Put where it goes to one.
         """
         self._check_open()
         return self._mover.rebalance()

@@ -9,14 +9,18 @@ word names. On this rank the publish and the note of it exclude the sweep (rule 
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from cascade_mpi.copier import Copier
 from cascade_mpi.errors import KeyExistsError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
+from cascade_mpi.kernels.checksum import checksum_bytes
 from cascade_mpi.kernels.probe import full_fence, write_cell
 from cascade_mpi.keys import shown
 from cascade_mpi.layout import (
@@ -171,7 +175,11 @@ class Writer:
         fabric, s, area = self._fabric, self._fabric.scratch, cell.tier.area
         # An empty value has no address; 0 would say that its payload and checksum are there already.
         payload, total, inline = source.address or s.address, 0, self._checksum == "inline"
-        if self._copier.splits(source.nbytes):
+        if area.far:
+            payload = 0  # it is put below; the checksum is that of what the caller has given
+            inline = self._checksum != "off"  # later it would have to be fetched for that
+            total = checksum_bytes(source.address or s.address, source.nbytes) if inline else 0
+        elif self._copier.splits(source.nbytes):
             payload = 0  # the threads fence their own streaming stores
             target = area.arena_address + cell.first * fabric.page_bytes
             if inline:
@@ -191,6 +199,11 @@ class Writer:
         if area.rank != fabric.comm.rank:
             area.records["manager"][cell.first] = fabric.comm.rank  # in the arena of another rank
             full_fence()
+        if area.far:
+            if source.nbytes:
+                raw = (ctypes.c_uint8 * source.nbytes).from_address(source.address)
+                area.far.send_payload(cell.first, np.ctypeslib.as_array(raw))
+            area.far.send_descriptors([cell.first])
         return word
 
     def _over_quota(self, space: Space, nbytes: int) -> str:
@@ -231,7 +244,7 @@ class Writer:
                 home, bucket = s.signed[c.HOME : c.BUCKET + 1].tolist()
                 others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
                 if others >= 0:
-                    dram.enter(new, nbytes, unsummed=self._checksum == "later")
+                    dram.enter(new, nbytes, unsummed=self._checksum == "later" and not dram.area.far)
                     if self._registry.has_passed(space):  # after it was entered: a list of what passed may be older
                         dram.let_one_pass(new)
                 if others > 0:

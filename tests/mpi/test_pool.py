@@ -50,18 +50,12 @@ def all_until(comm: MPI.Intracomm, store: Store, condition: Callable[[], bool]) 
     return True
 
 
-def on_first_node(store: Store) -> list[int]:
-    """Collective. The ranks of rank 0's node."""
-    ranks: list[int] = store._comm.bcast(store._fabric.node_ranks)
-    return ranks
-
-
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_one_writer_fills_the_memory_of_its_node(
+def test_one_writer_fills_the_memory_of_all(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll, variant: str
 ) -> None:
     store = open_store(comm, **POOL, **VARIANTS[variant])
-    ranks = on_first_node(store)
+    ranks = list(range(comm.size))
     size = 40_000
     blocks = int(0.9 * ARENA * len(ranks) / (10 * 4096))
     if comm.rank == 0:
@@ -80,7 +74,7 @@ def test_one_writer_fills_the_memory_of_its_node(
 
 
 def fill_from(store: Store, ranks: list[int], size: int, share: float, **options: Any) -> dict[int, int]:
-    """Rank 0 puts blocks of so many bytes that fill this share of its node's memory: key -> seed."""
+    """Rank 0 puts blocks of so many bytes that fill this share of all memory: key -> seed."""
     pages = -(-size // 4096)
     keys = range(int(share * ARENA * len(ranks) / (pages * 4096)))
     if store._comm.rank == 0:
@@ -100,18 +94,13 @@ def wrong_blocks(store: Store, kept: dict[int, int], size: int, *, all_there: bo
     return wrong
 
 
-def has_leases(store: Store) -> bool:
-    """Are there two ranks on the first node, so that there is something to lease?"""
-    return len(on_first_node(store)) > 1
-
-
 @pytest.mark.parametrize("protected", [False, True])
 def test_a_lessor_gets_its_memory_back(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll, protected: bool
 ) -> None:
     """The lessee moves out with its next calls: by eviction alone what fits nowhere goes, and never a protected one."""
     store = open_store(comm, **POOL)
-    ranks = on_first_node(store)
+    ranks = list(range(comm.size))
     size, share = 30_000, 0.95 if not protected else (0.55 if len(ranks) > 1 else 0.4)
     kept = fill_from(store, ranks, size, share, is_prefix=protected)
     lent = store.stats()["pool"].get("lent", 0)
@@ -158,7 +147,7 @@ def test_blocks_move_out_of_a_recalled_extent_and_none_goes(
 ) -> None:
     """Where there is room elsewhere nothing is evicted, and quota, expiry, depth, epoch and type go along."""
     store = open_store(comm, **POOL, protected_bytes="4MiB")
-    ranks = on_first_node(store)
+    ranks = list(range(comm.size))
     store.set_quota("64MiB", namespace="limited")
     kept = fill_from(store, ranks, 30_000, 0.6 if len(ranks) > 1 else 0.5)
     values = {}
@@ -209,7 +198,7 @@ def test_a_view_keeps_its_extent_from_being_given_back(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll
 ) -> None:
     store = open_store(comm, **POOL)
-    ranks = on_first_node(store)
+    ranks = list(range(comm.size))
     kept = fill_from(store, ranks, 30_000, 0.6)
     view, seen, lessor = None, None, ranks[1] if len(ranks) > 1 else -1
     if comm.rank == lessor:
@@ -258,7 +247,7 @@ def word_of(store: Store, key: int) -> int:
 def test_generations_go_on_from_holder_to_holder(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
     """A word with the bits of an old one would make an old look at it seem right."""
     store = open_store(comm, **POOL)
-    ranks = on_first_node(store)
+    ranks = list(range(comm.size))
     table, pool, wrong = store._pool.table, store._pool, ""
     if len(ranks) > 1 and comm.rank == ranks[0]:
         other = pool._tier(ranks[1])
@@ -290,7 +279,7 @@ def test_generations_go_on_from_holder_to_holder(comm: MPI.Intracomm, open_store
 def test_the_lessor_of_a_block_deletes_it(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
     """Its hint stands in its own array, where its own sweep leaves it for the lessee."""
     store = open_store(comm, **POOL)
-    ranks = on_first_node(store)
+    ranks = list(range(comm.size))
     kept = fill_from(store, ranks, 30_000, 0.6)
     lessor = ranks[-1]
     theirs = [key for key in kept if store.locate(key).rank == lessor][:5] if len(ranks) > 1 else []
@@ -353,7 +342,7 @@ def word_of_name(store: Store, key: str) -> int:
 
 def test_rebalance_evens_out_the_arenas(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
     store = open_store(comm, **POOL)
-    ranks = on_first_node(store)
+    ranks = list(range(comm.size))
     size = 20_000
     kept = fill_from(store, ranks, size, 0.95 / len(ranks))
     comm.Barrier()
@@ -376,19 +365,19 @@ def test_placement_by_hash_spreads_what_one_rank_puts(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll
 ) -> None:
     store = open_store(comm, placement="hash", **POOL)
-    ranks = on_first_node(store)
+    ranks = list(range(comm.size))
     kept = fill_from(store, ranks, 10_000, 0.5)
     wrong = wrong_blocks(store, kept, 10_000, all_there=True)
     assert_all(comm, not wrong, f"{wrong[:5]} are missing or wrong")
     counts = [sum(store.locate(key).rank == rank for key in kept) for rank in ranks]
     assert min(counts) > 0.7 * len(kept) / len(ranks), counts
-    assert store.report()["pool"]["placement"] == ("hash" if len(store._fabric.node_ranks) > 1 else "local")
+    assert store.report()["pool"]["placement"] == ("hash" if comm.size > 1 else "local")
     store.check()
 
 
 def test_what_is_said_of_a_pool_that_is_full(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
     store = open_store(comm, when_full="refuse", **POOL)
-    ranks = on_first_node(store)
+    ranks = list(range(comm.size))
     comm.Barrier()
     if comm.rank == 0:
         results = []
@@ -397,7 +386,7 @@ def test_what_is_said_of_a_pool_that_is_full(comm: MPI.Intracomm, open_store: Op
         if len(ranks) > 1:
             held = store.stats()["pool"]["held"]
             assert held > 0
-            assert f"it holds {held} of other ranks of its node" in results[-1].reason
+            assert f"it holds {held} of other ranks" in results[-1].reason
             assert store.stats()["pool"]["leased_bytes"] > 0
         assert len(results) > 0.9 * len(ranks) * ARENA / 32_768
         assert store.stats()["evicted"] == 0
@@ -412,7 +401,7 @@ def test_what_is_said_of_a_pool_that_is_full(comm: MPI.Intracomm, open_store: Op
 def test_a_pool_of_one(comm: MPI.Intracomm, open_store: Open) -> None:
     """Alone there is nobody to lease from: the report says so."""
     alone = open_store(MPI.COMM_SELF, **POOL)
-    assert alone.report()["pool"] == {"on": False, "reason": "this rank is alone on its node", "placement": "local"}
+    assert alone.report()["pool"] == {"on": False, "reason": "there is one rank", "placement": "local"}
     assert alone.stats()["pool"] == {"moved": 0, "moved_bytes": 0, "dropped": 0}
     assert alone.rebalance().moved == 0
     off = open_store(comm, lease_extents=0)
@@ -451,7 +440,7 @@ def test_a_race_of_lessors_lessees_and_readers(
     version = step = 0
     met: MPI.Request | None = None
     deadline = time.monotonic() + DEADLINE_S
-    alone = len(store._fabric.node_ranks) == 1
+    alone = comm.size == 1
     while met is None or not met.Test():  # until all have done enough, and moved blocks out for others
         step += 1
         if met is None and step > 1500 and (alone or store._mover.moved or time.monotonic() > deadline):
@@ -490,6 +479,6 @@ def test_a_race_of_lessors_lessees_and_readers(
     comm.Barrier()
     store.check()
     counts = store.stats_all()
-    if len(on_first_node(store)) > 1:
+    if comm.size > 1:
         for name in ("moved", "recalls", "returned"):
             assert sum(each["pool"].get(name, 0) for each in counts) > 0, name
