@@ -128,7 +128,7 @@ def neighbour_read(
     block_bytes: Annotated[str, typer.Option(help="Bytes of a block.")] = "1MiB",
     passes: Annotated[int, typer.Option(min=1, help="How often every rank reads all blocks.")] = 3,
 ) -> None:
-    """Let one rank fill the memory of its node, and every rank read all of it: what is found, and how fast."""
+    """Let one rank fill the memory of all, and every rank read all of it: what is found, and how fast."""
     from bench.neighbour_read import run
 
     context.obj.append(lambda: run(_sizes(dram_bytes)[0], _sizes(block_bytes)[0], passes, json_file))

@@ -1,8 +1,8 @@
-"""`python -m bench neighbour-read`: one rank fills the memory of its node, and every rank reads all of it.
+"""`python -m bench neighbour-read`: one rank fills the memory of all, and every rank reads all of it.
 
 Covers whether all is found, evicted or wrong, and the speed of reads by the writer, by the ranks whose memory it has
-leased and by those of other nodes, against a raw copy of the same bytes (of another node: a raw MPI_Get) in the same
-run. The contents of every read are compared, outside the timed part. Does not cover recalls (`torture`).
+leased on its node and on others, against a raw copy of the same bytes (what lies on another node: a raw MPI_Get) in the
+same run. The contents of every read are compared, outside the timed part. Does not cover recalls (`torture`).
 """
 
 from __future__ import annotations
@@ -46,27 +46,26 @@ def measure(
     made: list[Row] = []
     with Store(comm, dram_bytes=dram_bytes, copy_threads=1, promote_after=0) as store:
         about = comm.bcast(machine() | store_block(store))
-        ranks: list[int] = comm.bcast(store._fabric.node_ranks)
         cell = -(-block_bytes // store._fabric.page_bytes) * store._fabric.page_bytes
-        blocks = int(_FILL * dram_bytes * len(ranks) / cell)
+        blocks = int(_FILL * dram_bytes * comm.size / cell)
         if comm.rank == 0:
             for at in range(blocks):
                 store.put(at, _block(at, block_bytes))
         comm.Barrier()
         gone = sum(each["evicted"] + each["refused"] for each in store.stats_all())
-        who = _WHO[0] if comm.rank == 0 else _WHO[1] if comm.rank in ranks else _WHO[2]
+        who = _WHO[0] if comm.rank == 0 else _WHO[1] if store._fabric.mapped[0] else _WHO[2]
         speed, raw, right = _read(store, comm, blocks, block_bytes, passes)
         found = comm.allgather((who, speed, raw, right))
         all_right = all(each[-1] for each in found) and not gone
         more = {"contents_ok": all_right, "hit_rate": 1.0 if all_right else None}
         made.append(
             rows.make("neighbour_read_kept", block_bytes, blocks - gone, blocks, "blocks", _FOUND,
-                      limit_what=f"puts, {_FILL:.0%} of the node's memory, {len(ranks)} ranks", key="kept", **more)
+                      limit_what=f"puts, {_FILL:.0%} of all memory", key="kept", **more)
         )  # fmt: skip
         for each in _WHO:
             speeds = np.array([(speed, raw) for name, speed, raw, _ in found if name == each])
             if speeds.size:
-                what = "a raw MPI_Get of the same bytes" if each == "remote" else "a raw copy of the same bytes"
+                what = "a raw copy of the same bytes, or MPI_Get"
                 made.append(
                     rows.make("neighbour_read_speed", block_bytes, speeds[:, 0].mean(), speeds[:, 1].mean(), "GB/s",
                               _SPEED, limit_what=what, key=each, **more)

@@ -88,6 +88,10 @@ class Pool:
         with self.lock:
             now = time.monotonic()
             own.drain_some(now)
+            if not self._hashed and own.allocator.free_pages > own.low_pages:  # the most frequent case, in few steps
+                cell = own.allocator.allocate(pages, now)
+                if cell is not None:
+                    return Cell(own, *cell)
             found = self._where_the_key_says(pages, hi, lo, now) if self._hashed else None
             found = found or self.take(pages) or self._regain(pages) or self._lease(pages, now)
             found = found or self.make_room(pages) or self._wait_for_recalled(pages)

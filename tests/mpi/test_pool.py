@@ -14,6 +14,7 @@ from conftest import VARIANTS
 from mpi4py import MPI
 from patterns import block
 
+from bench import neighbour_read
 from bench.stamped import stamp, stamp_of, unstamp, value
 from cascade_mpi.errors import NotOnNodeError
 from cascade_mpi.keys import key_words
@@ -486,3 +487,11 @@ def test_a_race_of_lessors_lessees_and_readers(
     if comm.size > 1:
         for name in ("moved", "recalls", "returned"):
             assert sum(each["pool"].get(name, 0) for each in counts) > 0, name
+
+
+def test_a_short_neighbour_read(comm: MPI.Intracomm) -> None:
+    measured, _ = neighbour_read.measure(1 << 20, 30_000 // 8 * 8, 1, comm)
+    assert all(row["contents_ok"] for row in measured)
+    assert measured[0]["ratio"] == 1.0
+    assert {row["key"] for row in measured[1:]} <= {"writer", "node", "remote"}
+    assert measured[1]["key"] == "writer"
