@@ -77,8 +77,8 @@ _RULES = (
         "a rank whose arena is full uses free memory of other ranks before anything goes",
         POOL,
         (("self._regain(pages) or self._lease(pages, now)\n", "self._regain(pages)\n"),
-         ("            if self._grow_own(1) or any(self._take_run(self._tier(rank), 1) for rank in self._peers):\n",
-          "            if self._grow_own(1):\n")),
+         ("self._grow_own(1) or any(self._take_run(self._tier(rank), 1) for rank in self._lenders())",
+          "self._grow_own(1)")),
         (f"{TESTS}test_one_writer_fills_the_memory_of_all",),
     ),
     Mutation(

@@ -15,6 +15,7 @@ cells have rested and nobody has them pinned.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -60,8 +61,9 @@ class Pool:
         self._rank = fabric.comm.rank
         self.lock = own.lock
         self.tiers: dict[int, DramTier] = {self._rank: own}
-        order = [*range(self._rank + 1, fabric.comm.size), *range(self._rank)]
-        self._peers = sorted(order, key=lambda rank: not fabric.mapped[rank])  # of this node first
+        others = [*range(self._rank + 1, fabric.comm.size), *range(self._rank)]
+        self._near = [rank for rank in others if fabric.mapped[rank]]
+        self._far = deque(rank for rank in others if not fabric.mapped[rank])
         self._hashed = hashed and table is not None
         self.kept = 0 if table is None else max(1, table.count // _KEPT_SHARE)
         self.evacuate: Callable[[DramTier, int, int], bool] = lambda tier, start, pages: True
@@ -159,9 +161,9 @@ class Pool:
         if missing <= 0:
             return
         if now >= self._dry_until:
-            if self._grow_own(1) or any(self._take_run(self._tier(rank), 1) for rank in self._peers):
+            if self._grow_own(1) or any(self._take_run(self._tier(rank), 1) for rank in self._lenders()):
                 return
-            self._dry_until = now + _DRY_S
+            self._note_dry(now)
             self._recall(pages)
         age, rank = max((tier.oldest(), rank) for rank, tier in self.tiers.items())
         if age >= 0:
@@ -206,17 +208,34 @@ class Pool:
         return self._take_run(self.own, pages) or self._take_run(self.own, 1)
 
     def _lease(self, pages: int, now: float) -> Cell | None:
-        """A cell in extents of another arena of the node that were free, in the one that has most of them."""
-        if self.table is None:
+        """A cell in extents of another arena that were free. Not long after a look at all ranks that found none."""
+        if self.table is None or now < self._dry_until:
             return None
-        free = {rank: sum(holder_of(word) is None for word in self.table.look(rank)) for rank in self._peers}
-        mapped = self._fabric.mapped
-        for rank in sorted(free, key=lambda rank: (mapped[rank], free[rank]), reverse=True):
-            while free[rank] and self._take_run(self._tier(rank), pages):
+        for rank in self._lenders():
+            while self._take_run(self._tier(rank), pages):
                 cell = self._tier(rank).allocator.allocate(pages, now)
                 if cell is not None:
                     return Cell(self._tier(rank), *cell)
+        self._note_dry(now)
         return None
+
+    def _lenders(self) -> Iterator[int]:
+        """Ranks with extents to lend: of the own node first the one that has most, then the one that lent last."""
+        free = {rank: self._lendable(rank) for rank in self._near}
+        yield from (rank for rank in sorted(self._near, key=free.__getitem__, reverse=True) if free[rank])
+        for _ in range(len(self._far)):
+            if self._lendable(self._far[0]):
+                yield self._far[0]
+            self._far.rotate(-1)
+
+    def _lendable(self, rank: int) -> int:
+        assert self.table is not None
+        return sum(holder_of(word) is None for word in self.table.look(rank)[self.kept :])
+
+    def _note_dry(self, began: float) -> None:
+        """No other rank had anything: looking at all of them again is to take a twentieth of the time at most."""
+        ended = time.monotonic()
+        self._dry_until = ended + max(_DRY_S, 20 * (ended - began))
 
     def _take_run(self, tier: DramTier, pages: int) -> bool:
         """Take free extents in a row for so many pages: the own ones from the low end, others' from the high end.
@@ -303,6 +322,9 @@ class Pool:
                 for start in tier.allocator.ranges:
                     if is_recalled(words[self.table.at(start)]):
                         tier.allocator.close(start)
+            looked = time.monotonic() - at
+            self._next_attend += 20 * looked  # with leases from very many ranks
+            for tier in self._leased():
                 for start in tier.allocator.closing if at >= self._stuck_until else ():
                     if not self.evacuate(tier, start, self.table.pages_of(self.table.at(start))[1]):
                         self._stuck_until = at + _STUCK_S
@@ -450,6 +472,7 @@ def open_pool(fabric: Fabric, config: Config, registry: Registry, protected: Pro
         )  # fmt: skip
         made.unprotected = partial(protected.release, made.area.rank)
         made.freed = registry.release
+        made.pause = None if like is None else like.pause
         return made
 
     own = tier()

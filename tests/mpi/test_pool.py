@@ -155,6 +155,7 @@ def test_blocks_move_out_of_a_recalled_extent_and_none_goes(
     for number in range(8):
         dtype = np.float32 if number % 2 else np.uint8
         values[number] = np.arange(number, number + 6_000, dtype=dtype).reshape(2, 3, -1)
+    values[8] = np.empty(0, np.uint8)
     options: dict[str, Any] = {"namespace": "limited", "ttl": 1000.0, "depth": 5}
     if comm.rank == 0:
         for number, value in values.items():
