@@ -120,6 +120,20 @@ def hot_prefix(
     context.obj.append(lambda: run(blocks, _sizes(block_bytes)[0], passes, json_file))
 
 
+@app.command("neighbour-read")
+def neighbour_read(
+    context: typer.Context,
+    json_file: _Json = None,
+    dram_bytes: Annotated[str, typer.Option(help="Memory of each rank.")] = "128MiB",
+    block_bytes: Annotated[str, typer.Option(help="Bytes of a block.")] = "1MiB",
+    passes: Annotated[int, typer.Option(min=1, help="How often every rank reads all blocks.")] = 3,
+) -> None:
+    """Let one rank fill the memory of all, and every rank read all of it: what is found, and how fast."""
+    from bench.neighbour_read import run
+
+    context.obj.append(lambda: run(_sizes(dram_bytes)[0], _sizes(block_bytes)[0], passes, json_file))
+
+
 @app.command("stale-copies")
 def stale_copies(
     context: typer.Context,

@@ -34,6 +34,7 @@ class Mutation(NamedTuple):
     file: str
     edits: tuple[tuple[str, str], ...]
     tests: tuple[str, ...]
+    ranks: int = 1  # that the tests need
 
     @property
     def in_kernels(self) -> bool:
@@ -339,7 +340,7 @@ MUTATIONS = (
         "look-up-disturbed",
         "what a put saw is not overwritten by the looks of the arena that makes room for it",
         DRAM,
-        (("        self._scratch = fabric.new_scratch()\n", "        self._scratch = fabric.scratch\n"),),
+        (("(threading.RLock(), fabric.new_scratch()) if", "(threading.RLock(), fabric.scratch) if"),),
         (f"{TARGETS}test_making_room_does_not_disturb_the_look_up",),
     ),
     Mutation(

@@ -1,7 +1,7 @@
 """`python -m bench mutations [NAME ...]`: break the protocol, one rule at a time, and see the tests notice.
 
 Covers the copy of the tree in which a rule is broken, the run of the tests that must fail, and the verdict.
-Does not cover which rules there are (`mutation_list`, `mutation_list_protection`). A test counts only if an
+Does not cover which rules there are (`mutation_list` and the modules with names like it). A test counts only if an
 assertion of it fails: a change that does not compile, or hangs, proves nothing.
 """
 
@@ -22,11 +22,13 @@ from xml.etree import ElementTree
 
 import typer
 
-from bench import mutation_list, mutation_list_protection
+from bench import mutation_list, mutation_list_pool, mutation_list_protection
 from bench.mutation_list import Mutation
 from cascade_mpi.launcher import launcher_rank
 
-MUTATIONS: tuple[Mutation, ...] = (*mutation_list.MUTATIONS, *mutation_list_protection.MUTATIONS)
+MUTATIONS: tuple[Mutation, ...] = (
+    *mutation_list.MUTATIONS, *mutation_list_protection.MUTATIONS, *mutation_list_pool.MUTATIONS,
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 # pytest's text of a failed assertion, of `pytest.fail`, and of `pytest.raises` without the error.
 _ASSERTED = re.compile(r"(AssertionError|assert |Failed: |Failed)")
@@ -104,13 +106,20 @@ class Copy:
         # Compiled code that depends on a broken rule stays apart from what other mutations use again.
         return os.environ | {"PYTHONPATH": str(self._tree), "NUMBA_CACHE_DIR": str(self._caches / cache)}
 
-    def run(self, tests: Sequence[str], seconds: float, cache: str = "base") -> str | None:
-        """Local. Run tests; pytest's report, "" if there is none, None if they did not end in time."""
+    def run(self, tests: Sequence[str], seconds: float, cache: str = "base", ranks: int = 1) -> str | None:
+        """Local. Run tests on so many ranks; rank 0's report, "" if there is none, None if they did not end in time."""
         self._report.unlink(missing_ok=True)
         command = [
             sys.executable, "-m", "pytest", "-q", "--with-mpi", "-p", "no:cacheprovider", "--tb=line",
-            f"--timeout={_CASE_S}", f"--junitxml={self._report}", *tests,
+            f"--timeout={_CASE_S}", *tests,
         ]  # fmt: skip
+        first = [*command, f"--junitxml={self._report}"]
+        if ranks > 1:  # the launcher of the MPI that is in this environment, if there is one
+            beside = Path(sys.executable).parent / "mpiexec"
+            launcher = str(beside) if beside.exists() else "mpiexec"
+            command = [launcher, "-n", "1", *first, ":", "-n", str(ranks - 1), *command]
+        else:
+            command = first
         try:
             done = subprocess.run(
                 command, cwd=self._tree, env=self._environment(cache), timeout=seconds, check=False,
@@ -130,7 +139,7 @@ class Copy:
         cache = "mutated" if mutation.in_kernels else "base"
         try:
             path.write_text(mutated(source, mutation))
-            report = self.run(mutation.tests, seconds, cache)
+            report = self.run(mutation.tests, seconds, cache, mutation.ranks)
         finally:
             path.write_text(source)
             shutil.rmtree(self._caches / "mutated", ignore_errors=True)
@@ -143,13 +152,15 @@ def run(chosen: Sequence[Mutation], seconds: float) -> int:
     """Local. All chosen mutations, with a table; 0 if every one was found."""
     with tempfile.TemporaryDirectory(prefix="cascade-mutations-") as folder:
         copy = Copy(Path(folder))
-        tests = sorted({test for mutation in chosen for test in mutation.tests})
-        began = time.monotonic()
-        report = copy.run(tests, seconds * 3)
-        healthy = report and judge(report, tests)[0] is Outcome.SURVIVED and "<failure" not in report
-        print(f"unchanged: {len(tests)} tests {'pass' if healthy else 'DO NOT PASS'}, {_since(began)}", flush=True)
-        if not healthy:
-            return 1
+        for ranks in sorted({mutation.ranks for mutation in chosen}):
+            tests = sorted({test for mutation in chosen if mutation.ranks == ranks for test in mutation.tests})
+            began = time.monotonic()
+            report = copy.run(tests, seconds * 3, ranks=ranks)
+            healthy = report and judge(report, tests)[0] is Outcome.SURVIVED and "<failure" not in report
+            passed = "pass" if healthy else "DO NOT PASS"
+            print(f"unchanged: {len(tests)} tests {passed} on {ranks} ranks, {_since(began)}", flush=True)
+            if not healthy:
+                return 1
         outcomes = []
         for mutation in chosen:
             began = time.monotonic()

@@ -27,9 +27,9 @@ class Pauses:
         self._store, self._random = store, random.Random(seed)
         self._area = np.zeros(c.HOOK_WORDS, np.int64)
         self._area[c.H_RANDOM] = seed | 1
-        self.slept = {"manager": 0, "putter": 0}
+        self.slept = {"manager": 0, "putter": 0, "mover": 0}
         store._fabric.context[c.HOOKS] = self._area.ctypes.data
-        store._dram.pause = store._writer.pause = self._sleep
+        store._dram.pause = store._writer.pause = store._mover.pause = self._sleep
         self.vary()
 
     def vary(self) -> None:
@@ -44,7 +44,7 @@ class Pauses:
     def remove(self) -> None:
         """Local. No more pauses."""
         self._store._fabric.context[c.HOOKS] = 0
-        self._store._dram.pause = self._store._writer.pause = None
+        self._store._dram.pause = self._store._writer.pause = self._store._mover.pause = None
 
     def _sleep(self, who: str) -> None:
         if self._random.random() < _SLEEP_SHARE:

@@ -15,7 +15,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from bench.pauses import Pauses
+    from cascade_mpi.store import Store
 
 KIB, MIB = 1 << 10, 1 << 20
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -43,6 +44,8 @@ _COUNTERS = (
     "recheck_retries", "retries_exhausted", "fingerprint_collisions", "bad_words", "corrupt", "lost_cas",
     "bucket_overflows", "swept", "evicted", "cell_allocations", "cell_reuses",
 )  # fmt: skip
+
+_POOL = ("moved", "recalls", "returned")  # of leased extents
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,9 @@ def _torture(
             writing.run(comm.rank + 1, _Over(meeting, steps, until, pauses), prefixes=phase.when_full == "refuse")
         else:
             reading = racer = Reading(*more)
-            reading.run(_Over(meeting, reads, until, pauses))
+            wanting = _Wanting(store, phase.dram_bytes * 2 // 5)
+            reading.run(_Over(meeting, reads, until, pauses, wanting.turn))
+            wanting.end()
         comm.Barrier()
         raced = time.monotonic() - raced
         pauses.remove()
@@ -178,6 +183,7 @@ def _torture(
         stats = store.stats()
         counts = racer.counts | {name: int(stats[name]) for name in _COUNTERS}
         counts |= {f"copies_{name}": int(stats["copies"][name]) for name in ("promotions", "hits", "stale")}
+        counts |= {f"pool_{name}": int(stats["pool"].get(name, 0)) for name in _POOL}
         counts |= {"spun": pauses.spun, **{f"slept_{who}": times for who, times in pauses.slept.items()}}
         if comm.rank in readers:
             counts["reader_retries"] = counts["recheck_retries"]
@@ -194,7 +200,8 @@ def _torture(
         f"phase {phase.name}: {summed['reads']} reads in {raced:.1f} s ({time.monotonic() - began:.1f} s with "
         f"judging), {summed['hits'] / max(1, summed['reads']):.0%} hits, {summed['reader_retries']} failed "
         f"re-checks, {summed['copies_hits']} reads of {summed['copies_promotions']} copies, "
-        f"{summed['cell_reuses']} cell reuses, {checked['words']} words checked",
+        f"{summed['cell_reuses']} cell reuses, {summed['pool_moved']} blocks moved out of "
+        f"{summed['pool_returned']} leased extents, {checked['words']} words checked",
     )
     return report
 
@@ -202,8 +209,12 @@ def _torture(
 class _Over:
     """Tells a racer when to stop: once all ranks have done enough, or the time is over. Varies the pauses."""
 
-    def __init__(self, meeting: MPI.Intracomm, enough: int, until: float, pauses: Pauses) -> None:
+    def __init__(
+        self, meeting: MPI.Intracomm, enough: int, until: float, pauses: Pauses,
+        beside: Callable[[int], None] | None = None,
+    ) -> None:  # fmt: skip
         self._meeting, self._enough, self._until, self._pauses = meeting, enough, until, pauses
+        self._beside = beside
         self._turn = 0
         self._met: MPI.Request | None = None
 
@@ -211,11 +222,37 @@ class _Over:
         self._turn += 1
         if self._turn % 256 == 0:
             self._pauses.vary()
+        if self._beside is not None:
+            self._beside(self._turn)
         if self._turn % 16:
             return False
         if self._met is None and (done >= self._enough or time.monotonic() > self._until):
             self._met = self._meeting.Ibarrier()  # and goes on, that the others do not race alone
         return self._met is not None and bool(self._met.Test())
+
+
+class _Wanting:
+    """A reader that in turns wants most of its arena for blocks that nobody else knows, and does not.
+
+    So what writers have leased from it is recalled, moves out, is given back and leased again.
+    """
+
+    def __init__(self, store: Store, nbytes: int) -> None:
+        self._store, self._block = store, np.zeros(nbytes // 8 * 8, np.uint8)
+        self._keys = [f"wanted by {store._comm.rank} {number}" for number in range(2)]
+
+    def turn(self, number: int) -> None:
+        """Local. Put or delete them, every 512 turns."""
+        if number % 1024 == 0:
+            for key in self._keys:
+                self._store.put(key, self._block)
+        elif number % 1024 == 512:
+            self.end()
+
+    def end(self) -> None:
+        """Local. Want nothing."""
+        for key in self._keys:
+            self._store.delete(key)
 
 
 def _judge(
@@ -318,6 +355,7 @@ def _result(
             verdict["recheck_retries"] - verdict["reader_retries"],
         **{name: verdict[name] for name in _COUNTERS if name != "recheck_retries"},
         **{name: verdict[name] for name in ("puts", "kept", "refused", "deletes", "contains", "views", "wrong_sizes")},
+        **{f"pool_{name}": verdict[f"pool_{name}"] for name in _POOL},
         "paused": {name: verdict[name] for name in ("spun", "slept_manager", "slept_putter")},
         "rounds": played["rounds"], "rounds_won_by": played["won_by"], "rounds_failed": len(played["problems"]),
         "failures": failures, "problems": verdict.problems,

@@ -19,12 +19,16 @@ Rule 2 brings cells of one size back in exactly the order in which they were fre
 neighbours have merged meanwhile: the longest way round before a generation repeats. Among mixed
 sizes it cuts nothing out of the middle of an extent: that scatters what was freed together, and
 doubled the waste of four mixed block sizes under first-in-first-out eviction.
+
+An arena may be held in parts: a *range* of pages is there from `add` to `drop`. Between them `close` lets
+nothing new into it; it may be dropped once all its cells have been freed. Cells may lie across ranges.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import islice
 from typing import Literal, NoReturn
 
@@ -94,19 +98,20 @@ class PageAllocator:
     """
 
     __slots__ = (
-        "_bin_limit", "_bins", "_extent_ends", "_extents", "_generations", "_last_ripe", "_limbo", "_live",
-        "_nonempty", "_ripe_until", "_starts", "_tile_queues", "_tiles", "_top",
+        "_bin_limit", "_bins", "_closing", "_end", "_extent_ends", "_extents", "_generations", "_last_ripe", "_limbo",
+        "_live", "_nonempty", "_ranges", "_ripe_until", "_starts", "_tile_queues", "_tiles", "_top",
         "allocations", "free_pages", "limbo_pages", "live_pages", "pages", "rest", "reuses",
     )  # fmt: skip
 
-    def __init__(self, pages: int, rest: float) -> None:
+    def __init__(self, pages: int, rest: float, *, whole: bool = True) -> None:
+        """An arena of so many pages, all of them there, or with `whole=False` none yet (see `add`)."""
         if not 1 <= pages <= MAX_PAGES:
             raise ValueError(f"an arena has 1..{MAX_PAGES} pages, not {pages}: choose a larger page")
         if not rest >= 0:
             raise ValueError(f"a rest of {rest} s is not possible: it must be 0 s or more")
         self.pages = pages
         self.rest = rest
-        self.free_pages = pages
+        self.free_pages = pages if whole else 0
         self.live_pages = 0
         self.limbo_pages = 0
         self.allocations = 0
@@ -116,7 +121,10 @@ class PageAllocator:
         self._limbo: OrderedDict[int, tuple[int, float]] = OrderedDict()  # first page -> pages, time it is ripe
         self._last_ripe = float("-inf")
         self._ripe_until = float("-inf")
-        self._top = 0  # pages from here on were never used
+        self._top = 0  # pages from here to the end were never used, or not since they were added
+        self._end = pages if whole else 0
+        self._ranges: dict[int, int] = {0: pages} if whole else {}  # start -> pages
+        self._closing: dict[int, dict[int, int]] = {}  # start of a range -> what of it is kept back, start -> pages
         # Free memory below the top, twice: as extents (no two of them adjacent), which are what can be
         # handed out, and as tiles (what was freed in one piece, or is left of it), which remember the order.
         self._extents: dict[int, int] = {}  # start -> pages
@@ -199,7 +207,12 @@ class PageAllocator:
             )
         del self._limbo[first]
         self.limbo_pages -= pages
-        self.free_pages += pages
+        for start, length in self._keep_back(first, pages) if self._closing else ((first, pages),):
+            self.free_pages += length
+            self._put_back(start, length)
+
+    def _put_back(self, first: int, pages: int) -> None:
+        """Make pages a tile, and a part of the free extent around it."""
         self._add_tile(first, pages)
         start, end = first, first + pages
         before = self._extent_ends.get(first)
@@ -211,6 +224,95 @@ class PageAllocator:
             self._remove_extent(end)
             end += after
         self._add_extent(start, end - start)
+
+    # -- ranges ---------------------------------------------------------------------------------
+
+    def add(self, start: int, pages: int, generations: Iterable[int] | None = None) -> None:
+        """Local. These pages are there from now on; `generations` are the latest ones of cells at each of them.
+
+        Whoever held them before has used up those. None: no cell was ever there.
+        """
+        if any(other < start + pages and start < other + length for other, length in self._ranges.items()):
+            raise ProtocolError(f"cannot add {pages} pages at {start}: some are there already")
+        self._ranges[start] = pages
+        if generations is not None:
+            self._generations[start : start + pages] = array("H", generations)
+        self.free_pages += pages
+        if self._end in (start, self._top):
+            self._top = self._top if start == self._end else start
+            self._end = start + pages
+        else:
+            self._put_back(start, pages)
+
+    def close(self, start: int) -> None:
+        """Local. Allocate nothing more in the range that starts here: it is to be dropped."""
+        end = start + self._ranges[start]
+        if start in self._closing:
+            return
+        self._closing[start] = {}
+        if self._top < self._end and self._top < end and start < self._end:
+            self._use_up()
+        for first, pages in list(self._extents.items()):
+            if first < end and start < first + pages:
+                self._remove_extent(first)
+                self.free_pages -= pages
+                tiles, at = list[tuple[int, int]](), first
+                while at < first + pages:
+                    tiles.append((at, self._remove_tile(at)))
+                    at += tiles[-1][1]
+                for at, length in tiles:
+                    for piece in self._keep_back(at, length):
+                        self.free_pages += piece[1]
+                        self._put_back(*piece)
+
+    def _keep_back(self, first: int, pages: int) -> list[tuple[int, int]]:
+        """Keep back what of these free pages lies in closing ranges: the (start, pages) of the rest."""
+        rest = [(first, pages)]
+        for start, kept in self._closing.items():
+            end, left = start + self._ranges[start], list[tuple[int, int]]()
+            for at, length in rest:
+                low, high = max(at, start), min(at + length, end)
+                if low >= high:
+                    left.append((at, length))
+                    continue
+                kept[low] = high - low
+                left += [(a, b - a) for a, b in ((at, low), (high, at + length)) if b > a]
+            rest = left
+        return rest
+
+    @property
+    def closing(self) -> list[int]:
+        """Local. The starts of the ranges that are closed and not dropped yet."""
+        return list(self._closing)
+
+    @property
+    def ranges(self) -> dict[int, int]:
+        """Local. A copy: start -> pages of what is there."""
+        return dict(self._ranges)
+
+    def is_empty(self, start: int) -> bool:
+        """Local. Is all of the range that starts here free, or kept back? Linear in the free extents."""
+        pages = self._ranges[start]
+        if start in self._closing:
+            return sum(self._closing[start].values()) == pages
+        runs = [*self._extents.items(), (self._top, self._end - self._top)]
+        return pages == sum(max(min(at + n, start + pages) - max(at, start), 0) for at, n in runs)
+
+    def drop(self, start: int) -> None:
+        """Local. The range that starts here is not there any more; ProtocolError if a cell still is in it."""
+        if not self.is_empty(start):
+            raise ProtocolError(f"cannot drop the pages from {start} on: cells are live or in limbo there")
+        self.close(start)
+        del self._ranges[start], self._closing[start]
+
+    def absent(self) -> list[tuple[int, int]]:
+        """Local. (start, pages) of what is not there, or closed: no cell can be placed over it."""
+        found, at = list[tuple[int, int]](), 0
+        for start in sorted(self._ranges.keys() - self._closing.keys()):
+            if start > at:
+                found.append((at, start - at))
+            at = start + self._ranges[start]
+        return [*found, (at, self.pages - at)] if at < self.pages else found
 
     # -- questions ------------------------------------------------------------------------------
 
@@ -252,7 +354,7 @@ class PageAllocator:
     def _place(self, pages: int) -> int | None:
         """Take `pages` out of the free memory and return where, by the four rules of the module's text."""
         top = self._top
-        if self.pages - top >= pages:
+        if self._end - top >= pages:
             self._top = top + pages
             return top
         queue = self._tile_queues.get(pages)
@@ -278,7 +380,15 @@ class PageAllocator:
             self._take_tiles(start, self._top - start)
             self._top = start + pages
             return start
+        if self._top < self._end and self._end in self._extents:  # a range was added before one that has been used
+            self._use_up()
+            return self._place(pages)
         return None
+
+    def _use_up(self) -> None:
+        """Make never-used memory a free extent like others."""
+        top, self._top = self._top, self._end
+        self._put_back(top, self._end - top)
 
     def _good_fit(self, pages: int) -> int | None:
         """The start of the free extent to cut a cell from, None if none is long enough."""
@@ -308,7 +418,7 @@ class PageAllocator:
     def _open_end(self) -> tuple[int, int]:
         """Start and length of the never-used memory with the free extent before it."""
         start = self._extent_ends.get(self._top, self._top)
-        return start, self.pages - start
+        return start, self._end - start
 
     def _add_extent(self, start: int, pages: int) -> None:
         self._extents[start] = pages
@@ -380,11 +490,21 @@ class PageAllocator:
         runs = [(first, pages, "live") for first, pages in self._live.items()]
         runs += [(first, pages, "limbo") for first, (pages, _) in self._limbo.items()]
         runs += [(start, pages, "free") for start, pages in self._extents.items()]
-        runs.append((self._top, self.pages - self._top, "never used"))
+        runs.append((self._top, self._end - self._top, "never used"))
+        runs += [(start, pages, "kept back") for kept in self._closing.values() for start, pages in kept.items()]
+        at = 0
+        for start in sorted(self._ranges):
+            if start > at:
+                runs.append((at, start - at, "absent"))
+            at = start + self._ranges[start]
+        if at < self.pages:
+            runs.append((at, self.pages - at, "absent"))
+        if self._top == self._end:
+            runs.remove((self._top, 0, "never used"))  # wherever it ended, it takes no place
         runs.sort(key=lambda run: run[:2])
         position, previous = 0, ""
         for start, pages, kind in runs:
-            if start != position or pages < (kind != "never used"):
+            if start != position or pages < 1:
                 self._fail(f"{kind} run of {pages} pages at page {start}, expected one at page {position}", runs)
             if kind == previous == "free":
                 self._fail(f"free extents touch at page {start}", runs)
@@ -398,12 +518,14 @@ class PageAllocator:
         self._check_generations(runs)
 
     def _check_counts(self, runs: list[tuple[int, int, str]]) -> None:
-        counted = {"live": 0, "limbo": 0, "free": 0, "never used": 0}
+        counted = {"live": 0, "limbo": 0, "free": 0, "never used": 0, "kept back": 0, "absent": 0}
         for _, pages, kind in runs:
             counted[kind] += pages
         counted["free"] += counted.pop("never used")
-        kept = {"live": self.live_pages, "limbo": self.limbo_pages, "free": self.free_pages}
-        if counted != kept or sum(kept.values()) != self.pages:
+        back = sum(sum(each.values()) for each in self._closing.values())
+        kept = {"live": self.live_pages, "limbo": self.limbo_pages, "free": self.free_pages, "kept back": back}
+        kept["absent"] = self.pages - sum(self._ranges.values())
+        if counted != kept or not sum(kept.values()) == self.pages == len(self._generations):
             self._fail(f"pages counted {counted}, kept {kept}, in all {self.pages}", runs)
 
     def _check_extents(self, runs: list[tuple[int, int, str]]) -> None:

@@ -8,7 +8,7 @@ still.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -29,25 +29,28 @@ from cascade_mpi.layout import (
     GENERATION_SHIFT,
     MAGIC,
     MAX_GENERATION,
+    MAX_PAGES,
     TIER_DRAM,
     place,
     same_cell,
     unpack_word,
 )
+from cascade_mpi.leases import holder_of
 from cascade_mpi.pins import PinTable
+from cascade_mpi.pool import Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
 
 Claims = dict[int, list[int]]  # by manager: the words that name its cells
 
 
 def check(
-    fabric: Fabric, dram: DramTier, pins: PinTable, protected: ProtectedBytes, drafts: Set[int] = frozenset(),
-    draft_bytes: int = 0,
+    fabric: Fabric, pool: Pool, pins: PinTable, protected: ProtectedBytes, drafts: Set[int] = frozenset(),
+    draft_bytes: Mapping[int, int] | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Collective. Verify all invariants; the number of words, cells, pins and checksums that were looked at.
 
-    `drafts` are the first pages of this rank's cells that wait for their publication, `draft_bytes` what of them
-    will be protected.
+    `drafts` are the words of this rank's cells that wait for their publication, `draft_bytes` what of them
+    will be protected, by the rank of the arena.
 
     Raises
     ------
@@ -56,31 +59,42 @@ def check(
     """
     comm = fabric.comm
     comm.Barrier()
-    dram.sweep(everything=True)
-    dram.compute_checksums()
+    for tier in pool.tiers.values():
+        tier.sweep(everything=True)
+    pool.compute_checksums()
     comm.Barrier()
     problems: list[str] = []
-    claims = _check_words(fabric, problems)
-    named = _sent(comm, claims)
+    named: dict[int, list[int]] = {}  # by the rank of the arena: the words that name this rank's cells
+    everyone = _sent(comm, _check_words(fabric, problems))
+    words_named = len(everyone)
+    for word in everyone:
+        named.setdefault(unpack_word(word).rank, []).append(word)
     copied = _sent(comm, _check_copies(fabric, problems))
-    _check_cells(fabric, dram, named, copied, problems)
-    for first in dram.allocator.live().keys() - drafts:
-        if not dram.words[first]:
-            problems.append(f"cell {first} is allocated, but no word was published for it")
+    _check_extents(fabric, pool, problems)
+    summed, own = 0, pool.own
+    for rank, tier in pool.tiers.items():
+        _check_cells(tier, named.pop(rank, []), copied if tier is own else [], problems)
+        waiting = {word & MAX_PAGES - 1 for word in drafts if unpack_word(word).rank == rank}
+        for first in tier.allocator.live().keys() - waiting:
+            if not tier.words[first]:
+                problems.append(f"cell {first} is allocated, but no word was published for it")
+        summed += _check_payloads(fabric, tier, problems)
+        try:
+            tier.check()
+        except ProtocolError as error:
+            problems.append(str(error))
+    for rank, words in named.items():
+        problems.append(f"{len(words)} words name cells of this rank in the arena of rank {rank}, where it has none")
     _check_pins(fabric, pins, problems)
-    _check_protected(dram, protected, draft_bytes, problems)
-    summed = _check_payloads(fabric, dram, problems)
-    try:
-        dram.check()
-    except ProtocolError as error:
-        problems.append(str(error))
+    _check_protected(fabric, pool, protected, draft_bytes or {}, problems)
     everything = comm.allgather([f"rank {comm.rank}: {text}" for text in problems])
     found = [text for each in everything for text in each]
     if found:
         more = f" (and {len(found) - 20} more)" if len(found) > 20 else ""
         raise ProtocolError("check() found broken invariants: " + "; ".join(found[:20]) + more)
     counts = {
-        "words": len(named), "cells": dram.allocator.live_pages, "checksums": summed, "pins": len(pins.held()),
+        "words": words_named, "cells": sum(tier.allocator.live_pages for tier in pool.tiers.values()),
+        "checksums": summed, "pins": len(pins.held()),
         "copies": len(copied),
     }  # fmt: skip
     totals = comm.allreduce(np.array(list(counts.values())))  # nobody writes before all have looked
@@ -105,8 +119,9 @@ def _check_words(fabric: Fabric, problems: list[str]) -> Claims:
         if word.tier != TIER_DRAM or word.rank >= fabric.comm.size or word.page >= fabric.pages:
             problems.append(f"{where} is out of bounds: {word}")
             continue
-        claims.setdefault(word.rank, []).append(value)
         record = _fetch_descriptor(fabric, word.rank, word.page)
+        manager = int(record["manager"])
+        claims.setdefault(manager if manager < fabric.comm.size else word.rank, []).append(value)
         key = int(record["key_hi"]), int(record["key_lo"])
         if record["magic"] != MAGIC or record["generation"] != word.generation:
             problems.append(f"{where} names a descriptor of magic {record['magic']} generation {record['generation']}")
@@ -176,7 +191,38 @@ def _fetch_descriptor(fabric: Fabric, rank: int, page: int) -> Any:
     return buffer.view(DESCRIPTOR)[0]
 
 
-def _check_cells(fabric: Fabric, dram: DramTier, named: list[int], copied: list[int], problems: list[str]) -> None:
+def _check_extents(fabric: Fabric, pool: Pool, problems: list[str]) -> None:
+    """Each extent has one holder, which knows of it: so no two managers' cells overlap.
+
+    That a tier's cells lie in the extents that it holds is the allocator's to check.
+    """
+    if pool.table is None:
+        return
+    held = {
+        (rank, pool.table.at(start)) for rank, tier in pool.tiers.items() for start in tier.allocator.ranges
+    }  # fmt: skip
+    holders: dict[tuple[int, int], int] = {}
+    for rank, extents in enumerate(fabric.comm.allgather(held)):
+        for at in extents:
+            if at in holders:
+                problems.append(f"extent {at[1]} of rank {at[0]} is held by ranks {holders[at]} and {rank}")
+            holders[at] = rank
+    for extent, word in enumerate(pool.table.look(fabric.comm.rank)):
+        known = holders.get((fabric.comm.rank, extent))
+        if holder_of(word) != known:
+            problems.append(f"extent {extent} is held by rank {holder_of(word)} as its word says, by {known} in truth")
+        start, pages = pool.table.pages_of(extent)
+        if known is None and (pool.own.records["magic"][start : start + pages] == MAGIC).any():
+            problems.append(f"extent {extent} is free, but a descriptor in it says live")
+    for rank, tier in pool.tiers.items():
+        owned = np.zeros(fabric.pages, np.bool_)
+        for start, pages in tier.allocator.ranges.items():
+            owned[start : start + pages] = True
+        if tier.owned is None or not np.array_equal(owned, tier.owned):
+            problems.append(f"the pages of rank {rank} whose hints this rank clears are not those that it holds")
+
+
+def _check_cells(dram: DramTier, named: list[int], copied: list[int], problems: list[str]) -> None:
     """Every live cell is named by exactly one word, a copy in the copy table and a block in the index, and no other."""
     counted: dict[int, int] = {}
     for word in named + copied:
@@ -203,7 +249,7 @@ def _check_cells(fabric: Fabric, dram: DramTier, named: list[int], copied: list[
             problems.append(f"cells {one} and {other} overlap")
     magics = dram.records["magic"] == MAGIC
     for first in np.flatnonzero(magics).tolist():
-        if dram.allocator.state(first) is None:
+        if (dram.owned is None or dram.owned[first]) and dram.allocator.state(first) is None:
             problems.append(f"descriptor {first} says live, but no cell begins there")
 
 
@@ -219,14 +265,21 @@ def _check_pins(fabric: Fabric, pins: PinTable, problems: list[str]) -> None:
         problems.append(f"{found.size} pin slots are set, the ranks hold {expected.size} pins here")
 
 
-def _check_protected(dram: DramTier, protected: ProtectedBytes, draft_bytes: int, problems: list[str]) -> None:
-    """What counts against the quota is what the hard words name, and no more than it allows."""
+def _check_protected(
+    fabric: Fabric, pool: Pool, protected: ProtectedBytes, draft_bytes: Mapping[int, int], problems: list[str]
+) -> None:
+    """What counts against an arena's quota is what the hard words of all its managers name, and is allowed."""
     if protected.limit is None:
         return
-    _, named = dram.protected()
+    found = np.zeros((2, fabric.comm.size), np.int64)
+    for rank, tier in pool.tiers.items():
+        found[0, rank] = tier.protected()[1]
+    for rank, nbytes in draft_bytes.items():
+        found[1, rank] = nbytes
+    named, drafted = fabric.comm.allreduce(found)[:, fabric.comm.rank].tolist()
     counted = protected.counted()
-    if counted != named + draft_bytes:
-        problems.append(f"{counted} protected bytes are counted, hard words name {named} and drafts {draft_bytes}")
+    if counted != named + drafted:
+        problems.append(f"{counted} protected bytes are counted, hard words name {named} and drafts {drafted}")
     if counted > protected.limit:
         problems.append(f"{counted} protected bytes are counted, protected_bytes is {protected.limit}")
 
@@ -237,7 +290,10 @@ def _check_payloads(fabric: Fabric, dram: DramTier, problems: list[str]) -> int:
         record = dram.records[first]
         if record["flags"] & FLAG_CHECKSUM:
             summed += 1
-            address = fabric.arena_address + first * fabric.page_bytes
+            address = dram.area.arena_address + first * fabric.page_bytes
+            if dram.area.far:
+                fetched = dram.area.far.fetch_payload(first, int(record["length"]))
+                address = fetched.ctypes.data
             if checksum_bytes(address, int(record["length"])) != int(record["checksum"]):
                 problems.append(f"payload of cell {first} does not have its checksum")
     return summed

@@ -28,6 +28,7 @@ ChecksumMode = Literal["later", "inline", "off"]
 WhenFull = Literal["evict", "refuse"]
 Eviction = Literal["lru", "arc", "s3fifo", "prefix"]
 MpiCalls = Literal["auto", "compiled", "python"]
+Placement = Literal["local", "hash"]
 
 HIDDEN = "(hidden)"  # what is printed for a secret
 MIN_REST_MS = 0.1  # 32,767 generations of a cell must last longer than any honest attempt to read it
@@ -131,6 +132,10 @@ class Config:
         blocks: after the first); 0: no copies.
     copy_share
         The part of each arena that such copies may take, more than 0 and at most 1.
+    lease_extents
+        Parts of each arena that other ranks may use while it is idle, those of its node first; 0: none.
+    placement
+        A put uses the "local" arena first, or that of the key's home, which a "hash" of the key names.
     """
 
     dram_bytes: int = 256 << 20
@@ -153,6 +158,8 @@ class Config:
     protect_depth: int = 0
     promote_after: int = 3
     copy_share: float = 0.25
+    lease_extents: int = 32
+    placement: Placement = "local"
 
     def __post_init__(self) -> None:
         """Check every field; ConfigError names the field, its value and what is allowed."""
@@ -177,6 +184,9 @@ class Config:
         self._set("protect_depth", _integer("protect_depth", self.protect_depth, 0, MAX_DEPTH))
         self._set("promote_after", _integer("promote_after", self.promote_after, 0, 100))
         self._set("copy_share", _part("copy_share", self.copy_share))
+        self._set("lease_extents", _integer("lease_extents", self.lease_extents, 0, 4096))
+        if self.placement == "hash" and not self.lease_extents:
+            raise ConfigError('placement is "hash", lease_extents is 0: blocks are placed elsewhere by leases')
 
     @classmethod
     def make(cls, config: ConfigLike = None, **overrides: Any) -> Config:
@@ -204,6 +214,7 @@ _MODES: dict[str, tuple[str, ...]] = {
     "when_full": get_args(WhenFull),
     "eviction": get_args(Eviction),
     "mpi_calls": get_args(MpiCalls),
+    "placement": get_args(Placement),
 }
 
 

@@ -303,7 +303,7 @@ class Copies:
     def _node_has(self, hi: int, lo: int, word: int, record: np.void) -> bool:
         """Is the block, which the look-up found by this word, or a copy of it, in the memory of this node?"""
         named = unpack_word(word)
-        if (named.rank, named.generation) != (int(record["manager"]), int(record["generation"])):
+        if named.generation != int(record["generation"]):
             return False  # another key's word: the look-up went on to the next
         return self._fabric.mapped[named.rank] or self._is_there(hi, lo, word)
 

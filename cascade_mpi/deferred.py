@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import StoreFullError
 from cascade_mpi.layout import HARD, unpack_word
 from cascade_mpi.listing import integer_key
@@ -20,7 +19,7 @@ from cascade_mpi.writer import Draft, Exists, PutResult, Writer
 class Deferred:
     """The drafts of one rank; `drafts` has them by key, in the order of their puts."""
 
-    def __init__(self, writer: Writer, dram: DramTier) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self.drafts: dict[tuple[int, int], Draft] = {}
         self._lock = threading.RLock()
@@ -92,10 +91,15 @@ class Deferred:
             for hi, lo in list(self.drafts):
                 self.give_up(hi, lo)
 
-    def protected_bytes(self) -> int:
-        """Local. How many bytes of them will be protected: they count already."""
-        return sum(draft.nbytes for draft in self.drafts.values() if draft.word & HARD)
+    def protected_bytes(self) -> dict[int, int]:
+        """Local. How many bytes of them will be protected, by the rank of their arena: they count already."""
+        found: dict[int, int] = {}
+        for draft in self.drafts.values():
+            if draft.word & HARD:
+                rank = unpack_word(draft.word).rank
+                found[rank] = found.get(rank, 0) + draft.nbytes
+        return found
 
-    def first_pages(self) -> set[int]:
-        """Local. The first pages of their cells."""
-        return {unpack_word(draft.word).page for draft in self.drafts.values()}
+    def words(self) -> set[int]:
+        """Local. The words that they will have."""
+        return {draft.word for draft in self.drafts.values()}

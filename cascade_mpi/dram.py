@@ -1,8 +1,9 @@
-"""The DRAM tier of one rank: the cells that this rank manages, from reservation to reuse.
+"""The DRAM tier of one rank: the cells that this rank manages in one arena, from reservation to reuse.
 
 Covers allocation, the table of published words, removal of own words (evict, expire, clear), the sweep of cells
 whose word others took away, limbo, and the look at the pins before reuse. Does not cover how a word is
-published (`writer`), which pages a cell gets (`allocator`), nor which blocks are evicted first (`victims`).
+published (`writer`), which pages a cell gets (`allocator`), which blocks are evicted first (`victims`), nor which
+arenas a rank has cells in (`pool`).
 
 The order that keeps readers safe: the word leaves (CAS, flushed), full fence, rest, look at the pins,
 wipe the descriptor, reuse with the generation raised. Anybody may toggle the hard bit of a word: the table has
@@ -21,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.allocator import PageAllocator
+from cascade_mpi.area import Area
 from cascade_mpi.errors import ProtocolError
-from cascade_mpi.fabric import Fabric
+from cascade_mpi.fabric import Fabric, Scratch
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import checksum_cell, full_fence
-from cascade_mpi.layout import DESCRIPTOR, DESCRIPTOR_BYTES, HARD, MAX_PAGES, same_cell
+from cascade_mpi.layout import DESCRIPTOR_BYTES, HARD, MAX_PAGES, same_cell
 from cascade_mpi.onesided import SLOTS_PER_PEER
 from cascade_mpi.victims import Victims
 
@@ -39,19 +41,30 @@ _DRAIN_CELLS = 8  # and so many at a time, unless an allocation needs them all: 
 
 
 class DramTier:
-    """The arena of this rank. Public methods take the lock that also guards publishing (re-entrant)."""
+    """What one rank manages of one arena. Public methods take the lock that also guards publishing (re-entrant)."""
 
     name = "dram"
 
-    def __init__(self, fabric: Fabric, *, rest: float, eviction: str | None, ahead: float = 0.0) -> None:
-        """`eviction` names a policy, None: nothing is evicted; `ahead` is the share of pages to be kept free."""
+    def __init__(
+        self, fabric: Fabric, *, rest: float, eviction: str | None, ahead: float = 0.0, area: Area | None = None,
+        shared: tuple[threading.RLock, Scratch] | None = None, whole: bool = True,
+    ) -> None:  # fmt: skip
+        """`eviction` names a policy, None: nothing is evicted; `ahead` is the share of pages to be kept free.
+
+        `area` is the arena, by default this rank's; `shared` the lock and the scratch of the rank's other tier. Not
+        `whole`: the allocator has no pages yet.
+        """
         self.fabric = fabric
-        self.lock = threading.RLock()
+        self.area = Area.own(fabric) if area is None else area
         # Its own: a look in the middle of a put must not overwrite the look-up that the put goes by.
-        self._scratch = fabric.new_scratch()
-        self.allocator = PageAllocator(fabric.pages, rest)
+        self.shared = (threading.RLock(), fabric.new_scratch()) if shared is None else shared
+        self.lock, self._scratch = self.shared
+        self.allocator = PageAllocator(fabric.pages, rest, whole=whole)
+        # By page: it is this rank's; others' hints are not to be cleared. None: all are.
+        self.owned: npt.NDArray[np.bool_] | None = None if whole else np.zeros(fabric.pages, np.bool_)
+        self.grow: Callable[[int], bool] | None = None  # adds pages to the allocator, so that so many may fit
         self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word as it was seen last, 0: none
-        self.records = fabric.descriptors.view(DESCRIPTOR)[:, 0]
+        self.records = self.area.records
         self._magics, self._lengths = self.records["magic"], self.records["length"]
         self._expiries = self.records["expiry"]
         self.live_bytes = 0
@@ -65,7 +78,7 @@ class DramTier:
         self.copies = np.zeros(fabric.pages, np.bool_)  # by first page: a copy, its word is in the node's copy table
         self.copy_pages = self.copy_bytes = self.demoted = self.stale = 0
         self._rest = rest
-        self.victims = None if eviction is None else Victims(eviction, self.records, fabric.touched)
+        self.victims = None if eviction is None else Victims(eviction, self.records, self.area.touched)
         self._chosen: deque[int] = deque()  # words
         self.low_pages = int(ahead * fabric.pages) if eviction is not None else 0
         self._barren = 0.0  # until then there is nothing to evict ahead
@@ -88,25 +101,33 @@ class DramTier:
             return None
         with self.lock:
             now = time.monotonic()
-            ripe = self.allocator.next_ripe()
-            if ripe is not None and ripe + _DRAIN_LATE_S <= now:
-                self.drain(now, _DRAIN_CELLS)
-            cell = self.allocator.allocate(pages, now)
+            self.drain_some(now)
+            cell = self.allocate(pages, now)
             while cell is None:
-                cell = self._settle(pages)
-                if (
-                    cell is None
-                    and not (self.sweep() or self.drop_passed() or self.drop_expired())
-                    and not self._evict(pages)
-                ):
+                cell = self.regain(pages)
+                if cell is None and not self.evict(pages):
                     return None
             if self.allocator.free_pages + self.allocator.limbo_pages < self.low_pages and now >= self._barren:
                 try:
-                    self._evict_ahead(pages)
+                    self.evict_ahead(pages)
                 except BaseException:  # Ctrl-C too: the caller never heard of its cell
                     self.abandon(cell[0])
                     raise
             return cell
+
+    def allocate(self, pages: int, now: float) -> tuple[int, int] | None:
+        """Local. (first page, generation) of a new cell in what is free, also where the arena must `grow`; or None."""
+        cell = self.allocator.allocate(pages, now)
+        while cell is None and self.grow is not None and self.grow(pages):
+            cell = self.allocator.allocate(pages, now)
+        return cell
+
+    def regain(self, pages: int) -> tuple[int, int] | None:
+        """Local. The same of what can be had without a loss: from limbo, swept, of passed epochs or expired."""
+        while True:
+            cell = self._settle(pages)
+            if cell is not None or not (self.sweep() or self.drop_passed() or self.drop_expired()):
+                return cell
 
     def reserve_copy(self, nbytes: int, most: int, *, wait: bool = False) -> tuple[int, int] | None:
         """Local. The same for a copy; copies may take `most` pages. None if there is no room, without `wait`: now.
@@ -125,9 +146,9 @@ class DramTier:
                         break
                     self._evict_one(first)
             self.drain(now)
-            cell = self.allocator.allocate(pages, now)
+            cell = self.allocate(pages, now)
             if cell is None and self.allocator.limbo_pages < pages and self.victims is not None:
-                self._evict(pages, pages)  # no more than this one needs: a copy is worth no blocks ahead of time
+                self.evict(pages, pages)  # no more than this one needs: a copy is worth no blocks ahead of time
             return self._settle(pages) if cell is None and wait else cell
 
     def enter_copy(self, word: int, nbytes: int) -> None:
@@ -138,8 +159,11 @@ class DramTier:
         self.copy_bytes += nbytes
         self.enter(word, nbytes)
 
-    def enter(self, word: int, nbytes: int, *, unsummed: bool = False) -> None:
-        """Local. Note a word as published; the caller holds the lock since before its CAS (rule R8)."""
+    def enter(self, word: int, nbytes: int, *, unsummed: bool = False, touch: int | None = None) -> None:
+        """Local. Note a word as published; the caller holds the lock since before its CAS (rule R8).
+
+        `touch` is the tick of its last use, by default now.
+        """
         first = word & _PAGE_MASK
         self.words[first] = word
         self.live_bytes += nbytes
@@ -153,7 +177,9 @@ class DramTier:
                 self._expiring = [each for each in self._expiring if self._is_live(each[1])]
                 heapq.heapify(self._expiring)
         # As the kernels do: a clock that is behind the epoch is no reason to fail after the block was published.
-        self.fabric.touched[first] = self.fabric.ticks() & 0xFFFFFFFF
+        self.area.touched[first] = (self.fabric.ticks() if touch is None else touch) & 0xFFFFFFFF
+        if self.area.far:
+            self.area.far.send_touch(first)
         if self.victims is not None:
             self.victims.entered(first, self.pages_for(nbytes))
 
@@ -169,8 +195,8 @@ class DramTier:
                 word = self._unsummed.popleft()
                 if self._is_live(word):
                     first = word & _PAGE_MASK
-                    descriptor = self.fabric.descriptors_address + first * DESCRIPTOR_BYTES
-                    checksum_cell(descriptor, self.fabric.arena_address + first * self.fabric.page_bytes)
+                    descriptor = self.area.descriptors_address + first * DESCRIPTOR_BYTES
+                    checksum_cell(descriptor, self.area.arena_address + first * self.fabric.page_bytes)
                     done += 1
         return done
 
@@ -244,11 +270,18 @@ class DramTier:
         become of the hard bits of the others.
         """
         with self.lock:
-            fabric = self.fabric
             # A copy: NumPy counts the hints before it lists them, and peers write them meanwhile.
-            firsts = np.flatnonzero(self.words if everything else fabric.gone.copy())
-            fabric.gone[firsts] = 0  # before the look: a hint that comes later counts for the next sweep
+            gone, far = self.area.gone, self.area.far
+            if far:
+                far.look_at_hints([*self.allocator.ranges.items()])
+            hints = gone.copy()
+            if self.owned is not None:
+                hints[~self.owned] = 0
+            firsts = np.flatnonzero(self.words if everything else hints)
+            gone[firsts] = 0  # before the look: a hint that comes later counts for the next sweep
             full_fence()
+            if far:
+                far.send_hints([(first, 1) for first in firsts.tolist()])
             found = 0
             for first in firsts.tolist():
                 word = int(self.words[first])
@@ -275,14 +308,23 @@ class DramTier:
             fabric.raise_mpi_error(s)
         return slot
 
+    def standing(self, first: int) -> tuple[int, int, int, int] | None:
+        """Local. (home, bucket, slot, word) of a live cell as its word stands in the index now; None: it has left."""
+        word, s = int(self.words[first]), self._scratch
+        if not word or (slot := self._slot_of(first, word)) < 0:
+            return None
+        return int(s.words[c.HOME]), int(s.words[c.BUCKET]), slot, self._note(first)
+
     # ---------------------------------------------------------------------------------------------- eviction
 
-    def _evict_ahead(self, pages: int) -> None:
-        """While less than the low watermark is free, evict about as much as this put takes.
+    def evict_ahead(self, pages: int, missing: int | None = None) -> None:
+        """Local. While less than the low watermark is free, evict about as much as this put takes.
 
-        A block that is larger than what is missing stays: it may be worth more than a put that evicts for itself.
+        `missing` pages, by default of this arena alone. A block that is larger stays: it may be worth more than a put
+        that evicts for itself.
         """
-        missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
+        if missing is None:
+            missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
         want = pages if 2 * missing < self.low_pages else 2 * pages
         while want > 0 and missing > 0:
             first = self._next_victim()
@@ -296,8 +338,8 @@ class DramTier:
                 want -= size
                 missing -= size
 
-    def _evict(self, pages: int, least: int | None = None) -> bool:
-        """Take blocks out, hard ones never, so that a cell of so many pages may fit; False if nothing was taken.
+    def evict(self, pages: int, least: int | None = None) -> bool:
+        """Local. Take blocks out, hard ones never, so that a cell of so many pages may fit; False if nothing was taken.
 
         At least `least` pages of them, by default what spares the next puts an eviction of their own.
         """
@@ -326,7 +368,7 @@ class DramTier:
     def _cold_copies(self) -> list[int]:
         """First pages of the copies, the one that was not read for longest first."""
         held = np.flatnonzero(self.copies)
-        order: list[int] = held[np.argsort(self.fabric.touched[held], kind="stable")].tolist()
+        order: list[int] = held[np.argsort(self.area.touched[held], kind="stable")].tolist()
         return order
 
     def _next_victim(self) -> int:
@@ -338,16 +380,23 @@ class DramTier:
                 first = word & _PAGE_MASK
                 if int(self.words[first]) == word and (insist or self.victims.untouched(first)):
                     return first
+            self._look_at_touches()
             chosen = self.victims.choose(max(1, self.fabric.pages // _CHOOSE_SHARE), self._staying())
             if not chosen:
                 return -1
             self._chosen.extend(self.words[chosen].tolist())
         return self._chosen.popleft() & _PAGE_MASK
 
+    def _look_at_touches(self) -> None:
+        if self.area.far:
+            self.area.far.look_at_touches([*self.allocator.ranges.items()])
+
     def _staying(self) -> npt.NDArray[np.int64]:
         """First pages of the live cells that may not be evicted, as far as this rank knows."""
         live = np.flatnonzero(self.words)
         stays = ~self.copies[live] if self.victims is None else self.words[live] & np.uint64(HARD) != 0
+        for start in self.allocator.closing:  # what leaves from there makes no room
+            stays |= (live >= start) & (live < start + self.allocator.ranges[start])
         found: npt.NDArray[np.int64] = live[stays]
         return found
 
@@ -362,6 +411,20 @@ class DramTier:
             self.evicted += 1
         return nbytes
 
+    def drop(self, first: int) -> bool:
+        """Local. Evict the block of a cell that cannot stay where it is; False if it is protected."""
+        return self._evict_one(first) is not None
+
+    def oldest(self) -> int:
+        """Local. Ticks since the last use of the block that goes next, -1 if none may go."""
+        if self.victims is None or time.monotonic() < self._barren:
+            return -1
+        if (first := self._next_victim()) < 0:
+            self._barren = time.monotonic() + _BARREN_S
+            return -1
+        self._chosen.appendleft(int(self.words[first]))
+        return (self.fabric.ticks() - int(self.area.touched[first])) & 0xFFFFFFFF
+
     def _could_fit(self, pages: int) -> bool:
         """Would there be a run of so many pages if all that may go were gone? If not, none of it has to go."""
         if self.victims is None and not self.copy_pages:
@@ -371,10 +434,11 @@ class DramTier:
             staying += [first for first in self.allocator.live() if not self.words[first]]
         staying += [first for first in pinned if self.allocator.state(first) is not None]
         end = 0
-        for first in sorted(set(staying)):
+        runs = [(first, self.allocator.pages_of(first)) for first in set(staying)] + self.allocator.absent()
+        for first, length in sorted(runs):
             if first - end >= pages:
                 return True
-            end = max(end, first + self.allocator.pages_of(first))
+            end = max(end, first + length)
         return self.fabric.pages - end >= pages
 
     # ------------------------------------------------------------------------------------------- namespaces
@@ -412,7 +476,7 @@ class DramTier:
 
     def sweep_hinted(self) -> None:
         """Local. Sweep if a stranger has said that a word of this rank's is gone."""
-        if self.fabric.gone.any():
+        if self.area.far or self.area.gone.any():
             self.sweep()
 
     def make_room_in(self, namespace_id: int, epoch: int, nbytes: int) -> bool:
@@ -519,12 +583,22 @@ class DramTier:
         # What left limbo must say nothing any more before its pages are given out again.
         self._magics[unpinned] = 0
         full_fence()
+        if self.area.far:
+            self.area.far.send_descriptors(unpinned)
         for first in unpinned:
             self.allocator.free(first)
 
+    def drain_some(self, now: float) -> None:
+        """Local. Free a few cells that have rested for long."""
+        ripe = self.allocator.next_ripe()
+        if ripe is not None and ripe + _DRAIN_LATE_S <= now:
+            self.drain(now, _DRAIN_CELLS)
+
     def pinned_pages(self) -> dict[int, int]:
         """Local. The first pages that peers have pinned, with the rank of a holder."""
-        slots = self.fabric.pin_words.copy()  # peers write them meanwhile: one look at each
+        if self.area.far:
+            self.area.far.look_at_pins()
+        slots = self.area.pin_words.copy()  # peers write them meanwhile: one look at each
         return {int(slots[at]) & _PAGE_MASK: at // SLOTS_PER_PEER for at in np.flatnonzero(slots).tolist()}
 
     def _settle(self, pages: int) -> tuple[int, int] | None:
@@ -538,20 +612,22 @@ class DramTier:
             self.fabric.poll(self.fabric.ctx, self.fabric.scratch.address)
             time.sleep(_POLL_S)
 
-    def why_full(self, nbytes: int) -> str:
-        """Local. For people: why a block of this size found no room, and what to do."""
+    def why_full(self, nbytes: int, elsewhere: str = "") -> str:
+        """Local. For people: why a block of this size found no room, also `elsewhere`, and what to do."""
         a, page = self.allocator, self.fabric.page_bytes
         pages = self.pages_for(nbytes)
         text = (
             f"a block of {nbytes} bytes needs {pages} contiguous pages of {page} bytes in the arena of rank "
-            f"{self.fabric.comm.rank}: {a.pages} pages, {a.live_pages} live, {a.limbo_pages} in limbo, "
+            f"{self.area.rank}: {a.pages} pages, {a.live_pages} live, {a.limbo_pages} in limbo, "
             f"{a.free_pages} free, longest free run {a.largest_free}"
         )
         limbo = sum(1 for first in self.pinned_pages() if a.state(first) == "limbo")
         if limbo:
             holders = sorted({rank for first, rank in self.pinned_pages().items() if a.state(first) == "limbo"})
             text += f"; {limbo} cells in limbo are pinned by rank {', '.join(map(str, holders))} (release the views)"
-        return text + ": raise dram_bytes" + ("" if self.victims is not None else ' or set when_full="evict"')
+        return (
+            text + elsewhere + ": raise dram_bytes" + ("" if self.victims is not None else ' or set when_full="evict"')
+        )
 
     def check(self) -> None:
         """Local. Verify the allocator and that the table of words, descriptors and cells say the same.

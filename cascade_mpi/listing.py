@@ -71,7 +71,7 @@ def _infos(
             ndim = int(record["ndim"])
             dims = tuple(record["dims"].tolist()) if ndim > 1 else ()
             yield BlockInfo(
-                integer_key(space, int(record["key_hi"]), int(record["key_lo"])), dram.fabric.comm.rank,
+                integer_key(space, int(record["key_hi"]), int(record["key_lo"])), dram.area.rank,
                 int(record["length"]), dtype_name(int(record["dtype"])),
                 decode_dims(ndim, int(record["dim0"]), dims), bool(word & HARD),
                 max(time.time_ns() - int(record["sequence"]), 0) / 1e9, float(expiry - now) if expiry else None,

@@ -17,6 +17,7 @@ from cascade_mpi.config import Config, ConfigLike, format_size
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.fabric import LEVELS, copy_table_bytes, data_layout
 from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, MAX_RANKS, page_bytes_for
+from cascade_mpi.leases import lease_bytes
 from cascade_mpi.onesided import SLOTS_PER_PEER
 from cascade_mpi.registry import table_bytes
 
@@ -75,7 +76,8 @@ def geometry(config: Config, ranks: int) -> Geometry:
         copy_buckets = 1
         while copy_buckets < buckets * config.copy_share:
             copy_buckets *= 2
-    return Geometry(pages, page_bytes, buckets, table_bytes(config.namespace_slots), copy_buckets)
+    space_bytes = table_bytes(config.namespace_slots) + lease_bytes(config.lease_extents, ranks)
+    return Geometry(pages, page_bytes, buckets, space_bytes, copy_buckets)
 
 
 def check_memory(comm: MPI.Intracomm, config: Config, sizes: Geometry) -> None:

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
-from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.namespaces import DEFAULT, MAX_EPOCH, AnyNamespace, Namespace, as_namespace
@@ -312,6 +311,15 @@ class Registry:
         """Local. A word of a rank's table. 1 Get."""
         return int(self._get(rank, word, 1)[0])
 
+    def read_many(self, rank: int, word: int, count: int) -> Words:
+        """Local. Words of a rank's table, one after the other. 1 Get."""
+        found: Words = self._get(rank, word, count)
+        return found
+
+    def swap(self, rank: int, word: int, old: int, new: int) -> bool:
+        """Local. Change a word of a rank's table from `old` to `new`; False if it is not `old`. 1 CAS."""
+        return int(self._cas(rank, word, old, new)) == old
+
     def change(self, rank: int, word: int, update: Callable[[int], int]) -> None:
         """Local. Change a word of a rank's table by compare-and-swap, unless `update` leaves it. 1 Get + 1 CAS."""
         old = self.read(rank, word)
@@ -323,14 +331,14 @@ class Registry:
 
     # --------------------------------------------------------------------------------------------- lists
 
-    def list(self, dram: DramTier) -> list[NamespaceInfo]:
-        """Collective. What the blocks of all ranks belong to, by slot."""
+    def list(self, held: Callable[[int, int], tuple[int, int, int]]) -> list[NamespaceInfo]:
+        """Collective. What the blocks of all ranks belong to, by slot; `held` as `Pool.held`, of this rank."""
         with self._lock:
             spaces = [*self._by_id.values()]
         mine = []
         for each in spaces:
             space = self.current(each.namespace)
-            blocks, nbytes, passed = dram.held(space.id, space.epoch)
+            blocks, nbytes, passed = held(space.id, space.epoch)
             n = space.namespace
             info = NamespaceInfo(
                 str(n), n.name, n.model, n.dtype, n.layout, bool(n.salt), space.epoch,

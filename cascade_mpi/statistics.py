@@ -16,39 +16,64 @@ from cascade_mpi.copies import Copies
 from cascade_mpi.dram import DramTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels.jit import KERNELS
+from cascade_mpi.mover import Mover
 from cascade_mpi.pins import PinTable
+from cascade_mpi.pool import Pool
 from cascade_mpi.reader import Reader
 from cascade_mpi.registry import Registry
 from cascade_mpi.writer import Writer
 
 
-def stats(fabric: Fabric, dram: DramTier, writer: Writer, pins: PinTable) -> dict[str, Any]:
+def stats(fabric: Fabric, pool: Pool, writer: Writer, pins: PinTable) -> dict[str, Any]:
     """Local. What this rank has done since the store was opened: counters, and the fill of its arena (bytes)."""
-    count, a = fabric.counters(), dram.allocator
+    count, dram, total = fabric.counters(), pool.own, pool.total
+    a = dram.allocator
     paths = {
         path: {"gets": count[f"hits_{path}"], "bytes": count[f"bytes_{path}"]} for path in ("self", "node", "remote")
     }
     hits = sum(each["gets"] for each in paths.values())
     page = fabric.page_bytes
-    blocks, nbytes = dram.protected()
+    blocks, nbytes = pool.protected()
+    tiers = list(pool.tiers.values())
     return {
         "gets": hits + count["misses"], "hits": hits, "misses": count["misses"],
         "bytes_got": sum(each["bytes"] for each in paths.values()), "tiers": paths,
         "puts": writer.puts, "bytes_put": writer.bytes_put, "kept": writer.kept, "refused": writer.refused,
-        "deletes": writer.deletes, "evicted": dram.evicted, "evicted_bytes": dram.evicted_bytes,
-        "passed": dram.passed, "expired": dram.expired, "expired_reads": count["expired_reads"],
-        "spared": dram.spared,
+        "deletes": writer.deletes, "evicted": total("evicted"), "evicted_bytes": total("evicted_bytes"),
+        "passed": total("passed"), "expired": total("expired"), "expired_reads": count["expired_reads"],
+        "spared": total("spared"),
         "protected": {"blocks": blocks, "bytes": nbytes, "over_quota": writer.unprotected},
         "recheck_retries": count["recheck_retries"], "retries_exhausted": count["retries_exhausted"],
         "fingerprint_collisions": count["fingerprint_collisions"], "bad_words": count["bad_words"],
         "corrupt": count["corrupt"], "lost_cas": writer.lost_cas, "bucket_overflows": writer.overflows,
-        "swept": dram.swept, "cell_allocations": a.allocations, "cell_reuses": a.reuses,
+        "swept": total("swept"), "cell_allocations": sum(tier.allocator.allocations for tier in tiers),
+        "cell_reuses": sum(tier.allocator.reuses for tier in tiers),
         "pins": len(pins.held()),
         "arena": {
             "bytes": a.pages * page, "live_bytes": dram.live_bytes - dram.copy_bytes, "live": a.live_pages * page,
-            "limbo": a.limbo_pages * page, "free": a.free_pages * page,
+            "limbo": a.limbo_pages * page, "free": pool.free_pages * page,
         },
-        "blocks": int(np.count_nonzero(dram.words * ~dram.copies)),
+        "blocks": sum(int(np.count_nonzero(tier.words * ~tier.copies)) for tier in tiers),
+    }  # fmt: skip
+
+
+def pool(pool: Pool, mover: Mover) -> dict[str, int]:
+    """Local. The extents of this rank's arena, what it has in others', and what was moved; zeros without leases.
+
+    `held_own`, `free`, `lent` and `recalled` count extents of the own arena, `held` those of others.
+    """
+    return pool.state() | {"moved": mover.moved, "moved_bytes": mover.moved_bytes, "dropped": mover.dropped}
+
+
+def about_pool(config: Config, fabric: Fabric, pool: Pool) -> dict[str, Any]:
+    """Local. Whether this rank's arena is one of a pool, and why."""
+    reason = f"the arenas of {fabric.comm.size} ranks, {len(fabric.node_ranks)} of them of this node, which come first"
+    if pool.table is None:
+        reason = "lease_extents is 0" if not config.lease_extents else "there is one rank"
+        return {"on": False, "reason": reason, "placement": "local"}
+    return {
+        "on": True, "reason": reason, "placement": config.placement, "extents": pool.table.count,
+        "extent_bytes": pool.table.extent_pages * fabric.page_bytes, "never_lent": pool.kept,
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ below: `reader` and `writer` over `onesided`, the arena in `dram`. Every public 
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
@@ -31,7 +32,6 @@ from cascade_mpi.config import ConfigLike, parse_size
 from cascade_mpi.copier import Copier
 from cascade_mpi.copies import Copies, Replicated
 from cascade_mpi.deferred import Deferred
-from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import (
     BufferSizeError,
     CascadeError,
@@ -46,10 +46,12 @@ from cascade_mpi.kernels import context as c
 from cascade_mpi.keys import Key, key_array, key_words
 from cascade_mpi.layout import MAX_DEPTH, MAX_EXPIRY
 from cascade_mpi.listing import BlockInfo
+from cascade_mpi.mover import Mover, Rebalanced
 from cascade_mpi.namespaces import AnyNamespace, as_namespace
 from cascade_mpi.onesided import WHOLE
 from cascade_mpi.opening import agree, check_memory, geometry
 from cascade_mpi.pins import Pin, PinTable
+from cascade_mpi.pool import open_pool
 from cascade_mpi.progress import ProgressThread, paused
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.protection import Protection
@@ -104,21 +106,23 @@ class Store:
             self._self_test = selftest.run(fabric)
         affinity = sorted(os.sched_getaffinity(0))
         self._copier = Copier(self.config.copy_threads, fabric.node.allgather(affinity).count(affinity))
-        eviction = self.config.eviction if self.config.when_full == "evict" else None
-        self._dram = DramTier(fabric, rest=self.config.rest_ms / 1e3, eviction=eviction, ahead=self.config.evict_ahead)
         self._pins = PinTable(fabric)
         self._registry = Registry(fabric, self.config.namespace_slots)
+        self._protected = ProtectedBytes(fabric, self._registry, self.config.protected_bytes)
+        self._pool = open_pool(fabric, self.config, self._registry, self._protected)
+        self._dram = self._pool.own
+        self._mover = Mover(
+            fabric, self._pool, self._registry, self._protected, later=self.config.checksum == "later"
+        )  # fmt: skip
         self._copies = Copies(fabric, self._dram, self._registry, share=self.config.copy_share)
         self._reader = Reader(fabric, self._pins, self._copier, self._copies, verify=self.config.verify_reads)
         self._batch = BatchReader(fabric, self._reader, self._copies)
-        self._protected = ProtectedBytes(fabric, self._registry, self.config.protected_bytes)
-        self._dram.unprotected = self._protected.release_own
         self._writer = Writer(
-            fabric, self._dram, self._copier, self._registry, self._protected, checksum=self.config.checksum,
+            fabric, self._pool, self._copier, self._registry, self._protected, checksum=self.config.checksum,
             attempt=fabric.attempt, protect_depth=self.config.protect_depth,
         )  # fmt: skip
         self._protection = Protection(fabric, self._writer, self._protected)
-        self._deferred = Deferred(self._writer, self._dram)
+        self._deferred = Deferred(self._writer)
         self._drafts = self._deferred.drafts
         self._progress, self._progress_reason = self._start_progress()
         self._async: ThreadPoolExecutor | None = None
@@ -541,8 +545,9 @@ class Store:
         or not. Of a salted namespace only who has the salt can ask. No MPI call but for the hints that others left.
         """
         space = self._space(namespace)
-        self._dram.sweep_hinted()
-        return listing.scan(self._dram, space, self._check_open)
+        self._pool.sweep_hinted()
+        scans = [listing.scan(tier, space, self._check_open) for tier in list(self._pool.tiers.values())]
+        return itertools.chain.from_iterable(scans)
 
     def scan_all(self, namespace: AnyNamespace | None = None) -> list[BlockInfo]:
         """Collective. The same of all ranks, by rank; every rank gets the whole list."""
@@ -579,8 +584,8 @@ class Store:
                 raise ConfigError(f"rank {rank} was given other keys or another namespace than rank 0")
         space = self._space(wanted)
         waiting = self._deferred.give_up_all(space, keys)
-        self._dram.sweep_hinted()  # what another rank has replaced or deleted is not there, and does not count
-        removed = listing.remove(self._dram, space, keys)
+        self._pool.sweep_hinted()  # what another rank has replaced or deleted is not there, and does not count
+        removed = sum(listing.remove(tier, space, keys) for tier in list(self._pool.tiers.values()))
         self._registry.settle()
         total = int(self._comm.allreduce(waiting + removed))  # nobody puts before all have removed theirs
         self._poll()
@@ -617,17 +622,16 @@ class Store:
             if other != given[0]:
                 raise ConfigError(f"rank {rank} was given quota {other[1]}, rank 0 {given[0][1]}, or another namespace")
         space = self._registry.writable(wanted)  # takes a slot: after all have agreed
-        with self._dram.lock:
-            self._dram.sweep()
-            live = self._dram.count(space.id, space.epoch, self._deferred.first_pages(), on=quota is not None)
-            self._dram.freed = self._registry.release
+        with self._pool.lock:
+            self._pool.sweep()
+            live = self._pool.count(space.id, space.epoch, self._deferred.words(), on=quota is not None)
             self._registry.set_quota(space, quota, live)
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Collective. The namespaces in use: what each holds over all ranks, its epoch and its quota. Never a salt."""
         self._check_open()
-        self._dram.sweep()
-        return self._registry.list(self._dram)
+        self._pool.sweep()
+        return self._registry.list(self._pool.held)
 
     # --------------------------------------------------------------------------------------------- futures
 
@@ -677,9 +681,10 @@ class Store:
         """
         self._check_open()
         self._let_pass()
-        self._dram.compute_checksums(1)
+        self._pool.compute_checksums(1)
+        self._pool.attend()
         if self._registry.quotas:
-            self._dram.sweep_hinted()
+            self._pool.sweep_hinted()
             self._registry.settle()
         self._fabric.poll(self._ctx, self._scratch.address)
 
@@ -687,8 +692,9 @@ class Store:
         if self._registry.quotas:
             if time.monotonic() - self._swept_at > _SWEEP_S:  # a look at all hints: not with every put
                 self._swept_at = time.monotonic()
-                self._dram.sweep_hinted()
+                self._pool.sweep_hinted()
             self._registry.settle()
+        self._pool.attend()
         if self._comm.size > 1:
             self._fabric.poll(self._ctx, self._scratch.address)
 
@@ -700,14 +706,15 @@ class Store:
         """
         self._check_open()
         return {
-            **statistics.stats(self._fabric, self._dram, self._writer, self._pins), "pending": len(self._deferred),
+            **statistics.stats(self._fabric, self._pool, self._writer, self._pins), "pending": len(self._deferred),
+            "pool": statistics.pool(self._pool, self._mover),
             "copies": statistics.copies(self._fabric, self._dram, self._copies, self._reader),
         }  # fmt: skip
 
     def stats_all(self) -> list[dict[str, Any]]:
         """Collective. The `stats()` of every rank, by rank."""
         self._check_open()
-        self._dram.sweep_hinted()
+        self._pool.sweep_hinted()
         return self._comm.allgather(self.stats())
 
     def report(self) -> dict[str, Any]:
@@ -716,6 +723,7 @@ class Store:
         found = statistics.report(
             self.config, self._fabric, self._dram, self._copier, self._writer, self._registry, self._self_test
         )
+        found["pool"] = statistics.about_pool(self.config, self._fabric, self._pool)
         found["copies"] = statistics.about_copies(self.config, self._fabric, self._copies)
         return {**found, "progress": {"thread": self._progress is not None, "reason": self._progress_reason}}
 
@@ -724,15 +732,25 @@ class Store:
         self._check_open()
         drafts = self._deferred
         return invariants.check(
-            self._fabric, self._dram, self._pins, self._protected, drafts.first_pages(), drafts.protected_bytes()
+            self._fabric, self._pool, self._pins, self._protected, drafts.words(), drafts.protected_bytes()
         )  # fmt: skip
+
+    def rebalance(self) -> Rebalanced:
+        """Collective. Move blocks so that the arenas of all ranks hold the same number of bytes, as far as it goes.
+
+        Within one extent, or the largest block. Every block is found all the time; its manager moves it, and other
+        ranks may read meanwhile. No block goes: one that fits nowhere stays. Nothing moves with `lease_extents=0`.
+        1 Get + 1 CAS a block; between nodes a Get where it lies in another's arena, a Put where it goes to one.
+        """
+        self._check_open()
+        return self._mover.rebalance()
 
     def clear(self) -> None:
         """Collective. Remove every block of every rank, protected ones too."""
         self._check_open()
         self._comm.Barrier()  # what was put before is removed
         self._deferred.clear()
-        self._dram.clear()
+        self._pool.clear()
         self._registry.settle()
         self._comm.Barrier()  # and what is put afterwards is not
 
@@ -799,11 +817,8 @@ class Store:
         self._check_open()
         passed = self._registry.passed()
         if passed:
-            self._dram.let_pass(passed)
-        if self._dram.any_passed:
-            self._dram.drop_passed(_PASSED_AT_ONCE)
-        if self._dram.any_expiring:
-            self._dram.drop_expired(_PASSED_AT_ONCE)
+            self._pool.let_pass(passed)
+        self._pool.drop_some(_PASSED_AT_ONCE)
 
     def _start_progress(self) -> tuple[ProgressThread | None, str]:
         fabric, wanted = self._fabric, self.config.progress

@@ -9,16 +9,19 @@ word names. On this rank the publish and the note of it exclude the sweep (rule 
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from cascade_mpi.copier import Copier
-from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import KeyExistsError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.kernels.probe import write_cell
+from cascade_mpi.kernels.checksum import checksum_bytes
+from cascade_mpi.kernels.probe import full_fence, write_cell
 from cascade_mpi.keys import shown
 from cascade_mpi.layout import (
     BUCKET_WORDS,
@@ -26,12 +29,12 @@ from cascade_mpi.layout import (
     FLAG_FIXED,
     FLAG_PREFIX,
     HARD,
-    MAX_PAGES,
     MAX_RANKS,
     RANK_SHIFT,
     TIER_DRAM,
     TIER_NAMES,
 )
+from cascade_mpi.pool import Cell, Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.registry import Registry, Space
 from cascade_mpi.values import Source, encode_dims
@@ -74,10 +77,10 @@ class Writer:
     """The write path of one rank."""
 
     def __init__(
-        self, fabric: Fabric, dram: DramTier, copier: Copier, registry: Registry, protected: ProtectedBytes, *,
+        self, fabric: Fabric, pool: Pool, copier: Copier, registry: Registry, protected: ProtectedBytes, *,
         checksum: str, attempt: float, protect_depth: int,
     ) -> None:  # fmt: skip
-        self._fabric, self._dram, self._copier, self._registry = fabric, dram, copier, registry
+        self._fabric, self._pool, self._copier, self._registry = fabric, pool, copier, registry
         self._protected, self._protect_depth = protected, protect_depth
         self._checksum = checksum
         self._attempt = attempt  # seconds from look-up to CAS after which the look-up is made again (rule R4)
@@ -122,52 +125,63 @@ class Writer:
                 return over
             hard = False  # a rule is a wish, is_prefix a demand
             self.unprotected += 1
-        first, counted = -1, False
+        cell: Cell | None = None
+        counted = False
         try:
             if space.slot in self._registry.quotas:
                 if over := self._over_quota(space, nbytes):
-                    self._give_back(hard, nbytes)
+                    self._give_back(hard, rank, nbytes)
                     return over
                 counted = True
-            reserved = self._dram.reserve(nbytes)
-            if reserved is not None:
-                first, generation = reserved
-                word = self._write(first, generation, hi, lo, space, source, hard, expiry, depth)
-                self._dram.counted[first] = counted
+            cell = self._pool.reserve(nbytes, hi, lo)
+            over = ""
+            if cell is not None and hard and cell.tier.area.rank != rank:  # it counts where the bytes are
+                over = self._protected.reserve(cell.tier.area.rank, nbytes)
+                self._give_back(True, rank, nbytes)
+                rank, hard = cell.tier.area.rank, not over
+                self.unprotected += bool(over) and not prefix
+            if cell is not None and not (over and prefix):
+                word = self._write(cell, hi, lo, space, source, hard, expiry, depth)
+                cell.tier.counted[cell.first] = counted
                 return Draft(hi, lo, word, nbytes, space)
         except BaseException:  # Ctrl-C too: neither the cell nor the counts may be lost
-            if first >= 0:
-                self._dram.abandon(first)
+            if cell is not None:
+                cell.tier.abandon(cell.first)
             if counted:
                 self._registry.release(space.id, space.epoch, nbytes)
-            self._give_back(hard, nbytes)
+            self._give_back(hard, rank, nbytes)
             raise
+        if cell is not None:
+            cell.tier.abandon(cell.first)
         if counted:
             self._registry.release(space.id, space.epoch, nbytes)
-        self._give_back(hard, nbytes)
-        return self._dram.why_full(nbytes)
+        self._give_back(hard, rank, nbytes)
+        return over or self._pool.why_full(nbytes)
 
     def discard(self, draft: Draft) -> None:
         """Local. Give up a draft whose word is nowhere: its cell, and what it counted for."""
-        self._dram.give_up(draft.word & MAX_PAGES - 1)
-        self._give_back(bool(draft.word & HARD), draft.nbytes)
+        self._pool.give_up(draft.word)
+        self._give_back(bool(draft.word & HARD), draft.word >> RANK_SHIFT & MAX_RANKS - 1, draft.nbytes)
 
-    def _give_back(self, hard: bool, nbytes: int) -> None:
+    def _give_back(self, hard: bool, rank: int, nbytes: int) -> None:
         if hard:
-            self._protected.release_own(nbytes)
+            self._protected.release(rank, nbytes)
 
     def _write(
-        self, first: int, generation: int, hi: int, lo: int, space: Space, source: Source, hard: bool, expiry: int,
-        depth: int,
-    ) -> int:  # fmt: skip
+        self, cell: Cell, hi: int, lo: int, space: Space, source: Source, hard: bool, expiry: int, depth: int
+    ) -> int:
         """Write payload and descriptor into a cell; the word for it."""
         dim0, dims = (source.shape[0], ()) if len(source.shape) == 1 else encode_dims(source.shape)
-        fabric, s = self._fabric, self._fabric.scratch
+        fabric, s, area = self._fabric, self._fabric.scratch, cell.tier.area
         # An empty value has no address; 0 would say that its payload and checksum are there already.
         payload, total, inline = source.address or s.address, 0, self._checksum == "inline"
-        if self._copier.splits(source.nbytes):
+        if area.far:
+            payload = 0  # it is put below; the checksum is that of what the caller has given
+            inline = self._checksum != "off"  # later it would have to be fetched for that
+            total = checksum_bytes(source.address or s.address, source.nbytes) if inline else 0
+        elif self._copier.splits(source.nbytes):
             payload = 0  # the threads fence their own streaming stores
-            target = fabric.arena_address + first * fabric.page_bytes
+            target = area.arena_address + cell.first * fabric.page_bytes
             if inline:
                 total = self._copier.copy_checksum(target, source.address, source.nbytes)
             else:
@@ -179,17 +193,25 @@ class Writer:
         flags = (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if hard else 0)
         flags |= FLAG_FIXED if space.namespace.content_keys else 0
         word: int = write_cell(
-            fabric.ctx, first, hi, lo, generation, flags, source.nbytes, space.id, space.epoch, source.dtype, ndim,
-            self._sequence, dim0, s.dims_address if ndim > 1 else 0, payload, total, expiry, depth,
+            area.ctx, cell.first, hi, lo, cell.generation, flags, source.nbytes, space.id, space.epoch, source.dtype,
+            ndim, self._sequence, dim0, s.dims_address if ndim > 1 else 0, payload, total, expiry, depth,
         )  # fmt: skip
+        if area.rank != fabric.comm.rank:
+            area.records["manager"][cell.first] = fabric.comm.rank  # in the arena of another rank
+            full_fence()
+        if area.far:
+            if source.nbytes:
+                raw = (ctypes.c_uint8 * source.nbytes).from_address(source.address)
+                area.far.send_payload(cell.first, np.ctypeslib.as_array(raw))
+            area.far.send_descriptors([cell.first])
         return word
 
     def _over_quota(self, space: Space, nbytes: int) -> str:
         """Count the bytes against the quota, making room in it where this rank can: "", or why they do not fit."""
-        registry, dram = self._registry, self._dram
+        registry, pool = self._registry, self._pool
         while over := registry.reserve(space, nbytes):
             quota = registry.quotas[space.slot]
-            if nbytes > quota or not dram.make_room_in(space.id, space.epoch, over):
+            if nbytes > quota or not pool.make_room_in(space.id, space.epoch, over):
                 held = registry.used(space)
                 return (
                     f"namespace {space.namespace} holds {held} bytes of its quota of {quota}, a block of {nbytes} "
@@ -202,7 +224,8 @@ class Writer:
 
         `looked` is when the look-up whose results are still in the scratch was made (0: look now).
         """
-        fabric, dram, s = self._fabric, self._dram, self._fabric.scratch
+        fabric, dram, s = self._fabric, self._pool.tier_of(draft.word), self._fabric.scratch
+        assert dram is not None
         hi, lo, new, nbytes, space = draft
         while True:
             if not looked or time.monotonic() - looked > self._attempt:
@@ -221,7 +244,7 @@ class Writer:
                 home, bucket = s.signed[c.HOME : c.BUCKET + 1].tolist()
                 others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
                 if others >= 0:
-                    dram.enter(new, nbytes, unsummed=self._checksum == "later")
+                    dram.enter(new, nbytes, unsummed=self._checksum == "later" and not dram.area.far)
                     if self._registry.has_passed(space):  # after it was entered: a list of what passed may be older
                         dram.let_one_pass(new)
                 if others > 0:
@@ -308,9 +331,7 @@ class Writer:
         fabric, rank = self._fabric, word >> RANK_SHIFT & MAX_RANKS - 1
         if word & HARD:
             self._protected.release(rank, nbytes)  # only who took it away knows that it was a hard one
-        if rank == fabric.comm.rank:
-            self._dram.retire(word)
-        elif fabric.hint_gone(fabric.ctx, fabric.scratch.address, word) < 0:
+        if not self._pool.retire(word) and fabric.hint_gone(fabric.ctx, fabric.scratch.address, word) < 0:
             fabric.raise_mpi_error(fabric.scratch)
 
     def _leave_one(self, draft: Draft) -> None:

@@ -76,6 +76,7 @@ def test_defaults() -> None:
         "verify_reads": False, "when_full": "evict", "eviction": "lru", "evict_ahead": 0.03,
         "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "", "namespace_slots": 1024,
         "protected_bytes": None, "protect_depth": 0, "promote_after": 3, "copy_share": 0.25,
+        "lease_extents": 32, "placement": "local",
     }  # fmt: skip
 
 
@@ -112,6 +113,7 @@ def test_fields_take_their_normal_form() -> None:
         ("rest_ms", float("inf"), "finite"),
         ("rest_ms", "1", "milliseconds"), ("rest_ms", True, "milliseconds"),
         ("promote_after", -1, "in 0..100"),
+        ("lease_extents", -1, "in 0..4096"), ("placement", "near", '"local", "hash"'),
         ("copy_share", 0, "above 0 and at most 1"), ("copy_share", 1.5, "at most 1"),
         ("namespace_slots", 1, "2..1048576"), ("namespace", None, "must be text"),
         ("protected_bytes", "a lot", "is not a size"), ("protected_bytes", -1, "outside 0"),
