@@ -27,6 +27,7 @@ PublishMode = Literal["now", "deferred"]
 ChecksumMode = Literal["later", "inline", "off"]
 WhenFull = Literal["evict", "refuse"]
 Eviction = Literal["lru", "arc", "s3fifo", "prefix"]
+DedupMode = Literal["inline", "behind"]
 MpiCalls = Literal["auto", "compiled", "python"]
 
 HIDDEN = "(hidden)"  # what is printed for a secret
@@ -131,6 +132,9 @@ class Config:
         blocks: after the first); 0: no copies.
     copy_share
         The part of each arena that such copies may take, more than 0 and at most 1.
+    dedup
+        When a put into a namespace with identity "content" looks whether the content is stored: before it stores it
+        ("inline"), or afterwards, a block with each later put and `progress()` ("behind").
     """
 
     dram_bytes: int = 256 << 20
@@ -153,6 +157,7 @@ class Config:
     protect_depth: int = 0
     promote_after: int = 3
     copy_share: float = 0.25
+    dedup: DedupMode = "inline"
 
     def __post_init__(self) -> None:
         """Check every field; ConfigError names the field, its value and what is allowed."""
@@ -204,6 +209,7 @@ _MODES: dict[str, tuple[str, ...]] = {
     "when_full": get_args(WhenFull),
     "eviction": get_args(Eviction),
     "mpi_calls": get_args(MpiCalls),
+    "dedup": get_args(DedupMode),
 }
 
 
