@@ -93,15 +93,15 @@ class Dedup:
     ) -> PutResult | str:  # fmt: skip
         """Give a content a name, after it was stored if it is not there; a text that says why there is no room.
 
-        With `over` only in the place of that word.
+        With `over` only in the place of that word, and protected by `prefix` alone.
         """
-        writer, wanted = self._writer, prefix or 0 < depth <= self._protect_depth
+        writer, wanted = self._writer, prefix or (not over and 0 < depth <= self._protect_depth)
         # First the cell of the alias: a put that is refused has stored no content either.
         alias = writer.draft_alias(hi, lo, space, value, content, hard=wanted, expiry=expiry, depth=depth)
         if alias is None:
             return self._dram.why_full(0)
         try:
-            hit, hard = self._hold(content, space, value, prefix=prefix, depth=depth)
+            hit, hard = self._hold(content, space, value, prefix=prefix, hard=wanted, depth=depth if wanted else 0)
         except StoreFullError as error:
             writer.discard(alias)
             return str(error)
@@ -122,14 +122,15 @@ class Dedup:
         if hit:
             self.hits += 1
             self.saved_bytes += value.nbytes
+        writer.bytes_put += 0 if over else value.nbytes
         return result._replace(deduplicated=hit, bytes=value.nbytes)
 
     def _hold(
-        self, content: _Content, space: Space, value: Source, *, prefix: bool, depth: int
-    ) -> tuple[bool, bool]:  # fmt: skip
+        self, content: _Content, space: Space, value: Source, *, prefix: bool, hard: bool, depth: int
+    ) -> tuple[bool, bool]:
         """Let a content be stored: whether it was, and whether it is protected. StoreFullError: there is no room."""
         writer, fabric, s = self._writer, self._fabric, self._fabric.scratch
-        holder, hard = self._holder(space), prefix or 0 < depth <= self._protect_depth
+        holder = self._holder(space)
         for _ in range(_ATTEMPTS):
             if writer.find(*content):
                 word = writer.found()[0][1]
@@ -166,7 +167,9 @@ class Dedup:
         self.stored_again += 1
         draft = writer.draft(alias.hi, alias.lo, alias.space, value, prefix=prefix, expiry=expiry, depth=depth)
         if isinstance(draft, str):
-            self._fabric.gone[alias.word & MAX_PAGES - 1] = 1  # the next sweep takes the alias out
+            with self._dram.lock:
+                if self._dram.is_live(alias.word):  # a refused put leaves nothing that could be found later
+                    self._dram.remove(alias.word & MAX_PAGES - 1)
             return draft
         result = writer.publish(draft, "replace", over=alias.word)
         # Where the alias has been replaced, deleted or evicted, that came after it, and stays.
@@ -214,8 +217,7 @@ class Dedup:
             return False  # the cell may be another's by now, and so may what its descriptor said
         hard = bool(draft.word & HARD)
         result = self._name(
-            draft.hi, draft.lo, draft.space, value, content, hard, "replace", expiry, depth if hard else 0,
-            over=draft.word,
+            draft.hi, draft.lo, draft.space, value, content, hard, "replace", expiry, depth, over=draft.word
         )  # fmt: skip
         self.skipped += isinstance(result, str)
         self._writer.puts -= not isinstance(result, str) and result.stored  # the put itself has counted

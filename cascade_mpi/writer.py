@@ -276,7 +276,7 @@ class Writer:
         if old:
             self._has_left(old, old_bytes)
         self.puts += not content
-        self.bytes_put += nbytes
+        self.bytes_put += 0 if content else nbytes
         if self.published and space.by_content and not content and not is_alias(new):
             self.published(draft)
         return PutResult(stored=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM], protected=bool(new & HARD))

@@ -76,6 +76,7 @@ def test_defaults() -> None:
         "verify_reads": False, "when_full": "evict", "eviction": "lru", "evict_ahead": 0.03,
         "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "", "namespace_slots": 1024,
         "protected_bytes": None, "protect_depth": 0, "promote_after": 3, "copy_share": 0.25,
+        "dedup": "inline",
     }  # fmt: skip
 
 
