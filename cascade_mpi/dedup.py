@@ -26,7 +26,7 @@ from cascade_mpi.contents import content_key
 from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import StoreFullError
 from cascade_mpi.fabric import Fabric
-from cascade_mpi.layout import FLAG_ALIAS, FLAG_CONTENT, FLAG_PREFIX, HARD, MAX_PAGES
+from cascade_mpi.layout import FLAG_ALIAS, FLAG_CONTENT, FLAG_PREFIX, HARD, MAX_PAGES, same_cell
 from cascade_mpi.namespaces import Hash, Namespace
 from cascade_mpi.protection import Protection
 from cascade_mpi.reader import decode
@@ -101,7 +101,7 @@ class Dedup:
         if alias is None:
             return self._dram.why_full(0)
         try:
-            hit, hard = self._hold(content, space, value, prefix=prefix, hard=wanted, depth=depth if wanted else 0)
+            hit, hard, own = self._hold(content, space, value, prefix=prefix, hard=wanted, depth=depth if wanted else 0)
         except StoreFullError as error:
             writer.discard(alias)
             return str(error)
@@ -119,7 +119,8 @@ class Dedup:
         # does so after the name was acknowledged, as any block may be evicted.
         if not writer.find(*content):
             return self._store_again(alias, value, prefix, expiry, depth)
-        if hit:
+        if hit or not same_cell(writer.found()[0][1], own):  # two have stored it at once, one of them stays
+            hit = True
             self.hits += 1
             self.saved_bytes += value.nbytes
         writer.bytes_put += 0 if over else value.nbytes
@@ -127,8 +128,11 @@ class Dedup:
 
     def _hold(
         self, content: _Content, space: Space, value: Source, *, prefix: bool, hard: bool, depth: int
-    ) -> tuple[bool, bool]:
-        """Let a content be stored: whether it was, and whether it is protected. StoreFullError: there is no room."""
+    ) -> tuple[bool, bool, int]:
+        """Let a content be stored: whether it was, whether it is protected, and its own word if this call stored it.
+
+        StoreFullError: there is no room.
+        """
         writer, fabric, s = self._writer, self._fabric, self._fabric.scratch
         holder = self._holder(space)
         for _ in range(_ATTEMPTS):
@@ -144,7 +148,7 @@ class Dedup:
                             raise
                         hard = False  # a rule is a wish, is_prefix a demand
                         writer.unprotected += 1
-                return True, hard
+                return True, hard, 0
             draft = writer.draft(*content, holder, value, prefix=prefix, depth=depth, content=True)
             if isinstance(draft, str):
                 raise StoreFullError(draft)
@@ -152,8 +156,8 @@ class Dedup:
             if result.refused:
                 raise StoreFullError(result.reason)
             if result.stored:
-                return False, result.protected
-        return False, False  # it comes and goes: the look behind the alias will store the block under its name
+                return False, result.protected, draft.word
+        return False, False, 0  # it comes and goes: the look behind the alias will store the block under its name
 
     def _soften(self, alias: Draft) -> Draft:
         """Of a protected alias, not published yet, one that is not."""

@@ -1,6 +1,6 @@
 """Reads through aliases, compiled and through mpi4py, on emulated ranks: results, order, races, accounting.
 
-Covers names of contents on memory that is mapped and that is not. Does not cover who puts them (`tests/mpi/test_dedup`).
+Covers names of contents on memory that is mapped and that is not. Does not cover who puts them (`test_dedup`).
 """
 
 from __future__ import annotations
