@@ -291,29 +291,37 @@ def test_a_race_of_names_evictions_deletes_and_replaces(mode: str, open_store: O
     store = opened(open_store, comm, dedup=mode, dram_bytes=44 * 4096, rest_ms=0.2, evict_ahead=0.1)
     contents = [block(number, 4096 * (1 + number % 3) - number) for number in range(12)]
     chance = random.Random(17 + comm.rank)
+    mine: dict[int, np.ndarray | None] = {}  # what this rank has put last under its own names
     hits = misses = evicted = 0
     comm.Barrier()
-    for step in range(900):
+    for step in range(1200):
         name = chance.randrange(12)
         own = name % comm.size == comm.rank
         act = chance.random()
-        if act < 0.35:
-            number = chance.randrange(len(contents))
-            assert store.put(name, contents[number])
-        elif act < 0.40:
+        if act < 0.30:
+            new = block(1000 * comm.rank + step, 9000) if act < 0.02 else contents[chance.randrange(len(contents))]
+            name = name - name % comm.size + comm.rank
+            assert store.put(name, new)
+            mine[name] = new
+            if act < 0.10:
+                assert store.put(1000 + step % 3, new)  # names that all ranks fight for
+        elif act < 0.36:
+            name = name - name % comm.size + comm.rank
             store.delete(name)
-        elif act < 0.45 and own:
-            store.put(name, block(1000 * comm.rank + step, 9000))  # nobody else has it
-        elif act < 0.5:
+            mine[name] = None
+        elif act < 0.42:
             first = np.flatnonzero(store._dram.words)
             if first.size:
                 evicted += store._dram._evict_one(int(first[chance.randrange(first.size)])) is not None
-        elif act < 0.52:
+        elif act < 0.44:
             store.progress()
         else:
-            found = store.get(name)
+            own = own and act < 0.9
+            found = store.get(name if own or act < 0.9 else 1000 + step % 3)
             hits, misses = hits + (found is not None), misses + (found is None)
-            if found is not None:
+            if found is not None and own:
+                assert mine.get(name) is not None and np.array_equal(found, mine[name]), "not what was put last"
+            elif found is not None:
                 known = [each for each in contents if each.nbytes == found.nbytes]
                 whole = any(np.array_equal(found, each) for each in known)
                 assert whole or found.nbytes == 9000, "bytes that nobody put"
