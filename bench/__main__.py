@@ -134,6 +134,26 @@ def neighbour_read(
     context.obj.append(lambda: run(_sizes(dram_bytes)[0], _sizes(block_bytes)[0], passes, json_file))
 
 
+@app.command("dedup-share")
+def dedup_share(
+    context: typer.Context,
+    json_file: _Json = None,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks that each rank puts.")] = 128,
+    block_bytes: Annotated[str, typer.Option(help="Bytes of a block.")] = "256KiB",
+    share: Annotated[list[int] | None, typer.Option(min=0, max=100, help="Percent of duplicates; repeatable.")] = None,
+    passes: Annotated[int, typer.Option(min=1, help="How often each is filled, in turns.")] = 5,
+    hash_name: Annotated[str, typer.Option("--hash", help="blake3 or sha256.")] = "blake3",
+) -> None:
+    """Put blocks of which a share is stored already: what identity="content" saves and costs."""
+    from bench.dedup_share import SHARES, run
+
+    if hash_name not in ("blake3", "sha256"):
+        raise typer.BadParameter(f"--hash {hash_name}: it must be blake3 or sha256")
+    context.obj.append(
+        lambda: run(blocks, _sizes(block_bytes)[0], tuple(share or SHARES), passes, json_file, hash_name=hash_name)
+    )
+
+
 @app.command("stale-copies")
 def stale_copies(
     context: typer.Context,

@@ -163,7 +163,7 @@ MUTATIONS = (
         "out-of-bounds-tier",
         "a word of a tier that is off is never followed",
         PROBE,
-        (("        ((word >> _TIER_SHIFT) & _TIER_MASK) == _DRAM\n        and rank_of", "        rank_of"),),
+        (("        ((word >> _TIER_SHIFT) & _TIER_MASK) <= _DRAM\n        and rank_of", "        rank_of"),),
         (f"{CALLS}test_a_stray_word_is_never_followed",),
     ),
     Mutation(

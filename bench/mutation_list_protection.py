@@ -180,8 +180,7 @@ MUTATIONS = (
         "to a put that would keep what is there an expired block is not there",
         WRITER,
         (
-            ("exists != \"replace\" and s.signed[c.FOUND_LIVE]:", "exists != \"replace\" and s.signed[c.FOUND]:"),
-            (" > 0 and bool(self._fabric.scratch.signed[c.FOUND_LIVE])\n", " > 0\n"),
+            ("        while s.signed[c.FOUND_LIVE]:\n", "        while s.signed[c.FOUND]:\n"),
         ),
         (f"{STEPS}test_an_expired_block_does_not_keep_a_put_out[keep]",),
     ),

@@ -8,7 +8,7 @@ still.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,17 @@ from cascade_mpi.layout import (
     BUCKET_WORDS,
     DESCRIPTOR,
     DESCRIPTOR_BYTES,
+    FLAG_ALIAS,
     FLAG_CHECKSUM,
+    FLAG_CONTENT,
     FLAG_COPY,
     GENERATION_SHIFT,
     MAGIC,
     MAX_GENERATION,
     MAX_PAGES,
     TIER_DRAM,
+    TIER_NAMES,
+    is_alias,
     place,
     same_cell,
     unpack_word,
@@ -45,12 +49,12 @@ Claims = dict[int, list[int]]  # by manager: the words that name its cells
 
 def check(
     fabric: Fabric, pool: Pool, pins: PinTable, protected: ProtectedBytes, drafts: Set[int] = frozenset(),
-    draft_bytes: Mapping[int, int] | None = None,
+    draft_bytes: Mapping[int, int] | None = None, contents: Callable[[], list[str]] = list,
 ) -> dict[str, int]:  # fmt: skip
     """Collective. Verify all invariants; the number of words, cells, pins and checksums that were looked at.
 
     `drafts` are the words of this rank's cells that wait for their publication, `draft_bytes` what of them
-    will be protected, by the rank of the arena.
+    will be protected, by the rank of the arena. `contents` says what is wrong with this rank's contents.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def check(
         for first in tier.allocator.live().keys() - waiting:
             if not tier.words[first]:
                 problems.append(f"cell {first} is allocated, but no word was published for it")
-        summed += _check_payloads(fabric, tier, problems)
+        summed += _check_payloads(tier, problems)
         try:
             tier.check()
         except ProtocolError as error:
@@ -87,6 +91,7 @@ def check(
         problems.append(f"{len(words)} words name cells of this rank in the arena of rank {rank}, where it has none")
     _check_pins(fabric, pins, problems)
     _check_protected(fabric, pool, protected, draft_bytes or {}, problems)
+    problems += contents()
     everything = comm.allgather([f"rank {comm.rank}: {text}" for text in problems])
     found = [text for each in everything for text in each]
     if found:
@@ -116,7 +121,7 @@ def _check_words(fabric: Fabric, problems: list[str]) -> Claims:
         value = int(shard[at])
         word = unpack_word(value)
         where = f"word {value:016x} in bucket {bucket} slot {slot}"
-        if word.tier != TIER_DRAM or word.rank >= fabric.comm.size or word.page >= fabric.pages:
+        if word.tier > TIER_DRAM or word.rank >= fabric.comm.size or word.page >= fabric.pages:
             problems.append(f"{where} is out of bounds: {word}")
             continue
         record = _fetch_descriptor(fabric, word.rank, word.page)
@@ -129,10 +134,38 @@ def _check_words(fabric: Fabric, problems: list[str]) -> Claims:
         expected = place(*key, fabric.comm.size, fabric.buckets)
         if expected != (fabric.comm.rank, bucket, word.fp):
             problems.append(f"{where} names a key that belongs to {expected}")
+        if bool(record["flags"] & FLAG_ALIAS) != is_alias(value):
+            problems.append(f"{where} has tier {TIER_NAMES[word.tier]}, its descriptor flags {record['flags']}")
+        elif is_alias(value):
+            _check_alias(fabric, where, word.hard, record, problems)
         if key in seen.setdefault(bucket, set()):
             problems.append(f"{where} is a double of block {shown(*key)}")
         seen[bucket].add(key)
     return claims
+
+
+def _check_alias(fabric: Fabric, where: str, hard: bool, record: Any, problems: list[str]) -> None:
+    """An alias has no payload and names a content, which may be gone; never an alias, nor a soft one if it is hard."""
+    content = int(record["content_hi"]), int(record["content_lo"])
+    itself = content == (int(record["key_hi"]), int(record["key_lo"]))
+    if record["length"] or record["flags"] & (FLAG_CONTENT | FLAG_CHECKSUM | FLAG_COPY) or itself:
+        text = f"{record['length']} bytes, flags {record['flags']}, of {shown(*content)}"
+        problems.append(f"{where} is an alias of {text}")
+    fp = place(*content, fabric.comm.size, fabric.buckets).fp
+    for there in _fetch_bucket(fabric, content):
+        word = unpack_word(there)
+        if not there or word.fp != fp or word.rank >= fabric.comm.size or word.page >= fabric.pages:
+            continue
+        named = _fetch_descriptor(fabric, word.rank, word.page)
+        if (int(named["key_hi"]), int(named["key_lo"])) != content:
+            continue
+        if not named["flags"] & FLAG_CONTENT or is_alias(there):
+            problems.append(f"{where} is an alias of {shown(*content)}, which is none: flags {named['flags']}")
+        if hard and not word.hard:
+            problems.append(f"{where} is an alias that is protected, its content {shown(*content)} is not")
+        for name in ("dtype", "ndim", "dim0"):
+            if named[name] != record[name]:
+                problems.append(f"{where} is an alias of {name} {record[name]}, its content's is {named[name]}")
 
 
 def _check_copies(fabric: Fabric, problems: list[str]) -> Claims:
@@ -284,16 +317,13 @@ def _check_protected(
         problems.append(f"{counted} protected bytes are counted, protected_bytes is {protected.limit}")
 
 
-def _check_payloads(fabric: Fabric, dram: DramTier, problems: list[str]) -> int:
+def _check_payloads(dram: DramTier, problems: list[str]) -> int:
     summed = 0
     for first in np.flatnonzero(dram.words).tolist():
         record = dram.records[first]
         if record["flags"] & FLAG_CHECKSUM:
             summed += 1
-            address = dram.area.arena_address + first * fabric.page_bytes
-            if dram.area.far:
-                fetched = dram.area.far.fetch_payload(first, int(record["length"]))
-                address = fetched.ctypes.data
-            if checksum_bytes(address, int(record["length"])) != int(record["checksum"]):
+            payload = dram.payload(first)
+            if checksum_bytes(payload.ctypes.data, payload.nbytes) != int(record["checksum"]):
                 problems.append(f"payload of cell {first} does not have its checksum")
     return summed

@@ -27,6 +27,7 @@ PublishMode = Literal["now", "deferred"]
 ChecksumMode = Literal["later", "inline", "off"]
 WhenFull = Literal["evict", "refuse"]
 Eviction = Literal["lru", "arc", "s3fifo", "prefix"]
+DedupMode = Literal["inline", "behind"]
 MpiCalls = Literal["auto", "compiled", "python"]
 Placement = Literal["local", "hash"]
 
@@ -136,6 +137,9 @@ class Config:
         Parts of each arena that other ranks may use while it is idle, those of its node first; 0: none.
     placement
         A put uses the "local" arena first, or that of the key's home, which a "hash" of the key names.
+    dedup
+        When a put into a namespace with identity "content" looks whether the content is stored: before it stores it
+        ("inline"), or afterwards, a block with each later put and `progress()` ("behind").
     """
 
     dram_bytes: int = 256 << 20
@@ -160,6 +164,7 @@ class Config:
     copy_share: float = 0.25
     lease_extents: int = 32
     placement: Placement = "local"
+    dedup: DedupMode = "inline"
 
     def __post_init__(self) -> None:
         """Check every field; ConfigError names the field, its value and what is allowed."""
@@ -215,6 +220,7 @@ _MODES: dict[str, tuple[str, ...]] = {
     "eviction": get_args(Eviction),
     "mpi_calls": get_args(MpiCalls),
     "placement": get_args(Placement),
+    "dedup": get_args(DedupMode),
 }
 
 

@@ -75,8 +75,9 @@ class Copies:
 
     def keep_read(self, hi: int, lo: int, address: int) -> bool:
         """Local. Copy what the last whole read of this thread has read to `address`; False if it was not to be."""
-        s = self._fabric.scratch
-        return self.keep(hi, lo, int(s.words[c.WORD]), s.address + 8 * c.DESCRIPTOR_COPY, address)
+        s, described = self._fabric.scratch, self._fabric.scratch.address + 8 * c.DESCRIPTOR_COPY
+        record = _record(described)  # if an alias led to the block, its own key is the content's
+        return self.keep(int(record["key_hi"]), int(record["key_lo"]), int(s.words[c.WORD]), described, address)
 
     def keep_batched(self, number: int, hi: int, lo: int, address: int) -> bool:
         """Local. The same of a key of the last batch, of at most BATCH keys, by its number."""
@@ -258,11 +259,15 @@ class Copies:
         areas = (records.ctypes.data, lengths.ctypes.data)
         self._batch(fabric.describe_many, keys, *areas)
         words = s.work[: len(keys), W_WORD].tolist()
+        content = np.stack([records["key_hi"], records["key_lo"]], 1)
+        names = (lengths >= 0) & (content != keys).any(axis=1)
         step = min(len(keys), 1 + int(np.searchsorted(np.cumsum(np.maximum(lengths, 0)), _BATCH_BYTES)))
         missing = present = refused = copied = nbytes = 0
         cells: dict[int, tuple[int, int]] = {}
         for i in range(step):
             hi, lo = keys[i].tolist()
+            if names[i]:
+                continue  # an alias: its content is what is copied
             if lengths[i] < 0:
                 missing += lengths[i] == c.MISS
             elif self._node_has(hi, lo, words[i], records[i]):
@@ -298,7 +303,8 @@ class Copies:
                 missing += 1
             else:
                 again.append(i)
-        return step, np.array([copied, nbytes, present, missing, refused], np.int64), keys[again]
+        more = np.concatenate([keys[again], content[:step][names[:step]]])
+        return step, np.array([copied, nbytes, present, missing, refused], np.int64), more
 
     def _node_has(self, hi: int, lo: int, word: int, record: np.void) -> bool:
         """Is the block, which the look-up found by this word, or a copy of it, in the memory of this node?"""

@@ -12,6 +12,7 @@ each word as it was seen last, what stands in the index decides, and words are c
 
 from __future__ import annotations
 
+import ctypes
 import heapq
 import threading
 import time
@@ -27,7 +28,7 @@ from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric, Scratch
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import checksum_cell, full_fence
-from cascade_mpi.layout import DESCRIPTOR_BYTES, HARD, MAX_PAGES, same_cell
+from cascade_mpi.layout import DESCRIPTOR_BYTES, HARD, MAX_PAGES, is_alias, same_cell
 from cascade_mpi.onesided import SLOTS_PER_PEER
 from cascade_mpi.victims import Victims
 
@@ -187,6 +188,26 @@ class DramTier:
         """Whether the cell of a word is that word's still."""
         return same_cell(int(self.words[word & _PAGE_MASK]), word)
 
+    def is_live(self, word: int) -> bool:
+        """Local. Whether the cell of an own word is that word's still, whatever its hard bit."""
+        with self.lock:
+            return self._is_live(word)
+
+    def wrote_descriptor(self, first: int) -> None:
+        """Local. The descriptor of a cell that no word names yet was changed: readers find it as it is now."""
+        full_fence()
+        if self.area.far:
+            self.area.far.send_descriptors([first])
+
+    def payload(self, first: int) -> npt.NDArray[np.uint8]:
+        """Local. The payload of a live cell: where it lies, or a copy of what lies on another node (1 Get)."""
+        nbytes = int(self._lengths[first])
+        if self.area.far:
+            return self.area.far.fetch_payload(first, nbytes)
+        raw = (ctypes.c_uint8 * nbytes).from_address(self.area.arena_address + first * self.fabric.page_bytes)
+        found: npt.NDArray[np.uint8] = np.ctypeslib.as_array(raw)
+        return found
+
     def compute_checksums(self, limit: int | None = None) -> int:
         """Local. Compute checksums that puts have left for later, at most `limit`: how many."""
         done = 0
@@ -294,10 +315,22 @@ class DramTier:
                     self.remove(first)  # a reader found that its origin has changed
                     self.stale += 1
                     found += 1
+                elif is_alias(word) and not everything and self._names_nothing(first):
+                    self.remove(first)  # a reader found that its content was evicted
+                    found += 1
                 else:
                     self._note(first)
             self.swept += found
             return found
+
+    def _names_nothing(self, first: int) -> bool:
+        """Has the content of an own alias no word in the index? Stored again after this look, it has other names."""
+        fabric, s, record = self.fabric, self._scratch, self.records[first]
+        content = int(record["content_hi"]), int(record["content_lo"])
+        found = fabric.find(fabric.ctx, s.address, *content, 0)
+        if found == c.MPI_FAILED:
+            fabric.raise_mpi_error(s)
+        return found == 0
 
     def _slot_of(self, first: int, word: int) -> int:
         record, fabric = self.records[first], self.fabric

@@ -31,7 +31,7 @@ LEVELS = {
     MPI.THREAD_MULTIPLE: "multiple",
 }
 _CALLS = (
-    "get", "get_pinned", "find", "publish", "remove", "swap", "slot_of", "hint_gone", "pin", "unpin",
+    "get", "get_pinned", "find", "publish", "remove", "swap", "slot_of", "hint_gone", "touch", "pin", "unpin",
     "get_many", "describe_many", "probe_many", "poll", "find_copies", "slot_of_copy", "note_origin", "end_claim",
 )  # fmt: skip
 
@@ -179,6 +179,7 @@ class Fabric:
     swap: Callable[..., int]
     slot_of: Callable[..., int]
     hint_gone: Callable[..., int]
+    touch: Callable[..., None]
     pin: Callable[..., int]
     unpin: Callable[..., int]
     get_many: Callable[..., int]

@@ -43,7 +43,9 @@ MAX_DIMS = 8
 FLAG_CHECKSUM = 1  # the payload checksum is valid
 FLAG_PREFIX = 2  # put with is_prefix=True
 FLAG_COPY = 16  # a copy for one node; `content_hi` is the index word that it was made from
-FLAG_FIXED = 32  # the key determines the content: the namespace has content_keys
+FLAG_FIXED = 32  # the key determines the content: the namespace has content_keys, or the key is made of the content
+FLAG_ALIAS = 64  # a second name of stored content: `content_hi` and `content_lo` are its key, there is no payload
+FLAG_CONTENT = 128  # the key is the digest of the content: who named it put an alias (see `dedup`)
 
 DESCRIPTOR = np.dtype(
     {
@@ -104,6 +106,11 @@ def unpack_word(word: int) -> Word:
         rank=word >> RANK_SHIFT & MAX_RANKS - 1,
         page=word & MAX_PAGES - 1,
     )
+
+
+def is_alias(word: int) -> bool:
+    """Local. Whether a word names an alias: a descriptor that holds the key of the content, and no payload."""
+    return word != 0 and word >> TIER_SHIFT & (1 << TIER_BITS) - 1 == TIER_ALIAS
 
 
 def same_cell(word: int, other: int) -> bool:

@@ -6,10 +6,14 @@ A block is listed under the integer that names it in its namespace: `get`, `dele
 Of a block that was put under an integer it is that integer. Of one that was put under a str or bytes it is their
 digest: the text is stored nowhere. The integer is made with the digest of the namespace, so that of a tenant's
 blocks only who has the salt learns it.
+
+Of a namespace with identity "content" the names are listed, under whichever rank holds them; the contents, which may
+have many, are not.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -18,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.dram import DramTier
-from cascade_mpi.layout import HARD
+from cascade_mpi.layout import FLAG_CONTENT, HARD
 from cascade_mpi.registry import Space
-from cascade_mpi.values import decode_dims, dtype_name
+from cascade_mpi.values import decode_dims, dtype_name, result_dtype
 
 _AT_ONCE = 1024  # blocks that are looked at under one lock
 
@@ -47,6 +51,10 @@ def integer_key(space: Space, hi: int, lo: int) -> int:
     return (hi << 64 | lo) ^ int.from_bytes(space.digest, "big")
 
 
+def _integer_of(space: Space, record: np.void) -> int:
+    return integer_key(space, int(record["key_hi"]), int(record["key_lo"]))
+
+
 def scan(dram: DramTier, space: Space, check_open: Callable[[], None]) -> Iterator[BlockInfo]:
     """Local. This rank's blocks of a namespace at its epoch that have not expired; no MPI call.
 
@@ -66,14 +74,14 @@ def _infos(
         now = dram.fabric.now()
         for word, record in zip(words.tolist(), records, strict=True):
             expiry, depth = int(record["expiry"]), int(record["depth"])
-            if expiry and expiry <= now:
+            if (expiry and expiry <= now) or record["flags"] & FLAG_CONTENT:
                 continue
             ndim = int(record["ndim"])
             dims = tuple(record["dims"].tolist()) if ndim > 1 else ()
+            code, shape = int(record["dtype"]), decode_dims(ndim, int(record["dim0"]), dims)
             yield BlockInfo(
-                integer_key(space, int(record["key_hi"]), int(record["key_lo"])), dram.area.rank,
-                int(record["length"]), dtype_name(int(record["dtype"])),
-                decode_dims(ndim, int(record["dim0"]), dims), bool(word & HARD),
+                _integer_of(space, record), dram.area.rank,
+                math.prod(shape) * result_dtype(code).itemsize, dtype_name(code), shape, bool(word & HARD),
                 max(time.time_ns() - int(record["sequence"]), 0) / 1e9, float(expiry - now) if expiry else None,
                 depth - 1 if depth else None,
             )  # fmt: skip
@@ -89,9 +97,11 @@ def remove(dram: DramTier, space: Space, keys: range | None) -> int:
         with dram.lock:
             for first in firsts[_mine(dram, space, firsts)].tolist():
                 record = dram.records[first]
-                if keys is None or integer_key(space, int(record["key_hi"]), int(record["key_lo"])) in keys:
-                    dram.remove(first)
-                    removed += 1
+                content = bool(record["flags"] & FLAG_CONTENT)  # named by the others: it goes with the last of them
+                if keys is not None and (content or _integer_of(space, record) not in keys):
+                    continue
+                dram.remove(first)
+                removed += not content
     return removed
 
 

@@ -10,10 +10,14 @@ import hashlib
 import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal, get_args
 
 DEFAULT_DIGEST = bytes(16)
 MAX_SALT_BYTES = 64  # a key of blake2b
 MAX_EPOCH = (1 << 32) - 1  # its field in a descriptor
+
+Identity = Literal["key", "content"]
+Hash = Literal["blake3", "sha256"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,14 @@ class Namespace:
         The key of a block determines its content, as keys made of token sequences do: whatever is put under a key of
         an epoch has the same bytes. Then a copy needs no look at what it was made from, and is still read after a
         delete until it is dropped or the epoch ends.
+    identity
+        "key": what is put is stored under its key. "content": it is hashed, and stored once however many keys of this
+        namespace and epoch name the same bytes of the same dtype and shape (see `dedup`).
+    hash
+        What contents are hashed with, "blake3" (needs the package of that name) or "sha256".
+    share_content
+        With identity "content": share contents with other namespaces that ask for it too. Who may put into one of them
+        can then find out whether a content is stored in another.
     """
 
     name: str = ""
@@ -38,6 +50,9 @@ class Namespace:
     layout: str = ""
     salt: bytes = field(default=b"", repr=False)
     content_keys: bool = False
+    identity: Identity = "key"
+    hash: Hash = "blake3"
+    share_content: bool = False
 
     def __post_init__(self) -> None:
         """Check the parts; TypeError and ValueError name the one that is wrong."""
@@ -60,17 +75,37 @@ class Namespace:
         object.__setattr__(self, "salt", salt)
         if not isinstance(self.content_keys, bool):
             raise TypeError(f"content_keys of a namespace is True or False, not {type(self.content_keys).__name__}")
+        self._check_identity()
+
+    def _check_identity(self) -> None:
+        for name, allowed in (("identity", get_args(Identity)), ("hash", get_args(Hash))):
+            if getattr(self, name) not in allowed:
+                choice = " or ".join(f'"{each}"' for each in allowed)
+                raise ValueError(f"{name} of a namespace is {getattr(self, name)!r}: it must be {choice}")
+        if not isinstance(self.share_content, bool):
+            raise TypeError(f"share_content of a namespace is True or False, not {type(self.share_content).__name__}")
+        if self.identity == "content" and self.content_keys:
+            raise ValueError('a namespace with content_keys needs no identity "content": equal blocks have equal keys')
+        if self.identity == "key" and (self.share_content or self.hash != "blake3"):
+            raise ValueError('hash and share_content of a namespace are for identity="content"')
 
     def __str__(self) -> str:
         """For people: the parts that are set, never the salt."""
         parts = (self.name, self.model, self.dtype, self.layout)
         text = "/".join(part for part in parts if part) or "default"
-        return text + (" (content keys)" if self.content_keys else "") + (" (salted)" if self.salt else "")
+        text += " (content keys)" if self.content_keys else " (by content)" if self.identity == "content" else ""
+        return text + (" (salted)" if self.salt else "")
 
     @property
     def is_default(self) -> bool:
         """Whether all parts are empty."""
-        return not (self.name or self.model or self.dtype or self.layout or self.salt or self.content_keys)
+        parts = (self.name, self.model, self.dtype, self.layout, self.salt, self.content_keys, self.by_content)
+        return not any(parts)
+
+    @property
+    def by_content(self) -> bool:
+        """Whether its blocks are stored once for each content."""
+        return self.identity == "content"
 
     @property
     def id(self) -> int:
@@ -94,6 +129,8 @@ class Namespace:
     def _parts(self) -> bytes:
         encoded = [part.encode() for part in (self.name, self.model, self.dtype, self.layout)]
         text = b"".join(struct.pack(">I", len(each)) + each for each in encoded)
+        if self.by_content:
+            return text + f"by content {self.hash}{' shared' if self.share_content else ''}".encode()
         return text + b"content keys" if self.content_keys else text  # names with and without never meet
 
 

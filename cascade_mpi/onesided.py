@@ -34,6 +34,8 @@ from cascade_mpi.kernels.probe import (
     BUCKET_BYTES,
     BUCKET_WORDS,
     DESCRIPTOR_BYTES,
+    O_CONTENT_HI,
+    O_CONTENT_LO,
     O_EXPIRY,
     O_LENGTH,
     O_ORIGIN,
@@ -47,6 +49,7 @@ from cascade_mpi.kernels.probe import (
     fits,
     hook,
     in_bounds,
+    is_alias,
     is_cell_of,
     is_copy,
     is_fixed,
@@ -517,7 +520,7 @@ def note_origin(ctx, s, rank, bucket, slot, tick):  # type: ignore[no-untyped-de
 def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: ignore[no-untyped-def]
     """Read the cell that `word` names, if it is the key's: (outcome, word again or 0).
 
-    Outcome: bytes read, MISS for another key's cell, EXPIRED, WRONG_SIZE, CORRUPT, MPI_FAILED. Nothing of it
+    Outcome: bytes read, MISS for another key's cell, EXPIRED, ALIAS, WRONG_SIZE, CORRUPT, MPI_FAILED. Nothing of it
     counts before the word was looked at again; where the payload and the word are both mapped
     (`word_at` not 0) that has been done here, behind the copy.
     """
@@ -527,7 +530,7 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
     nbytes = np.int64(0)
     if base == 0:
         rc = _get(ctx, descriptor, DESCRIPTOR_BYTES, rank, field(ctx, c.DESCRIPTOR_AT) + page * DESCRIPTOR_BYTES, DATA)
-        if rc == 0 and what != DESCRIBE:
+        if rc == 0 and what != DESCRIBE and not is_alias(word):
             at = page * field(ctx, c.PAGE_BYTES) + offset
             nbytes = min(room, field(ctx, c.PAGES) * field(ctx, c.PAGE_BYTES) - at)
             if nbytes > 0:
@@ -546,6 +549,8 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
         return np.int64(c.MISS), _ZERO
     if _expired(ctx, s, descriptor):
         return np.int64(c.EXPIRED), _ZERO
+    if is_alias(word):
+        return np.int64(c.ALIAS), _ZERO
     if what == DESCRIBE:
         return length, _ZERO
     if (what == WHOLE and room != length) or (what == RANGE and room > length - offset):
@@ -565,7 +570,7 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
 
 @device
 def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-def]
-    """The whole read: bytes, or MISS, WRONG_SIZE, CHANGED (pin and read), CORRUPT, MPI_FAILED."""
+    """The whole read of one word: bytes, or MISS, ALIAS, WRONG_SIZE, CHANGED (pin and read), CORRUPT, MPI_FAILED."""
     home, bucket, fp = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
     set_field(s, c.HOME, home)
     set_field(s, c.BUCKET, bucket)
@@ -598,7 +603,7 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
                 word_at = np.int64(0)
                 if index_base != 0:
                     word_at = index_base + bucket * BUCKET_BYTES + slot * 8
-                if copies and base_remote(ctx, word):
+                if copies and base_remote(ctx, word) and not is_alias(word):
                     outcome = _get_copy(ctx, s, hi, lo, target, room, offset, what, word, began)
                     if outcome != c.MISS:
                         if outcome != c.MPI_FAILED and _now(ctx, s) - began > np.uint64(field(ctx, c.ATTEMPT)):
@@ -638,6 +643,44 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
 
 
 @device
+def _get_named(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-def]
+    """(outcome, hi, lo): the whole read, through an alias where there is one, and the key of the block that was read.
+
+    The key of an alias names one content for ever, so what is read under it is right whenever it is found. But if it is
+    not, or is of another size, only the alias's word says whether the name had it to the end: it is looked at again
+    behind the content. 2 Gets + 2 Flushes more than the content's own read; 1 more for the second look.
+    """
+    for _ in range(_ATTEMPTS):
+        outcome = _get_one(ctx, s, hi, lo, target, room, offset, what)
+        if outcome != c.ALIAS:
+            return outcome, hi, lo
+        descriptor = s + c.DESCRIPTOR_COPY * 8
+        content_hi, content_lo = load64(descriptor + O_CONTENT_HI), load64(descriptor + O_CONTENT_LO)
+        alias, began = load64(s + c.WORD * 8), load64(s + c.BEGAN * 8)
+        home, bucket, slot = field(s, c.HOME), field(s, c.BUCKET), field(s, c.SLOT)
+        outcome = _get_one(ctx, s, content_hi, content_lo, target, room, offset, what)
+        if outcome == c.MPI_FAILED:
+            return outcome, hi, lo
+        hook(ctx, c.H_READER)
+        rc, again = _reload_word(ctx, s, home, bucket, slot)
+        if rc != 0:
+            return _failed(s, rc), hi, lo
+        if again == alias and _now(ctx, s) - began <= np.uint64(field(ctx, c.ATTEMPT)):
+            if outcome in (c.MISS, c.ALIAS):  # evicted; an alias of an alias is none
+                _hint_gone(ctx, s, alias)  # its manager's sweep takes it out
+                return np.int64(c.MISS), content_hi, content_lo
+            if outcome >= 0 and what not in (DESCRIBE, DESCRIBE_ANY):
+                count(s, c.C_ALIAS_READS, 1)
+                _touch(ctx, s, alias)  # or it would be taken for cold, however hot the content is
+            return outcome, content_hi, content_lo
+        if field(ctx, c.COPY_BUCKETS) and field(s, c.CLAIMING):
+            _end_claim(ctx, content_hi, content_lo)
+        count(s, c.C_RETRIES, 1)
+    count(s, c.C_EXHAUSTED, 1)
+    return np.int64(c.CHANGED), hi, lo
+
+
+@device
 def base_remote(ctx, word):  # type: ignore[no-untyped-def]
     """True if the memory that the word names is not mapped here."""
     return _base(ctx, c.DATA_BASES, rank_of(word)) == 0
@@ -661,8 +704,9 @@ def get(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-
     WHOLE: `room` must be the block's length. RANGE: `room` bytes from `offset`. DESCRIBE: no payload.
     Another node: 4 Gets + 3 Flushes (3 Gets without payload); 1 Get + 1 Flush where this node has a copy, none if the
     key determines the content. DUE: `room` bytes were read, and the block is to be copied. CLAIMED: nothing was read.
+    Through an alias WORD and the others are the content's, its key is in the descriptor.
     """
-    outcome = _get_one(ctx, s, hi, lo, target, room, offset, what)
+    outcome, hi, lo = _get_named(ctx, s, hi, lo, target, room, offset, what)
     if room >= STREAM_BYTES:
         fence_seq_cst()  # streaming stores, before another thread is told that `target` is ready
     _account(ctx, s, outcome, what)
@@ -838,6 +882,17 @@ def _slot_in(ctx, s, home, bucket, word):  # type: ignore[no-untyped-def]
 @kernel("int64(int64,int64,uint64)")
 def hint_gone(ctx, s, word):  # type: ignore[no-untyped-def]
     """Tell the manager of a cell that its word was taken away: a hint for its sweep. 1 Put + 1 Flush."""
+    return _hint_gone(ctx, s, word)
+
+
+@kernel("void(int64,int64,uint64)")
+def touch(ctx, s, word):  # type: ignore[no-untyped-def]
+    """Note that a cell was used, without a read of it: another name was given to its content."""
+    _touch(ctx, s, word)
+
+
+@device
+def _hint_gone(ctx, s, word):  # type: ignore[no-untyped-def]
     rank, page = rank_of(word), page_of(word)
     base = _base(ctx, c.DATA_BASES, rank)
     at = field(ctx, c.GONE_AT) + page
@@ -953,7 +1008,8 @@ def _batch_buckets(ctx, keys, n, work, flags):  # type: ignore[no-untyped-def]
         if slot >= 0:
             word = load64(w + (W_BUCKET_COPY + slot) * 8)
             store64(w + W_WORD * 8, word)
-            set_field(w, W_STATE, _CANDIDATE if in_bounds(ctx, word) else _SLOW)
+            # An alias is two look-ups: one by one.
+            set_field(w, W_STATE, _CANDIDATE if in_bounds(ctx, word) and not is_alias(word) else _SLOW)
             if in_bounds(ctx, word):
                 data = _base(ctx, c.DATA_BASES, rank_of(word))
                 if data != 0:
@@ -1089,7 +1145,7 @@ def _batch_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type
             if copies and not due and field(w, W_CLAIMING):
                 _end_claim(ctx, hi, lo)
         if state == _SLOW:
-            outcome = _get_one(ctx, s, hi, lo, field(targets, i), room, 0, WHOLE)
+            outcome, hi, lo = _get_named(ctx, s, hi, lo, field(targets, i), room, 0, WHOLE)
             if copies and field(s, c.CLAIMING):
                 _end_claim(ctx, hi, lo)
             if outcome == c.WRONG_SIZE:
@@ -1164,7 +1220,7 @@ def _describe_chunk(ctx, s, keys, n, descriptors, results, work, flags):  # type
             outcome = length
         elif state != _NONE:
             descriptor = s + c.DESCRIPTOR_COPY * 8
-            outcome = _get_one(ctx, s, hi, lo, 0, 0, 0, DESCRIBE)
+            outcome, _, _ = _get_named(ctx, s, hi, lo, np.int64(0), np.int64(0), np.int64(0), np.int64(DESCRIBE))
             if outcome == c.MPI_FAILED:
                 return outcome
         if descriptors != 0 and outcome >= 0:

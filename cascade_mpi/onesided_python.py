@@ -29,6 +29,7 @@ from cascade_mpi.layout import (
     HARD_SHIFT,
     MAGIC,
     TIER_DRAM,
+    is_alias,
     place,
     same_cell,
     unpack_word,
@@ -64,16 +65,20 @@ MPI_FAILED: int = c.MPI_FAILED
 CORRUPT: int = c.CORRUPT
 EXPIRED: int = c.EXPIRED
 DUE: int = c.DUE
+ALIAS: int = c.ALIAS
 CLAIMED: int = c.CLAIMED
 LARGEST_PIECE = 1 << 30  # an MPI count is an int; larger payloads are fetched in pieces
 _ATTEMPTS, _LOOKUP_ATTEMPTS = 4, 1000
 _MASK64 = (1 << 64) - 1
 _MIX = 0x9E3779B97F4A7C15
 _HALVED = int.from_bytes(b"\x7f" * c.READ_COUNT_BYTES)
-_O_GENERATION, _O_FLAGS, _O_LENGTH, _O_HI, _O_LO, _O_CHECKSUM, _O_ORIGIN, _O_SEQUENCE, _O_EXPIRY = (
+_O_GENERATION, _O_FLAGS, _O_LENGTH, _O_HI, _O_LO, _O_CHECKSUM, _O_CONTENT_HI, _O_CONTENT_LO, _O_SEQUENCE, _O_EXPIRY = (
     DESCRIPTOR.fields[name][1]  # type: ignore[index]
-    for name in ("generation", "flags", "length", "key_hi", "key_lo", "checksum", "content_hi", "sequence", "expiry")
-)
+    for name in (
+        "generation", "flags", "length", "key_hi", "key_lo", "checksum", "content_hi", "content_lo", "sequence",
+        "expiry",
+    )
+)  # fmt: skip
 
 
 class _Words:
@@ -111,7 +116,8 @@ class _Cell(NamedTuple):
     hi: int
     lo: int
     checksum: int
-    origin: int  # of a copy
+    origin: int  # of a copy; of an alias the high half of its content's key
+    content_lo: int  # the low one
     sequence: int
     expiry: int
 
@@ -125,8 +131,8 @@ class _Cell(NamedTuple):
 
         return cls(
             number(0, 4), number(_O_GENERATION, 2), number(_O_FLAGS, 2), number(_O_LENGTH, 8),
-            number(_O_HI, 8), number(_O_LO, 8), number(_O_CHECKSUM, 8), number(_O_ORIGIN, 8), number(_O_SEQUENCE, 8),
-            number(_O_EXPIRY, 4),
+            number(_O_HI, 8), number(_O_LO, 8), number(_O_CHECKSUM, 8), number(_O_CONTENT_HI, 8),
+            number(_O_CONTENT_LO, 8), number(_O_SEQUENCE, 8), number(_O_EXPIRY, 4),
         )  # fmt: skip
 
     def holds(self, word: int, hi: int, lo: int) -> bool:
@@ -231,9 +237,9 @@ class PythonCalls:
         return home, bucket, fp
 
     def _in_bounds(self, word: int) -> bool:
-        """True if the word names memory of this store: only then may its address be used."""
+        """True if the word names memory of this store: only then may its address be used. Aliases lie in arenas too."""
         named = unpack_word(word)
-        return named.tier == TIER_DRAM and named.rank < self._field(c.RANKS) and named.page < self._field(c.PAGES)
+        return named.tier <= TIER_DRAM and named.rank < self._field(c.RANKS) and named.page < self._field(c.PAGES)
 
     def _expired(self, s: _Scratch, cell: _Cell) -> bool:
         return cell.expiry != 0 and self._now(s) >= cell.expiry * TICKS
@@ -508,7 +514,7 @@ class PythonCalls:
             self._copy_descriptor(base, page, descriptor)
         else:
             self._get(descriptor, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
-            if what != DESCRIBE:
+            if what != DESCRIBE and not is_alias(word):
                 self._get_payload(target, room, rank, page, offset)
             self._flush(rank, DATA)
         cell = _Cell.read(descriptor)
@@ -519,6 +525,8 @@ class PythonCalls:
             return MISS, None
         if self._expired(s, cell):
             return EXPIRED, None
+        if is_alias(word):
+            return ALIAS, None
         if what == DESCRIBE:
             return cell.length, None
         if (what == WHOLE and room != cell.length) or (what == RANGE and offset + room > cell.length):
@@ -560,7 +568,7 @@ class PythonCalls:
                     s.count(c.C_BAD_WORDS)  # never follow it
                     continue
                 word_at = index_base + bucket * BUCKET_BYTES + slot * 8 if index_base else 0
-                if copies and not self._base(DATA, unpack_word(word).rank):
+                if copies and not self._base(DATA, unpack_word(word).rank) and not is_alias(word):
                     outcome = self._get_copy(s, hi, lo, target, room, offset, what, word, began)
                     if outcome != MISS:
                         if not self._too_late(s, began):
@@ -590,6 +598,33 @@ class PythonCalls:
         s.count(c.C_EXHAUSTED)
         return CHANGED
 
+    def _get_named(
+        self, s: _Scratch, hi: int, lo: int, target: int, room: int, offset: int, what: int
+    ) -> tuple[int, int, int]:
+        """The whole read, through an alias too: (outcome, key of the block that was read). See the kernel."""
+        for _ in range(_ATTEMPTS):
+            outcome = self._get_one(s, hi, lo, target, room, offset, what)
+            if outcome != ALIAS:
+                return outcome, hi, lo
+            cell, alias, began = _Cell.read(s.at(c.DESCRIPTOR_COPY)), s.unsigned[c.WORD], s.signed[c.BEGAN]
+            home, bucket, slot = s.signed[c.HOME], s.signed[c.BUCKET], s.signed[c.SLOT]
+            content = cell.origin, cell.content_lo
+            outcome = self._get_one(s, *content, target, room, offset, what)
+            probe.pause(self._ctx, c.H_READER)
+            if self._reload(s, home, bucket, slot) == alias and not self._too_late(s, began):
+                if outcome in (MISS, ALIAS):  # evicted; an alias of an alias is none
+                    self._hint_gone(s, alias)  # its manager's sweep takes it out
+                    return MISS, *content
+                if outcome >= 0 and what not in (DESCRIBE, DESCRIBE_ANY):
+                    s.count(c.C_ALIAS_READS)
+                    self._touch(s, alias)  # or it would be taken for cold, however hot the content is
+                return outcome, *content
+            if self._field(c.COPY_BUCKETS) and s.signed[c.CLAIMING]:
+                self._end_claim(*content)
+            s.count(c.C_RETRIES)
+        s.count(c.C_EXHAUSTED)
+        return CHANGED, hi, lo
+
     @_reporting
     def get(self, ctx: int, s: int, hi: int, lo: int, target: int, room: int, offset: int, what: int) -> int:
         """Local. Read one block: bytes or an outcome."""
@@ -597,7 +632,7 @@ class PythonCalls:
         if hi >> 64 or lo >> 64:
             raise OverflowError(f"{hi} and {lo} must be in 0..2**64-1")
         scratch = _Scratch(s)
-        outcome = self._get_one(scratch, hi, lo, target, room, offset, what)
+        outcome, hi, lo = self._get_named(scratch, hi, lo, target, room, offset, what)
         self._account(scratch, outcome, what)
         self._end()
         return self._then_copy(scratch, hi, lo, outcome, what)
@@ -723,7 +758,14 @@ class PythonCalls:
     @_reporting
     def hint_gone(self, ctx: int, s: int, word: int) -> int:
         """Local. Tell the manager of a cell that its word was taken away."""
-        scratch = _Scratch(s)
+        self._hint_gone(_Scratch(s), word)
+        return 0
+
+    def touch(self, ctx: int, s: int, word: int) -> None:
+        """Local. Note that a cell was used, without a read of it."""
+        self._touch(_Scratch(s), word)
+
+    def _hint_gone(self, scratch: _Scratch, word: int) -> None:
         _, _, _, _, rank, page = unpack_word(word)
         base, at = self._base(DATA, rank), self._field(c.GONE_AT) + page
         if base:
@@ -732,7 +774,6 @@ class PythonCalls:
             scratch.unsigned[c.TOUCH_VALUE] = 1
             self._put(scratch.at(c.TOUCH_VALUE), 1, rank, at, DATA)
             self._flush(rank, DATA)
-        return 0
 
     # ------------------------------------------------------------------------------------------------ pins
 
@@ -796,7 +837,8 @@ class PythonCalls:
         items = [item for item in items if not item.done]
         for item, words in zip(items, self._read_buckets(items), strict=True):
             item.slot, item.word = next(_matches(words, item.fp), (-1, 0))
-            item.doubt = bool(item.word) and not self._in_bounds(item.word)
+            # An alias is two look-ups: one by one.
+            item.doubt = bool(item.word) and (is_alias(item.word) or not self._in_bounds(item.word))
             work = _Words(item.bucket_copy - W_BUCKET_COPY * 8, WORK_WORDS)
             work.signed[W_SLOT], work.unsigned[W_WORD] = item.slot, item.word  # who copies blocks needs them
         return [item for item in items if item.word and not item.doubt]
@@ -833,9 +875,9 @@ class PythonCalls:
                 if item.claiming and not due:
                     self._end_claim(item.hi, item.lo)
             if item.doubt:
-                outcome = self._get_one(s, item.hi, item.lo, targets[item.number], room, 0, WHOLE)
+                outcome, *read = self._get_named(s, item.hi, item.lo, targets[item.number], room, 0, WHOLE)
                 if copies and s.signed[c.CLAIMING]:
-                    self._end_claim(item.hi, item.lo)
+                    self._end_claim(*read)
             if outcome == WRONG_SIZE:
                 results[item.number] = -10 - s.signed[c.LENGTH]
                 continue
@@ -925,7 +967,7 @@ class PythonCalls:
                 outcome = cell.length
             if item.doubt:
                 descriptor = s.at(c.DESCRIPTOR_COPY)
-                outcome = self._get_one(s, item.hi, item.lo, 0, 0, 0, DESCRIBE)
+                outcome, _, _ = self._get_named(s, item.hi, item.lo, 0, 0, 0, DESCRIBE)
             if descriptors and outcome >= 0:
                 ctypes.memmove(descriptors + item.number * DESCRIPTOR_BYTES, descriptor, DESCRIPTOR_BYTES)
             results[item.number] = outcome

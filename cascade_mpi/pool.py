@@ -450,6 +450,11 @@ class Pool:
         }  # fmt: skip
 
     @property
+    def live_pages(self) -> int:
+        """Local. Pages of all cells of this rank that are in use."""
+        return sum(tier.allocator.live_pages for tier in list(self.tiers.values()))
+
+    @property
     def free_pages(self) -> int:
         """Local. Pages of the own arena that are free, whoever may take them."""
         free = self.own.allocator.free_pages

@@ -8,6 +8,9 @@ word stays its manager's. So an eviction, which swaps the soft word for 0, and a
 exclude each other: one of the two finds another word than it expects. A manager whose swap fails looks at its
 word again: with the other hard bit the block lives on. Of several words of a key the lowest counts, as for a
 reader: the others are on their way out. The manager is left a hint, so that its table follows.
+
+Of an alias the content becomes hard first, then its own word: an alias with a hard word names a hard content. The
+other way only the alias's word becomes a soft one: other names may want the content protected (`dedup` finds out).
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from typing import NamedTuple
 from cascade_mpi.errors import StoreFullError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.layout import HARD, MAX_RANKS, RANK_SHIFT
+from cascade_mpi.layout import DESCRIPTOR, HARD, MAX_RANKS, RANK_SHIFT, is_alias
+from cascade_mpi.onesided import DESCRIBE
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.writer import Writer
 
@@ -94,8 +98,12 @@ class Protection:
         """Count what is not protected yet, before anything is changed."""
         for key in dict.fromkeys(wanted):
             found = self._look(key)
-            if found is not None and not found.hard:
-                self._count(key, found.share, shares)
+            counted: Key | None = key
+            if found is not None and is_alias(found.word):
+                counted = self._content_of(key)
+                found = None if counted is None or counted in shares else self._look(counted)
+            if counted is not None and found is not None and not found.hard:
+                self._count(counted, found.share, shares)
 
     def _count(self, key: Key, share: tuple[int, int], shares: dict[Key, tuple[int, int]]) -> None:
         if over := self._counted.reserve(*share):
@@ -107,6 +115,14 @@ class Protection:
         while True:
             looked = time.monotonic()
             found = self._look(key)
+            if found is not None and is_alias(found.word):
+                content = self._content_of(key)
+                gone = content is None or not self._set(content, shares)
+                looked, again = time.monotonic(), self._look(key)
+                if again is None or again.word != found.word:
+                    continue  # it names something else by now
+                if gone:
+                    return False
             if found is None or found.hard:
                 return found is not None
             if self._counted.limit is not None and shares.get(key) != found.share:
@@ -122,6 +138,15 @@ class Protection:
         if not writer.find(*key) or not s.signed[c.FOUND_LIVE]:
             return None
         return Standing(*writer.found_blocks()[0])
+
+    def _content_of(self, key: Key) -> Key | None:
+        """The key of the content that an alias names, None if there is none."""
+        fabric, s = self._fabric, self._fabric.scratch
+        there = fabric.get(fabric.ctx, s.address, *key, 0, 0, 0, DESCRIBE)
+        if there == c.MPI_FAILED:
+            fabric.raise_mpi_error(s)
+        record = s.descriptor.view(DESCRIPTOR)[0]
+        return (int(record["key_hi"]), int(record["key_lo"])) if there >= 0 else None
 
     def _toggle(self, found: Standing, looked: float) -> bool:
         """Swap the hard bit of the word that the last look-up found; False: it has changed, or was too long ago."""

@@ -59,6 +59,8 @@ class Found(NamedTuple):
     home: int
     bucket: int
     slot: int
+    hi: int  # the block's own key: the content's, if an alias led to it
+    lo: int
 
 
 class Reader:
@@ -170,10 +172,12 @@ class Reader:
         """Local. The descriptor and the word that the last call left in this thread's scratch."""
         s = self._fabric.scratch
         dtype, shape, flags = decode(s.descriptor)
+        record = s.descriptor.view(DESCRIPTOR)[0]
+        key = int(record["key_hi"]), int(record["key_lo"])
         word = int(s.words[c.WORD])
         fields = unpack_word(word)
         home, bucket, slot = int(s.words[c.HOME]), int(s.words[c.BUCKET]), int(s.words[c.SLOT])
-        return Found(nbytes, dtype, shape, flags, word, fields.rank, fields.page, home, bucket, slot)
+        return Found(nbytes, dtype, shape, flags, word, fields.rank, fields.page, home, bucket, slot, *key)
 
     def locate(self, hi: int, lo: int) -> Location | None:
         """Local. Where a block is, or None."""
@@ -234,7 +238,8 @@ class Reader:
             try:
                 if (what == WHOLE and found.nbytes != room) or offset + room > found.nbytes:
                     raise wrong_size(offset + room, found.nbytes)
-                outcome = fabric.get_pinned(fabric.ctx, s.address, found.word, hi, lo, address, room, offset)
+                at = found.hi, found.lo
+                outcome = fabric.get_pinned(fabric.ctx, s.address, found.word, *at, address, room, offset)
             finally:
                 pin.release()
             if outcome >= 0:

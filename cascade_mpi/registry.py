@@ -71,13 +71,14 @@ class Space:
     `word` is that of the table of epochs: twice the epoch, or one less while that epoch is about to begin.
     """
 
-    __slots__ = ("digest", "epoch", "id", "namespace", "slot", "word")
+    __slots__ = ("by_content", "digest", "epoch", "id", "namespace", "slot", "word")
 
     def __init__(self, namespace: Namespace, slot: int, word: int) -> None:
         self.namespace, self.slot, self.word = namespace, slot, word
         self.epoch = (word + 1) // 2
         self.id = namespace.id
         self.digest = namespace.digest(self.epoch)
+        self.by_content = namespace.by_content
 
 
 class Registry:

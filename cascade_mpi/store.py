@@ -31,6 +31,7 @@ from cascade_mpi.batch import BatchReader
 from cascade_mpi.config import ConfigLike, parse_size
 from cascade_mpi.copier import Copier
 from cascade_mpi.copies import Copies, Replicated
+from cascade_mpi.dedup import Dedup
 from cascade_mpi.deferred import Deferred
 from cascade_mpi.errors import (
     BufferSizeError,
@@ -122,6 +123,10 @@ class Store:
             attempt=fabric.attempt, protect_depth=self.config.protect_depth,
         )  # fmt: skip
         self._protection = Protection(fabric, self._writer, self._protected)
+        self._dedup = Dedup(
+            fabric, self._pool, self._writer, self._registry, self._protection, behind=self.config.dedup == "behind",
+            protect_depth=self.config.protect_depth,
+        )  # fmt: skip
         self._deferred = Deferred(self._writer)
         self._drafts = self._deferred.drafts
         self._progress, self._progress_reason = self._start_progress()
@@ -262,7 +267,7 @@ class Store:
                 raise NotOnNodeError(f"the block is in the memory of rank {found.rank} on another node: use get()")
             # Verified once more under the pin: the descriptor that is there now is the one that stays.
             s = self._scratch
-            if self._fabric.get_pinned(self._ctx, s.address, found.word, hi, lo, 0, 0, 0) >= 0:
+            if self._fabric.get_pinned(self._ctx, s.address, found.word, found.hi, found.lo, 0, 0, 0) >= 0:
                 address = base + self._fabric.arena_at + found.page * self._fabric.page_bytes
                 return View(pin, address, found.nbytes, found.dtype, found.shape)
             pin.release()
@@ -300,7 +305,8 @@ class Store:
         (of a depth: stored unprotected). `ttl`: after so many seconds, at most one more, the block is a miss.
         `exists` says what happens to a key that is there: "replace", "keep" it as it is, or an "error". When the call
         has returned, every get that starts later on any rank sees this block, something newer, or a miss.
-        With `publish="deferred"` other ranks see it after the next `publish()`.
+        With `publish="deferred"` other ranks see it after the next `publish()`. In a namespace with identity "content"
+        what is stored already, under whichever key, is not stored again: 4 Gets + 1 CAS, and `deduplicated` is true.
 
         Raises
         ------
@@ -318,7 +324,8 @@ class Store:
             return self._deferred.put(
                 hi, lo, space, data, prefix=is_prefix, exists=exists, expiry=expiry, depth=place
             )  # fmt: skip
-        result = self._writer.put(
+        put = self._dedup.put if space.by_content else self._writer.put
+        result = put(
             hi, lo, space, source(data), prefix=is_prefix, exists=exists, expiry=expiry, depth=place
         )  # fmt: skip
         self._poll()
@@ -476,7 +483,7 @@ class Store:
         array = key_array(keys, space.digest)
         if len(array) != len(data):
             raise ValueError(f"{len(array)} keys and {len(data)} blocks: give one block for each key")
-        deferred, put = self.config.publish == "deferred", self._writer.put
+        deferred, put = self.config.publish == "deferred", self._dedup.put if space.by_content else self._writer.put
         results = [
             self._deferred.put(hi, lo, space, each, prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
             if deferred
@@ -676,12 +683,14 @@ class Store:
     def progress(self) -> None:
         """Local. Enter MPI once, so that peers' compare-and-swaps on this rank's words proceed. 1 Iprobe.
 
-        With `checksum="later"` also computes the checksum of one block; gives back what left a quota, and takes out
-        some blocks that have expired or are of epochs that have passed.
+        With `checksum="later"` also computes the checksum of one block, with `dedup="behind"` looks whether the content
+        of one is stored; gives back what left a quota, and takes out some blocks that have expired or are of epochs
+        that have passed.
         """
         self._check_open()
         self._let_pass()
         self._pool.compute_checksums(1)
+        self._dedup.step(1)
         self._pool.attend()
         if self._registry.quotas:
             self._pool.sweep_hinted()
@@ -707,6 +716,7 @@ class Store:
         self._check_open()
         return {
             **statistics.stats(self._fabric, self._pool, self._writer, self._pins), "pending": len(self._deferred),
+            **self._dedup.stats(),
             "pool": statistics.pool(self._pool, self._mover),
             "copies": statistics.copies(self._fabric, self._dram, self._copies, self._reader),
         }  # fmt: skip
@@ -725,6 +735,7 @@ class Store:
         )
         found["pool"] = statistics.about_pool(self.config, self._fabric, self._pool)
         found["copies"] = statistics.about_copies(self.config, self._fabric, self._copies)
+        found["dedup"] = self._dedup.about()
         return {**found, "progress": {"thread": self._progress is not None, "reason": self._progress_reason}}
 
     def check(self) -> dict[str, int]:
@@ -732,7 +743,8 @@ class Store:
         self._check_open()
         drafts = self._deferred
         return invariants.check(
-            self._fabric, self._pool, self._pins, self._protected, drafts.words(), drafts.protected_bytes()
+            self._fabric, self._pool, self._pins, self._protected, drafts.words(), drafts.protected_bytes(),
+            self._dedup.check,
         )  # fmt: skip
 
     def rebalance(self) -> Rebalanced:
@@ -744,6 +756,19 @@ class Store:
         """
         self._check_open()
         return self._mover.rebalance()
+
+    def collect(self) -> int:
+        """Collective. Remove the contents, on all ranks, that no name is left of: how many.
+
+        Of namespaces with identity "content": a name that is deleted, replaced or expires leaves its content, as others
+        may have it. With `when_full="evict"` it goes in its turn; with "refuse", or where a name of it was protected,
+        only now, when nobody puts. Contents of which no name is protected any more can be evicted again.
+        """
+        self._check_open()
+        removed = self._dedup.collect()
+        self._registry.settle()
+        self._poll()
+        return removed
 
     def clear(self) -> None:
         """Collective. Remove every block of every rank, protected ones too."""

@@ -25,15 +25,21 @@ from cascade_mpi.kernels.probe import full_fence, write_cell
 from cascade_mpi.keys import shown
 from cascade_mpi.layout import (
     BUCKET_WORDS,
+    FLAG_ALIAS,
     FLAG_CHECKSUM,
+    FLAG_CONTENT,
     FLAG_FIXED,
     FLAG_PREFIX,
     HARD,
     MAX_RANKS,
     RANK_SHIFT,
+    TIER_ALIAS,
     TIER_DRAM,
     TIER_NAMES,
+    TIER_SHIFT,
+    is_alias,
 )
+from cascade_mpi.onesided import DESCRIBE
 from cascade_mpi.pool import Cell, Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.registry import Registry, Space
@@ -71,6 +77,7 @@ class Draft(NamedTuple):
     word: int
     nbytes: int
     space: Space
+    content: bool = False  # a content, which an alias will name: it counts as no put of its own
 
 
 class Writer:
@@ -88,6 +95,7 @@ class Writer:
         self.puts = self.bytes_put = self.kept = self.refused = self.deletes = self.lost_cas = self.overflows = 0
         self.unprotected = 0  # blocks that the rule would have protected, but for the quota
         self.pause: Callable[[str], None] | None = None  # test hook
+        self.published: Callable[[Draft], None] | None = None  # told of every full block of a namespace by content
 
     # ---------------------------------------------------------------------------------------------- put
 
@@ -100,7 +108,7 @@ class Writer:
         if exists != "replace":
             looked = time.monotonic()
             if self.is_there(hi, lo):
-                return self._exists(hi, lo, source.nbytes, exists)
+                return self.keeps(hi, lo, source.nbytes, exists)
         draft = self.draft(hi, lo, space, source, prefix=prefix, expiry=expiry, depth=depth)
         if isinstance(draft, str):
             return self.refuse(draft, source.nbytes)
@@ -112,8 +120,9 @@ class Writer:
         return PutResult(refused=True, bytes=nbytes, reason=reason)
 
     def draft(
-        self, hi: int, lo: int, space: Space, source: Source, *, prefix: bool, expiry: int = 0, depth: int = 0
-    ) -> Draft | str:
+        self, hi: int, lo: int, space: Space, source: Source, *, prefix: bool, expiry: int = 0, depth: int = 0,
+        content: bool = False,
+    ) -> Draft | str:  # fmt: skip
         """Local. Write payload and descriptor into a new cell; a text that says why if there is no room.
 
         No MPI call unless something has to go first, or the namespace or protected bytes have a quota.
@@ -141,9 +150,10 @@ class Writer:
                 rank, hard = cell.tier.area.rank, not over
                 self.unprotected += bool(over) and not prefix
             if cell is not None and not (over and prefix):
-                word = self._write(cell, hi, lo, space, source, hard, expiry, depth)
+                flags = FLAG_CONTENT | FLAG_FIXED if content else 0
+                word = self._write(cell, hi, lo, space, source, hard, expiry, depth, flags)
                 cell.tier.counted[cell.first] = counted
-                return Draft(hi, lo, word, nbytes, space)
+                return Draft(hi, lo, word, nbytes, space, content)
         except BaseException:  # Ctrl-C too: neither the cell nor the counts may be lost
             if cell is not None:
                 cell.tier.abandon(cell.first)
@@ -158,6 +168,31 @@ class Writer:
         self._give_back(hard, rank, nbytes)
         return over or self._pool.why_full(nbytes)
 
+    def draft_alias(
+        self, hi: int, lo: int, space: Space, source: Source, content: tuple[int, int], *, hard: bool, expiry: int,
+        depth: int,
+    ) -> Draft | None:  # fmt: skip
+        """Local. Write an alias into a new cell, a page: a name for the block of that content; None: there is no room.
+
+        `source` is what it names; its dtype and shape stand in the alias too. It counts against no quota. No MPI call
+        unless something has to go first.
+        """
+        cell = self._pool.reserve(0, hi, lo)
+        if cell is None:
+            return None
+        tier, first = cell.tier, cell.first
+        try:
+            empty = source._replace(address=0, nbytes=0)
+            word = self._write(cell, hi, lo, space, empty, hard, expiry, depth, FLAG_ALIAS)
+            record = tier.records[first : first + 1]
+            record["content_hi"], record["content_lo"] = content  # no word names the cell yet
+            record["flags"] &= ~np.uint16(FLAG_CHECKSUM)
+            tier.wrote_descriptor(first)
+        except BaseException:  # Ctrl-C too
+            tier.abandon(first)
+            raise
+        return Draft(hi, lo, word - (TIER_DRAM - TIER_ALIAS << TIER_SHIFT), 0, space)
+
     def discard(self, draft: Draft) -> None:
         """Local. Give up a draft whose word is nowhere: its cell, and what it counted for."""
         self._pool.give_up(draft.word)
@@ -168,8 +203,9 @@ class Writer:
             self._protected.release(rank, nbytes)
 
     def _write(
-        self, cell: Cell, hi: int, lo: int, space: Space, source: Source, hard: bool, expiry: int, depth: int
-    ) -> int:
+        self, cell: Cell, hi: int, lo: int, space: Space, source: Source, hard: bool, expiry: int, depth: int,
+        flags: int,
+    ) -> int:  # fmt: skip
         """Write payload and descriptor into a cell; the word for it."""
         dim0, dims = (source.shape[0], ()) if len(source.shape) == 1 else encode_dims(source.shape)
         fabric, s, area = self._fabric, self._fabric.scratch, cell.tier.area
@@ -190,7 +226,7 @@ class Writer:
         if ndim > 1:
             s.dims[:7] = dims
         self._sequence = max(self._sequence + 1, time.time_ns())
-        flags = (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if hard else 0)
+        flags |= (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if hard else 0)
         flags |= FLAG_FIXED if space.namespace.content_keys else 0
         word: int = write_cell(
             area.ctx, cell.first, hi, lo, cell.generation, flags, source.nbytes, space.id, space.epoch, source.dtype,
@@ -219,22 +255,26 @@ class Writer:
                 )
         return ""
 
-    def publish(self, draft: Draft, exists: Exists, looked: float = 0.0) -> PutResult:
+    def publish(self, draft: Draft, exists: Exists, looked: float = 0.0, *, over: int = 0) -> PutResult:
         """Local. Make a draft the block of its key. 1 Get and 1 CAS + 1 Get at the home.
 
-        `looked` is when the look-up whose results are still in the scratch was made (0: look now).
+        `looked` is when the look-up whose results are still in the scratch was made (0: look now). With `over` only in
+        the place of that word: where another one counts by now the draft is superseded, and given up.
         """
         fabric, dram, s = self._fabric, self._pool.tier_of(draft.word), self._fabric.scratch
         assert dram is not None
-        hi, lo, new, nbytes, space = draft
+        hi, lo, new, nbytes, space, content = draft
         while True:
             if not looked or time.monotonic() - looked > self._attempt:
                 looked = time.monotonic()
                 self.find(hi, lo)
-            if exists != "replace" and s.signed[c.FOUND_LIVE]:
+            if exists != "replace" and self._found_there(hi, lo):
                 self.discard(draft)
-                return self._exists(hi, lo, nbytes, exists)
+                return self.keeps(hi, lo, nbytes, exists, counts=not content)
             slot, old, old_bytes = self._goal(new)
+            if over and old != over:
+                self.discard(draft)
+                return PutResult(bytes=nbytes)
             if slot < 0:
                 self.discard(draft)
                 return self.refuse(f"all {BUCKET_WORDS} words of its bucket are protected: raise index_blocks", nbytes)
@@ -244,7 +284,8 @@ class Writer:
                 home, bucket = s.signed[c.HOME : c.BUCKET + 1].tolist()
                 others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
                 if others >= 0:
-                    dram.enter(new, nbytes, unsummed=self._checksum == "later" and not dram.area.far)
+                    summing = self._checksum == "later" and not dram.area.far and not is_alias(new)
+                    dram.enter(new, nbytes, unsummed=summing)
                     if self._registry.has_passed(space):  # after it was entered: a list of what passed may be older
                         dram.let_one_pass(new)
                 if others > 0:
@@ -258,8 +299,10 @@ class Writer:
             looked = 0.0
         if old:
             self._has_left(old, old_bytes)
-        self.puts += 1
-        self.bytes_put += nbytes
+        self.puts += not content
+        self.bytes_put += 0 if content else nbytes
+        if self.published and space.by_content and not content and not is_alias(new):
+            self.published(draft)
         return PutResult(stored=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM], protected=bool(new & HARD))
 
     def _goal(self, new: int) -> tuple[int, int, int]:
@@ -282,10 +325,11 @@ class Writer:
                 return slot, word, 0
         return -1, 0, 0
 
-    def _exists(self, hi: int, lo: int, nbytes: int, exists: Exists) -> PutResult:
+    def keeps(self, hi: int, lo: int, nbytes: int, exists: Exists, *, counts: bool = True) -> PutResult:
+        """Local. What a put says that found its key there: KeyExistsError, or that the block was kept."""
         if exists == "error":
             raise KeyExistsError(f'block {shown(hi, lo)} is stored already and exists="error": delete it first')
-        self.kept += 1
+        self.kept += counts
         return PutResult(kept=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM])
 
     # ---------------------------------------------------------------------------- words that are taken away
@@ -301,7 +345,24 @@ class Writer:
 
     def is_there(self, hi: int, lo: int) -> bool:
         """Local. Whether a key has a block that has not expired; its words are in the scratch."""
-        return self.find(hi, lo) > 0 and bool(self._fabric.scratch.signed[c.FOUND_LIVE])
+        return self.find(hi, lo) > 0 and self._found_there(hi, lo)
+
+    def _found_there(self, hi: int, lo: int) -> bool:
+        """Whether the last look-up found a block that has not expired, or an alias of one; the scratch keeps its words.
+
+        An alias whose content was evicted is none: to keep it would be to acknowledge what is absent.
+        """
+        fabric, s = self._fabric, self._fabric.scratch
+        while s.signed[c.FOUND_LIVE]:
+            word = int(s.words[c.FOUND_WORDS + 1])
+            if not is_alias(word):
+                return True
+            there = fabric.get(fabric.ctx, s.address, hi, lo, 0, 0, 0, DESCRIBE)
+            if there == c.MPI_FAILED:
+                fabric.raise_mpi_error(s)
+            if self.find(hi, lo) and int(s.words[c.FOUND_WORDS + 1]) == word:
+                return bool(there != c.MISS)
+        return False
 
     def found_blocks(self) -> list[tuple[int, int, int]]:
         """Local. The same as `found`, with the bytes of each block; 0 for the word that `find` was told."""

@@ -80,7 +80,7 @@ COUNTERS = next(_field)
 C_HITS_SELF, C_HITS_NODE, C_HITS_REMOTE = 0, 1, 2
 C_BYTES_SELF, C_BYTES_NODE, C_BYTES_REMOTE = 3, 4, 5
 C_MISSES, C_RETRIES, C_EXHAUSTED, C_BAD_WORDS, C_CORRUPT, C_COLLISIONS, C_EXPIRED = range(6, 13)
-C_COPY_HITS, C_COPY_BYTES, C_COPY_FREE, C_STALE_COPIES = range(13, 17)
+C_COPY_HITS, C_COPY_BYTES, C_COPY_FREE, C_STALE_COPIES, C_ALIAS_READS = range(13, 18)
 COUNTER_WORDS = 24
 COUNTER_NAMES = {
     "hits_self": C_HITS_SELF, "hits_node": C_HITS_NODE, "hits_remote": C_HITS_REMOTE,
@@ -89,7 +89,7 @@ COUNTER_NAMES = {
     "bad_words": C_BAD_WORDS, "corrupt": C_CORRUPT, "fingerprint_collisions": C_COLLISIONS,
     "expired_reads": C_EXPIRED,
     "copy_hits": C_COPY_HITS, "copy_bytes": C_COPY_BYTES, "copy_hits_without_mpi": C_COPY_FREE,
-    "stale_copies": C_STALE_COPIES,
+    "stale_copies": C_STALE_COPIES, "alias_reads": C_ALIAS_READS,
 }  # fmt: skip
 _field = count(COUNTERS + COUNTER_WORDS)
 BUCKET_COPY = -(-next(_field) // 8) * 8  # 16 words, on a cache line
@@ -111,6 +111,7 @@ READ_COUNT_BYTES = 1 << 14
 MISS, WRONG_SIZE, CHANGED, MPI_FAILED, CORRUPT = -1, -2, -3, -4, -5
 EXPIRED = -6  # between the steps of a get, which says MISS
 DUE, CLAIMED = -7, -8  # read, and to be copied for this node; not read: another rank of the node is about to
+ALIAS = -9  # between the steps of a get: the descriptor in the scratch has the key of the content
 
 # Hooks: a test area of words. Mode of a point: 0 nothing, n > 0 spin at random up to n, -1 wait at a gate.
 H_READER = 0  # between the copy and the re-check

@@ -54,6 +54,7 @@ _PREFIX_SHIFT, _HARD_SHIFT = _U(layout.FLAG_PREFIX.bit_length() - 1), _U(layout.
     )
 )  # fmt: skip
 O_ORIGIN = layout.DESCRIPTOR.fields["content_hi"][1]  # type: ignore[index]  # of a copy
+O_CONTENT_HI, O_CONTENT_LO = O_ORIGIN, layout.DESCRIPTOR.fields["content_lo"][1]  # type: ignore[index]  # of an alias
 O_DIM0, O_DIMS = layout.DESCRIPTOR.fields["dim0"][1], layout.DESCRIPTOR.fields["dims"][1]  # type: ignore[index]
 DIMS_BYTES = 4 * (layout.MAX_DIMS - 1)
 BUCKET_WORDS, BUCKET_BYTES, DESCRIPTOR_BYTES = layout.BUCKET_WORDS, layout.BUCKET_BYTES, layout.DESCRIPTOR_BYTES
@@ -117,12 +118,18 @@ def same_cell(word, other):  # type: ignore[no-untyped-def]
 
 @device
 def in_bounds(ctx, word):  # type: ignore[no-untyped-def]
-    """True if the word names memory of this store: only then may its address be used."""
+    """True if the word names memory of this store: only then may its address be used. Aliases lie in arenas too."""
     return (
-        ((word >> _TIER_SHIFT) & _TIER_MASK) == _DRAM
+        ((word >> _TIER_SHIFT) & _TIER_MASK) <= _DRAM
         and rank_of(word) < field(ctx, c.RANKS)
         and page_of(word) < field(ctx, c.PAGES)
     )
+
+
+@device
+def is_alias(word):  # type: ignore[no-untyped-def]
+    """Does a word that is in bounds name an alias?"""
+    return ((word >> _TIER_SHIFT) & _TIER_MASK) < _DRAM
 
 
 @device

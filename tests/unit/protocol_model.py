@@ -4,9 +4,10 @@ Covers the index words of one bucket, cells (payload in halves), descriptors, ha
 reuse with bounded generations, the hard bit that anybody may toggle and the count of hard words, and get,
 view, put, delete, protect, unprotect, evict, move, drop and sweep as the store does them, with CAS publishing
 and the look at the bucket after it; the copy table of a node (one word), with "copy" (read a block, then keep a
-copy), "near" (a get that may find the copy) and "demote" (its manager takes it out). Does not cover memory
-fences (a step is atomic and steps are sequentially consistent: see the assembly tests), clocks, aliases, leases,
-and the disk tier.
+copy), "near" (a get that may find the copy) and "demote" (its manager takes it out). Covers aliases too:
+"name xc" lets content c be stored, unless it is, and gives it the name x; gets and views go through them. Does not
+cover memory fences (a step is atomic and steps are sequentially consistent: see the assembly tests), clocks, the
+protection of what an alias names, leases, and the disk tier.
 
 How it works. An operation is a generator: it yields one remote action at a time, as plain data, and is
 sent what the action observed. A list of actions means that any of them may come first. The explorer
@@ -47,7 +48,8 @@ Operation = Generator[Action | list[Action], Any, tuple[Any, ...]]
 
 FREE, WRITING, PUBLISHING, LIVE, LIMBO = "free", "writing", "publishing", "live", "limbo"
 UNDER_WAY = object()  # what a blocked action observes: nothing, its process cannot go on now
-SILENT = {"take", "owned"}  # look only at the manager's own table: one step with the action that follows
+SILENT = {"take", "owned", "settle", "enter"}  # in the manager's own table: one step with the action that follows
+PUTS = ("put", "keep", "name")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ class Rules:
     copy_same: str = "cell and generation"  # of the origin, with either hard bit | the "cell" alone
     copy_recheck: bool = True  # the copy's word is read again after its payload
     demote: str = "word first"  # a copy's word leaves before its cell is reused | "cell first"
+    second_look: bool = True  # who has published an alias looks whether the content is still there
+    look_order: str = "alias first"  # that look comes after the alias is published | "look first"
+    store_again: str = "own alias"  # the full block goes over the own alias | over "any" word, or none
+    alias_recheck: bool = True  # a reader looks at the alias's word again behind the content
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ class Word(NamedTuple):
     cell: int
     generation: int
     hard: bool = False
+    alias: bool = False
 
 
 def same(one: Any, other: Any) -> bool:
@@ -139,6 +146,8 @@ class Protocol:
 
     def is_of(self, descriptor: Any, key: str, word: Word) -> bool:
         """Whether a descriptor says that `word` names a cell of `key`."""
+        if descriptor is not None and word.alias:
+            descriptor = descriptor[:2]
         return descriptor is not None and descriptor == (
             key if self.rules.compare_key else descriptor[0],
             word.generation if self.rules.compare_generation else descriptor[1],
@@ -242,7 +251,7 @@ class Protocol:
             candidates = self.matching(words, key)
             del words
             for slot, word in candidates:
-                parts = "D" + self.row.halves + "R" * (rules.recheck == "any")
+                parts = "D" + self.row.halves * (not word.alias) + "R" * (rules.recheck == "any")
                 got = yield from self.fetch(parts, slot, word)
                 now = dict(got).get("R", word)
                 right = self.is_of(dict(got)["D"], key, word)
@@ -252,17 +261,31 @@ class Protocol:
                     now = yield ("get word", slot)
                 if now != word:  # whatever was read is void
                     break
+                if right and word.alias:
+                    content = dict(got)["D"][2]
+                    del got, now, right
+                    outcome = yield from self.get(me, content)
+                    now = (yield ("get word", slot)) if rules.alias_recheck else word
+                    if now != word:
+                        break
+                    return self.through(key, content, outcome)
                 if right:
                     return ("value", *(dict(got)[half] for half in self.row.halves))
                 del got, now, right  # confirmed: another key with this fingerprint
             else:
                 return ("miss",)
-            got = now = right = None
+            got = now = right = content = outcome = None
             tries += 1
         if rules.fallback == "miss":
             return ("bound",)
         outcome = yield from self.view(me, key)
         return outcome
+
+    def through(self, key: str, content: str, outcome: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What a read of a content means to who asked for a name of it: of content c under name x the value is xc."""
+        if outcome[0] != "value":
+            return ("hollow",) if outcome[0] == "miss" else outcome
+        return ("value", *(key + content if half == content + "1" else half for half in outcome[1:]))
 
     def view(self, me: int, key: str) -> Operation:
         """Pin, read in place, unpin; the reads stand for a user who looks at the bytes later."""
@@ -272,6 +295,21 @@ class Protocol:
             candidates = self.matching(words, key)
             del words
             for slot, word in candidates:
+                if word.alias:  # what is pinned is the content
+                    _, descriptor = yield ("get part", word.cell, "D")
+                    now = yield ("get word", slot)
+                    if now != word:
+                        break
+                    if not self.is_of(descriptor, key, word):
+                        del now, descriptor
+                        continue
+                    content = descriptor[2]
+                    del now, descriptor
+                    outcome = yield from self.view(me, content)
+                    now = (yield ("get word", slot)) if self.rules.alias_recheck else word
+                    if now != word:
+                        break
+                    return self.through(key, content, outcome)
                 if pinning == "first":
                     yield ("pin", word)
                 now = yield ("get word", slot)
@@ -292,7 +330,7 @@ class Protocol:
                 del now, descriptor
             else:
                 return ("miss",)
-            now = descriptor = None
+            now = descriptor = content = outcome = None
 
     def near(self, me: int, key: str) -> Operation:
         """A get by a rank whose node may have a copy; any doubt is left to the get."""
@@ -385,8 +423,69 @@ class Protocol:
         new = new._replace(hard=hard)
         if rules.publish == "last":
             yield from self.fill(new, key, value)
+        outcome = yield from self.install(me, key, value, new)
+        return outcome
+
+    def name(self, me: int, key: str, value: str) -> Operation:
+        """Let a content be stored, give it a name, look whether it is still there; if not the full block is put."""
+        rules, content = self.rules, value[1]
+        alias = yield ("take", key)
+        if alias is None:
+            return ("refused",)
+        alias = alias._replace(alias=True)
+        hits, _ = yield from self.look_up(content, rules.writer_mismatch)
+        if not hits:
+            new = yield ("take", content)
+            if new is None:
+                yield ("reclaim", alias, None)
+                return ("refused",)
+            yield from self.fill(new, content, content + "1")
+            outcome = yield from self.install(me, content, content + "1", new, keep=True)
+            if outcome[0] == "refused":
+                yield ("reclaim", alias, None)
+                return ("refused",)
+            if outcome[0] != "kept":
+                yield ("enter", new)
+            del new, outcome
+        del hits
+        if rules.look_order == "look first":
+            hits, _ = yield from self.look_up(content, rules.writer_mismatch)
+        yield ("store", alias.cell, "D", None)
+        yield ("store", alias.cell, "D", (key, alias.generation, content))
+        outcome = yield from self.install(me, key, value, alias)
+        if outcome[0] == "refused" or not rules.second_look:
+            return outcome
+        if rules.look_order == "alias first":
+            yield ("settle", key)
+            hits, _ = yield from self.look_up(content, rules.writer_mismatch)
+        if hits:
+            return outcome
+        del hits
+        new = yield ("take", key)
+        if new is None:
+            words = yield from self.bucket()
+            slot, there = self.standing(words, alias)
+            if slot is None:
+                yield ("reclaim", alias, None)
+            else:
+                yield from self.remove(me, slot, there)
+            return ("gave way",)
+        yield from self.fill(new, key, value)
+        yield ("enter", alias)
+        over = alias if rules.store_again == "own alias" else None
+        again = yield from self.install(me, key, value, new, over=over)
+        return outcome if again[0] == "given up" else again
+
+    def install(
+        self, me: int, key: str, value: str, new: Word, keep: bool = False, over: Word | None = None
+    ) -> Operation:
+        """Publish the word of a cell that is written, and leave one word of its key."""
+        rules, hard = self.rules, new.hard
         while True:
             hits, empty = yield from self.look_up(key, rules.writer_mismatch)
+            if (keep and hits) or (over and (not hits or hits[0][1] != over)):
+                yield ("reclaim", new, None)
+                return ("kept",) if keep else ("given up",)
             if not hits and not empty:
                 if hard:
                     yield ("uncount",)
@@ -560,7 +659,7 @@ class Machine:
     def _parse(text: str) -> tuple[str, str, str]:
         name, *argument = text.split()
         value = argument[0] if argument else ""
-        return name, value[:1], value if name in ("put", "keep") else ""
+        return name, value[:1], value if name in PUTS else ""
 
     def advance(self, local: int, observed: Any) -> tuple[int, Any]:
         """The local state after an observation, and the outcome if the operation has ended, else None."""
@@ -577,7 +676,7 @@ class Machine:
     def _run(self, process: int, index: int, history: tuple[Any, ...]) -> tuple[int, Any]:
         """Replay an operation from its start: generators cannot be copied, but they are deterministic."""
         op = self.programs[process][index]
-        arguments = op[1:] if op[0] in ("put", "keep") else op[1:2]
+        arguments = op[1:] if op[0] in PUTS else op[1:2]
         generator = getattr(self.protocol, op[0])(process, *arguments)
         try:
             request = next(generator)
@@ -615,7 +714,7 @@ class Machine:
 
 FIELDS = (
     "slots", "payloads", "descriptors", "table", "free", "pins", "pending", "local", "begun",
-    "acknowledged", "known", "dead", "disturbed", "counted", "shielded", "loose", "wronged", "copy",
+    "acknowledged", "known", "dead", "disturbed", "counted", "shielded", "loose", "wronged", "copy", "hollow",
 )  # fmt: skip
 
 
@@ -627,7 +726,8 @@ class World:
     `copy` is the word of the node's copy table, whose cell has its key in capitals in `table`. The others are the
     ghosts of the properties: what each process knew when its operation began; keys acknowledged; values known to
     readers or putters; values superseded; keys ever evicted or deleted; cells and generations of which the
-    protection is acknowledged; keys that anybody ever began to unprotect; whether one of the shielded was evicted.
+    protection is acknowledged; keys that anybody ever began to unprotect; whether one of the shielded was evicted;
+    `hollow` are names whose content was taken away while they stood.
     """
 
     __slots__ = ("row", *FIELDS)
@@ -636,7 +736,7 @@ class World:
         self.row = row
         (slots, payloads, descriptors, table, free, pins, self.pending, local, begun,
          self.acknowledged, self.known, self.dead, self.disturbed,
-         self.counted, self.shielded, self.loose, self.wronged, self.copy) = state  # fmt: skip
+         self.counted, self.shielded, self.loose, self.wronged, self.copy, self.hollow) = state  # fmt: skip
         self.slots, self.payloads, self.descriptors = list(slots), list(payloads), list(descriptors)
         self.table, self.free, self.pins = list(table), free, list(pins)
         self.local, self.begun = list(local), list(begun)
@@ -650,7 +750,7 @@ class World:
             row,
             ((0,) * row.slots, (nothing,) * cells, (None,) * cells, ((FREE, 0, ""),) * cells, (), (0,) * processes,
              (), local, ((),) * processes, frozenset(), frozenset(), frozenset(), frozenset(),
-             0, frozenset(), frozenset(), False, 0),
+             0, frozenset(), frozenset(), False, 0, frozenset()),
         )  # fmt: skip
         for place, value in enumerate(row.init.split()):
             if value == "-":
@@ -669,7 +769,7 @@ class World:
             tuple(self.slots), tuple(self.payloads), tuple(self.descriptors), tuple(self.table), self.free,
             tuple(self.pins), self.pending, tuple(self.local), tuple(self.begun),
             self.acknowledged, self.known, self.dead, self.disturbed,
-            self.counted, self.shielded, self.loose, self.wronged, self.copy,
+            self.counted, self.shielded, self.loose, self.wronged, self.copy, self.hollow,
         )  # fmt: skip
 
     def word(self, cell: int) -> Word:
@@ -719,12 +819,35 @@ class World:
         if self.slots[slot] != old:
             return False
         self.slots[slot] = new
+        self._note_names(old, new)
         if me >= 0 and old and old[1:3] in self.shielded:
             if self.begun[me][0] == "evict":
                 self.wronged = True
             if self.begun[me][0] == "move":  # a replace makes another block
                 self.shielded |= {new[1:3]}
         return True
+
+    def _note_names(self, old: Any, new: Any) -> None:
+        """Which names stand for a content that is not there: a miss of one is an eviction, and it may come back."""
+        of = self.table[old.cell][2] if old else ""
+        aliases = [word for word in self.slots if word and word.alias]
+        if not new:
+            self.hollow |= {self.table[word.cell][2] for word in aliases if self.descriptors[word.cell][-1] == of}
+        elif new.alias:
+            name, content = self.table[new.cell][2], self.descriptors[new.cell][2]
+            there = any(word and self.table[word.cell][2] == content for word in self.slots)
+            self.hollow = self.hollow - {name} if there else self.hollow | {name}
+        else:
+            self.hollow -= {self.table[new.cell][2]}
+
+    def _settle(self, me: int, key: str) -> None:
+        """From this look on a name counts as one whose content is there."""
+        self.hollow -= {key}
+
+    def _enter(self, me: int, word: Word) -> None:
+        status, generation, key = self.table[word.cell]
+        if generation == word.generation and status in (WRITING, PUBLISHING):
+            self.table[word.cell] = (LIVE, generation, key)
 
     def _put(self, me: int, slot: int, old: Any, new: Any) -> Any:
         """A word written without a look at what is there."""
@@ -829,21 +952,18 @@ class World:
 
     def begin(self, me: int, op: tuple[str, str, str]) -> None:
         """The first action of an operation is about to happen."""
-        name, key, _ = op
+        name, key, value = op
         if name in ("evict", "delete", "drop"):
             self.disturbed |= {key}
         if name == "unprotect":
             self.loose |= {key}
             self.shielded = frozenset(each for each in self.shielded if self.table[each[0]][2] != key)
         if name in ("get", "view", "near", "protect", "unprotect"):
-            must = key in self.acknowledged and key not in self.disturbed
+            must = key in self.acknowledged and key not in self.disturbed | self.hollow
             self.begun[me] = (name, key, self.values(self.known, key), self.values(self.dead, key), must)
         else:
-            self.begun[me] = (
-                name,
-                key,
-                self.values(self.known, key) if name in ("put", "keep", "delete") else frozenset(),
-            )
+            before = self.values(self.known, key) if name in (*PUTS, "delete") else frozenset()
+            self.begun[me] = (name, key, before, *((value[1],) if name == "name" else ()))
 
     def finish(self, me: int, outcome: tuple[Any, ...]) -> set[str]:
         """The last action of an operation has happened; the properties that its outcome breaks."""
@@ -856,8 +976,10 @@ class World:
                 self.table[outcome[2].cell] = (LIVE, generation, of)
         if (kind == "protected" or (name == "keep" and kind == "stored")) and key not in self.loose:
             self.shielded |= {outcome[-1][1:3]}
-        if name in ("put", "keep") and kind in ("stored", "superseded"):
+        if name in PUTS and kind in ("stored", "superseded"):
             self.acknowledged |= {key}
+            if name == "name" and not (self.row.rules.second_look and self.row.rules.look_order == "alias first"):
+                self.hollow -= {key}  # acknowledged as if it were there
             self.known |= {outcome[1]}
             self.dead |= before - {outcome[1]}
         if kind == "deleted":
@@ -870,7 +992,7 @@ class World:
             # Known before this read began and not what it returned: somebody has written since.
             self.known |= {value}
             self.dead |= before - {value}
-        if kind in ("miss", "bound", "absent") and reader[1] and key not in self.disturbed:
+        if kind in ("miss", "hollow", "bound", "absent") and reader[1] and key not in self.disturbed | self.hollow:
             broken = {"bound" if kind == "bound" else "lost"}
         if kind == "miss":
             self.dead |= before
@@ -890,7 +1012,8 @@ class World:
             if status not in (PUBLISHING, LIVE) or generation != self.copy.generation:
                 broken.add("dangling")
         if len(set(keys)) < len(keys):
-            writing = {begun[1] for begun in self.begun if begun and begun[0] in ("put", "keep")}
+            writing = {begun[1] for begun in self.begun if begun and begun[0] in PUTS}
+            writing |= {begun[3] for begun in self.begun if begun and begun[0] == "name"}  # its content
             if any(keys.count(key) > 1 for key in set(keys) - writing):
                 broken.add("double")
         if self.wronged:

@@ -146,7 +146,8 @@ def stray_words(store: MemoryStore, key: Key) -> list[int]:
     fp = store.place(key).fp
     named = [(layout.TIER_DRAM, rank, 0) for rank in (3, 4, 4095)]
     named += [(layout.TIER_DRAM, 1, page) for page in (16, 17, layout.MAX_PAGES - 1)]
-    named += [(tier, 1, 1) for tier in (layout.TIER_ALIAS, layout.TIER_GPU, layout.TIER_DISK)]
+    named += [(tier, 1, 1) for tier in (layout.TIER_GPU, layout.TIER_DISK)]
+    named += [(layout.TIER_ALIAS, 3, 0)]
     return [layout.pack_word(fp, 1, tier, rank, page) for tier, rank, page in named]
 
 

@@ -26,6 +26,8 @@ LEAN: dict[str, Any] = {"halves": "A", "stores": "at once"}  # where no cell is 
 DOUBLES: dict[str, Any] = LEAN | {"init": "y1", "cells": "1001", "one_fingerprint": False}
 # Another rank's block x1, and a reader with one cell for copies (and whatever comes into it afterwards).
 COPY: dict[str, Any] = {"cells": "901", "ranks": "0123"}
+# Content c in the arena of rank 1; room for an alias and a full block in that of rank 0.
+NAMED: dict[str, Any] = LEAN | {"init": "c1", "cells": "1000", "slots": 3}
 REUSE = "evict x, put y2, evict y, put x3 | get x"
 CYCLE = ["evict x, put y2", "evict y, put x3", "evict x, put y4", "evict y, put x5"]
 
@@ -107,6 +109,25 @@ GOOD = [
         **DOUBLES | {"cells": "10012"}),
     Row("copy of one of two doubles, another reads", "put x1 | evict y, put x2 | copy x | near x, near x",
         **DOUBLES | {"cells": "10012"}, big=True),
+    # Aliases: of content c under name x the value is xc.
+    Row("name and evict its content", "name xc, get x | evict c", **NAMED),
+    Row("name and evict its content, two reads", "name xc | evict c | get x, get x", **NAMED),
+    Row("two name one content", "name xc, get y | name yc, get x", **NEW | LEAN, cells="001111", slots=4),
+    Row("name one content twice, one evicted", "name xc, name yc, get x | evict c, get y",
+        **NAMED | {"cells": "1000000"}),
+    Row("name and delete", "name xc | evict c | get x, delete x, get x", **NAMED),
+    Row("name and replace by a block", "name xc | put x2 | get x, get x", **NAMED | {"cells": "10011"}),
+    Row("name replaced, its content evicted", "name xc, put x2, evict c | get x", **NAMED | {"cells": "0000"}),
+    Row("name replaced by another, its content evicted", "name xc, name xd, evict c | get x",
+        **NAMED | {"cells": "00000"}),
+    Row("name, evict, another key in the content's cell", "name xc | evict c, put y2 | get x",
+        **NAMED | {"halves": "AB", "stores": "in order"}, big=True),
+    Row("name, evict, another key in its cell, a cell in one piece", "name xc | evict c, put y2 | get x", **NAMED),
+    Row("name, evict, another content in its cell", "name xc | evict c, name yd | get x",
+        **NAMED | {"cells": "10001"}, big=True),
+    Row("view of a name, evict, reuse", "name xc | evict c, put y2 | view x", **NAMED | {"halves": "AB"}),
+    Row("two replace a name by contents", "name xc | name xd, get x | get x",
+        **NAMED | {"cells": "10001111"}, big=True),
     Row("two keys, bucket in any order", "evict x, put y1 | put x2, delete y | get x, get y",
         halves="A", torn="any", big=True),
     Row("doubles, delete, two reads", "put x1 | evict y, put x2 | delete x | get x, get x", **DOUBLES, big=True),
@@ -179,6 +200,14 @@ BAD = [
         **COPY),
     Row("a copy's cell goes before its word", "copy x, demote x | near x", "dangling", Rules(demote="cell first"),
         **COPY),
+    # Aliases.
+    Row("alias without second look", "name xc, get x | evict c", "lost", Rules(second_look=False), **NAMED),
+    Row("the look before the alias is published", "name xc, get x | evict c", "lost", Rules(look_order="look first"),
+        **NAMED),
+    Row("the full block goes over anything", "name xc | evict c | get x, delete x, get x", "stale",
+        Rules(store_again="any"), **NAMED),
+    Row("alias word not read again", "name xc, put x2, evict c | get x", "lost", Rules(alias_recheck=False),
+        **NAMED | {"cells": "0000"}),
     # Pins.
     Row("view: word, then pin", "evict x, put x2 | view x", "bytes", Rules(pin="late"), **ONE),
     Row("view without a pin", "evict x, put x2 | view x", "bytes", Rules(pin="none"), **ONE),
@@ -258,6 +287,7 @@ def test_the_good_rows_reach_every_outcome() -> None:
         ("move", "gave up"), ("sweep", "swept"),
         ("protect", "protected"), ("protect", "absent"), ("protect", "over quota"), ("unprotect", "unprotected"),
         ("keep", "stored"), ("keep", "over quota"), ("drop", "evicted"),
+        ("name", "stored"), ("name", "superseded"), ("get", "hollow"), ("view", "hollow"),
     }  # fmt: skip
 
 
