@@ -197,6 +197,12 @@ def policies(context: typer.Context) -> None:
     _delegate(context, "policies")
 
 
+@app.command("store-policies", context_settings=_PASS_ON)
+def store_policies(context: typer.Context) -> None:
+    """Compare the store's policies with the exact ones on a trace (options: store-policies --help)."""
+    _delegate(context, "store_policies")
+
+
 @app.command("policy-training", context_settings=_PASS_ON)
 def policy_training(context: typer.Context) -> None:
     """Compare the learned policy with its bounds on two halves of a trace (options: policy-training --help)."""

@@ -70,3 +70,29 @@ def test_shared_prefix_has_a_row_for_each_way(comm: MPI.Intracomm, assert_all: C
     for row in there:
         assert_all(comm, row["contents_ok"] and row["hit_rate"] == 1.0 and row["machine"] == about, f"{row}")
         assert_all(comm, row["value"] > 0 and row["ratio"] == row["value"] / row["limit"], f"{row}")
+
+
+def test_store_policies_beside_exact_ones(comm: MPI.Intracomm, assert_all: Callable[..., None]) -> None:
+    from bench import store_policies
+
+    measured = store_policies.measure("chat", [64, 128], ["lru"], 60, comm)
+    assert_all(comm, [row["capacity"] for row in measured] == [64, 128], f"{measured}")
+    for row in measured:
+        assert_all(comm, not row["corrupt"] and row["evicted"] > 0, f"{row}")
+        assert_all(comm, 0 < row["store"] <= row["exact"] + 5 and 0 < row["by_writer"] < 100, f"{row}")
+        assert_all(comm, row["lost"] == row["exact"] - row["store"], f"{row}")
+    assert_all(comm, measured[0]["exact"] < measured[1]["exact"], "twice the room has no more hits")
+
+
+def test_caches_by_writer_remember_only_what_their_rank_put() -> None:
+    from bench.policy_shards import by_hash, by_writer
+
+    requests = [np.array([0]), np.array([1]), np.array([0]), np.array([1])]
+    assert by_writer("lru", 2, 2, requests, 1).hits == 0.5
+    assert by_writer("lru", 2, 2, requests, 2).hits == 0.5
+    # Two blocks of one rank do not fit its half of the room, although the other half is empty.
+    alternating = [np.array([k // 2 % 2 if k % 2 == 0 else 2]) for k in range(12)]
+    assert by_writer("lru", 2, 3, alternating, 2).hits < by_writer("lru", 4, 3, alternating, 1).hits
+    gap = [np.array([0, 1]), np.array([2, 1])]
+    assert by_writer("lru", 3, 3, gap, 1) == (0.0, 0.25)
+    assert by_hash("lru", 3, 3, gap, 1) == (0.0, 0.25)
