@@ -11,6 +11,8 @@ import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from cascade_mpi.layout import MAX_DEPTH, MAX_EXPIRY
+
 DEFAULT_DIGEST = bytes(16)
 MAX_SALT_BYTES = 64  # a key of blake2b
 MAX_EPOCH = (1 << 32) - 1  # its field in a descriptor
@@ -30,6 +32,10 @@ class Namespace:
         The key of a block determines its content, as keys made of token sequences do: whatever is put under a key of
         an epoch has the same bytes. Then a copy needs no look at what it was made from, and is still read after a
         delete until it is dropped or the epoch ends.
+    protect_depth, ttl
+        Rules of the puts that are given this object: blocks with a `depth` below the one are protected (None: the
+        store's setting says), and expire after the other, in seconds, if the put names no `ttl` (None: never). Rules
+        are no part of the keys: with others, or none, it is still the same namespace.
     """
 
     name: str = ""
@@ -38,6 +44,8 @@ class Namespace:
     layout: str = ""
     salt: bytes = field(default=b"", repr=False)
     content_keys: bool = False
+    protect_depth: int | None = None
+    ttl: float | None = None
 
     def __post_init__(self) -> None:
         """Check the parts; TypeError and ValueError name the one that is wrong."""
@@ -60,6 +68,15 @@ class Namespace:
         object.__setattr__(self, "salt", salt)
         if not isinstance(self.content_keys, bool):
             raise TypeError(f"content_keys of a namespace is True or False, not {type(self.content_keys).__name__}")
+        depth, ttl = self.protect_depth, self.ttl
+        if depth is not None and (type(depth) is not int or not 0 <= depth <= MAX_DEPTH):
+            raise ValueError(
+                f"protect_depth of a namespace is {depth!r}: it must be an integer in 0..{MAX_DEPTH}, or None"
+            )
+        if ttl is not None and (type(ttl) not in (int, float) or not 0 < ttl <= MAX_EXPIRY):
+            raise ValueError(
+                f"ttl of a namespace is {ttl!r}: it must be seconds above 0, at most {MAX_EXPIRY}, or None"
+            )
 
     def __str__(self) -> str:
         """For people: the parts that are set, never the salt."""
@@ -69,7 +86,7 @@ class Namespace:
 
     @property
     def is_default(self) -> bool:
-        """Whether all parts are empty."""
+        """Whether all parts are empty, whatever its rules."""
         return not (self.name or self.model or self.dtype or self.layout or self.salt or self.content_keys)
 
     @property

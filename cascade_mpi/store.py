@@ -55,6 +55,7 @@ from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.protection import Protection
 from cascade_mpi.reader import Location, Reader, range_error, wrong_size
 from cascade_mpi.registry import MAX_QUOTA, NamespaceInfo, Registry, Space
+from cascade_mpi.sessions import Session, SharedBlocks
 from cascade_mpi.values import source, target
 from cascade_mpi.view import View
 from cascade_mpi.writer import Exists, PutResult, Writer
@@ -118,6 +119,7 @@ class Store:
             attempt=fabric.attempt, protect_depth=self.config.protect_depth,
         )  # fmt: skip
         self._protection = Protection(fabric, self._writer, self._protected)
+        self._shared = SharedBlocks(self._protection, self.config.protect_shared)
         self._deferred = Deferred(self._writer, self._dram)
         self._drafts = self._deferred.drafts
         self._progress, self._progress_reason = self._start_progress()
@@ -309,6 +311,8 @@ class Store:
         place = 0 if depth is None else _place(depth)
         self._let_pass()
         space = self._writable(namespace)
+        if ttl is None and space.namespace.ttl is not None:
+            expiry = self._expiry(space.namespace.ttl)
         hi, lo = key_words(key, space.digest)
         if self.config.publish == "deferred":
             return self._deferred.put(
@@ -424,10 +428,13 @@ class Store:
         outs: Sequence[Any] | None = None,
         *,
         namespace: AnyNamespace | None = None,
+        session: Session | None = None,
     ) -> list[Any]:
         """Local. Read many blocks, each as `get` does. `keys` may be uint64[n, 2] (high and low halves).
 
-        4 Gets a key on another node, and one Flush per rank and phase for each 256 keys.
+        4 Gets a key on another node, and one Flush per rank and phase for each 256 keys. `session` (a str, bytes or an
+        integer) says for whom: a block that `protect_shared` different sessions of this rank have read or put is
+        protected, as by `protect`, as long as `protected_bytes` allows.
 
         Raises
         ------
@@ -448,6 +455,9 @@ class Store:
                     continue
                 raise
             if not self._registry.has_passed(space) or all(each is None for each in got):
+                if session is not None:
+                    there = zip(array.tolist(), got, strict=True)
+                    self._shared.used([(hi, lo) for (hi, lo), each in there if each is not None], session)
                 return got
 
     def put_many(
@@ -460,8 +470,12 @@ class Store:
         exists: Exists = "replace",
         ttl: float | None = None,
         depth: int | None = None,
+        session: Session | None = None,
     ) -> list[PutResult]:
-        """Local. Store many blocks, in order, each as `put` does; `depth` is that of the first, the others follow."""
+        """Local. Store many blocks, in order, each as `put` does; `depth` is that of the first, the others follow.
+
+        `session` (a str, bytes or an integer) says for whom; with `protect_shared` it counts, see `get_many`.
+        """
         expiry = 0 if ttl is None else self._expiry(ttl)
         places: Sequence[int] = [0] * len(data)
         if depth is not None:
@@ -469,6 +483,8 @@ class Store:
             _place(depth + max(len(data) - 1, 0))
         self._let_pass()
         space = self._writable(namespace)
+        if ttl is None and space.namespace.ttl is not None:
+            expiry = self._expiry(space.namespace.ttl)
         array = key_array(keys, space.digest)
         if len(array) != len(data):
             raise ValueError(f"{len(array)} keys and {len(data)} blocks: give one block for each key")
@@ -479,6 +495,10 @@ class Store:
             else put(hi, lo, space, source(each), prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
             for (hi, lo), each, place in zip(array.tolist(), data, places, strict=True)
         ]  # fmt: skip
+        if session is not None:
+            pairs = [(hi, lo) for hi, lo in array.tolist()]
+            self._shared.stored([pair for pair, each in zip(pairs, results, strict=True) if each.stored], session)
+            self._shared.used([pair for pair, each in zip(pairs, results, strict=True) if each.kept], session)
         self._poll()
         return results
 
@@ -702,6 +722,7 @@ class Store:
         return {
             **statistics.stats(self._fabric, self._dram, self._writer, self._pins), "pending": len(self._deferred),
             "copies": statistics.copies(self._fabric, self._dram, self._copies, self._reader),
+            "shared": {"protected": self._shared.protected, "over_quota": self._shared.over_quota},
         }  # fmt: skip
 
     def stats_all(self) -> list[dict[str, Any]]:

@@ -116,7 +116,8 @@ class Writer:
         No MPI call unless something has to go first, or the namespace or protected bytes have a quota.
         """
         rank, nbytes = self._fabric.comm.rank, source.nbytes
-        hard = prefix or 0 < depth <= self._protect_depth
+        below = space.namespace.protect_depth
+        hard = prefix or 0 < depth <= (self._protect_depth if below is None else below)
         if hard and (over := self._protected.reserve(rank, nbytes)):
             if prefix:
                 return over
