@@ -32,6 +32,7 @@ def by_writer(name: str, capacity: int, blocks: int, requests: Sequence[Ids], ra
     caches = [POLICIES[name](capacity // ranks, blocks) for _ in range(ranks)]
     hits = kept = 0
     for number, ids in enumerate(requests):
+        caches[number % ranks].request(ids)  # to those that want to be told
         where = np.full(ids.size, _NOWHERE)
         for rank, cache in enumerate(caches):
             where[cache.resident(ids)] = rank
@@ -49,7 +50,7 @@ def by_writer(name: str, capacity: int, blocks: int, requests: Sequence[Ids], ra
 
 
 def by_hash(name: str, capacity: int, blocks: int, requests: Sequence[Ids], ranks: int, seed: int = 1) -> Shards:
-    """Local. The same where a block belongs to one rank for good, which then remembers it too."""
+    """Local. The same where a block belongs to one rank for good, which then remembers it too; told of no request."""
     caches = [POLICIES[name](capacity // ranks, blocks) for _ in range(ranks)]
     home = np.random.default_rng(seed).integers(0, ranks, blocks)
     hits = kept = 0

@@ -81,7 +81,10 @@ def _requests(options: WorkloadOptions) -> tuple[list[Any], int]:
 
 
 def _exact(name: str, capacity: int, blocks: int, requests: Sequence[Any], ranks: int) -> Row:
-    hits = POLICIES[name](capacity, blocks).replay(np.concatenate(requests))
+    policy, told = POLICIES[name](capacity, blocks), {}
+    if policy.wants_requests:
+        told["requests"] = [ids.size for ids in requests]
+    hits = policy.replay(np.concatenate(requests), **told)
     writer = by_writer(name, capacity, blocks, requests, ranks)
     return {
         "exact": 100 * float(hits.mean()),

@@ -280,6 +280,17 @@ class DramTier:
 
     # ---------------------------------------------------------------------------------------------- eviction
 
+    @property
+    def wants_requests(self) -> bool:
+        """Whether the eviction policy wants to be told which blocks are asked for together."""
+        return self.victims is not None and self.victims.wants_requests
+
+    def request(self, keys: npt.NDArray[np.uint64], partial: bool) -> None:
+        """Local. Tell the policy of a request for the blocks of these keys, uint64[n, 2]. See `Store.request`."""
+        if self.victims is not None:
+            with self.lock:
+                self.victims.request([(hi, lo) for hi, lo in keys.tolist()], partial)
+
     def _evict_ahead(self, pages: int) -> None:
         """While less than the low watermark is free, evict about as much as this put takes.
 

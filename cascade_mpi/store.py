@@ -528,6 +528,19 @@ class Store:
             if not self._registry.has_passed(space) or not found.any():
                 return found
 
+    def request(
+        self, keys: Iterable[Key] | npt.NDArray[Any], partial: bool = True, *, namespace: AnyNamespace | None = None
+    ) -> None:
+        """Local. Say that a request arrives for these blocks, the whole of its prefix in order, stored or not.
+
+        Called before they are read and put. With `eviction="prefix"` the rank's policy learns which blocks are asked
+        for together; with `partial` that the last one is not full, so that no other request will share it. It hears of
+        the blocks in this rank's own arena alone. Nothing at all for other policies. No MPI call.
+        """
+        self._check_open()
+        if self._dram.wants_requests:
+            self._dram.request(key_array(keys, self._space(namespace).digest), partial)
+
     def _publish_waiting(self, keys: npt.NDArray[np.uint64]) -> None:
         if self._drafts:
             for hi, lo in keys.tolist():

@@ -479,3 +479,31 @@ def test_what_mpi_fails_to_remove_is_removed_later(
     assert store.stats()["expired"] == (3 if how == "expired" else 0)
     comm.Barrier()
     store.check()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_last_blocks_of_requests_go_first_if_requests_are_told(
+    open_store: Callable[..., Store], comm: MPI.Intracomm, told: bool
+) -> None:
+    """The last one is not full, so that nobody will ask for it again; only the request says which one that is."""
+    store = open_store(comm, dram_bytes="1MiB", eviction="prefix", evict_ahead=0, rest_ms=0.1)
+    for request in range(150):  # of 4 blocks each, into 256 pages
+        keys = [(comm.rank << 32) + 4 * request + place for place in range(4)]
+        if told:
+            store.request(keys)
+        assert all(each.stored for each in store.put_many(keys, [block(key & 0xFFFF, 4096) for key in keys]))
+    there = np.array([store.contains((comm.rank << 32) + number) for number in range(600)]).reshape(150, 4)
+    last, others = int(there[:, 3].sum()), int(there[:, :3].sum())
+    for number in np.flatnonzero(there.reshape(-1))[:20].tolist():
+        np.testing.assert_array_equal(store.get((comm.rank << 32) + number), block(number, 4096))
+    assert (last < 0.5 * others / 3) == told, f"{last} last blocks are there, {others} others"
+    comm.Barrier()
+    store.check()
+
+
+def test_a_request_is_nothing_to_other_policies(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
+    store = open_store(comm, dram_bytes="1MiB")
+    store.request(["a", "b"])
+    store.request(np.zeros((0, 2), np.uint64))
+    assert store.stats()["blocks"] == 0
+    comm.Barrier()
