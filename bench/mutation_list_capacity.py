@@ -1,7 +1,8 @@
 """The rules of room and of protection by rule, each broken on purpose: what to change, and the tests that must notice.
 
-Covers what leaves first under a quota and ahead of puts, what MPI fails to remove, rules of namespaces, and blocks that
-sessions share. Does not cover the hard bit (`mutation_list_protection`) nor the rest of the protocol (`mutation_list`).
+Covers what leaves first under a quota and ahead of puts, what MPI fails to remove, what a policy is told of requests,
+rules of namespaces, and blocks that sessions share. Does not cover the hard bit (`mutation_list_protection`) nor the
+rest of the protocol (`mutation_list`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from bench.mutation_list import DRAM, REGISTRY, WRITER, Mutation
 
 COLDEST, SESSIONS, STORE = "cascade_mpi/coldest.py", "cascade_mpi/sessions.py", "cascade_mpi/store.py"
+VICTIMS, CHOICE = "cascade_mpi/victims.py", "tests/unit/test_victims.py::"
 ARENA, RULES = "tests/mpi/test_arena.py::", "tests/mpi/test_protection_rules.py::"
 
 MUTATIONS = (
@@ -48,6 +50,28 @@ MUTATIONS = (
             ("                self._passed.popleft()  # last: what MPI fails to remove is tried again\n", ""),
         ),
         (f"{ARENA}test_what_mpi_fails_to_remove_is_removed_later[passed]",),
+    ),
+    Mutation(
+        "watched-ids-go-round",
+        "which blocks a policy watches is said by their keys, not by ids that go round",
+        VICTIMS,
+        (("        kind = int(self._rate > 0 and _mixed(*key) % self._rate == 0)\n",
+          "        kind = 0\n"),),
+        (f"{CHOICE}test_one_block_in_so_many_is_watched_however_often_ids_go_round",),
+    ),
+    Mutation(
+        "asked-for-on-another-blocks-id",
+        "an id that a request named and that never came in says nothing of that request any more",
+        VICTIMS,
+        (("                self._policy.unasked(list(self._awaited.values()))\n", ""),),
+        (f"{CHOICE}test_what_is_asked_for_and_never_put_takes_no_room",),
+    ),
+    Mutation(
+        "request-told-before-what-came-before",
+        "blocks that came in before a request are told of before it",
+        VICTIMS,
+        (("            self._insert([first for first in self._page[arrived].tolist() if first in self._new])\n", ""),),
+        (f"{CHOICE}test_told_of_requests_and_looked_at_after_every_step_it_is_the_exact_policy",),
     ),
     Mutation(
         "one-session-counts-twice",

@@ -140,6 +140,7 @@ class Victims:
             self._evicted.clear()
         if self._removed:
             policy.removed(np.array(self._removed))
+            policy.unasked(np.array(self._removed))
             while self._removed:
                 block = self._removed.pop()
                 if self._keyed:

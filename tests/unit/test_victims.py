@@ -13,6 +13,8 @@ from cascade_mpi.config import _MODES, Config
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.layout import DESCRIPTOR
 from cascade_mpi.policies.family import STORE_POLICIES, make
+from cascade_mpi.policies.state import MARK, ROW
+from cascade_mpi.policies.watch import ASKED
 from cascade_mpi.victims import Victims
 
 NONE = np.empty(0, np.int64)
@@ -307,6 +309,11 @@ def test_what_is_asked_for_and_never_put_takes_no_room() -> None:
                 at.put(first, key, number)
         if number % 50 == 0:
             at.check()
+            # An id that nobody has says nothing of a request: its next block may never be asked for.
+            policy, awaited = at.victims._policy, list(at.victims._awaited.values())
+            nobodys = ~policy.remembers()
+            nobodys[awaited] = False
+            assert not (policy._nodes[MARK : ROW * policy.blocks : ROW][nobodys] & ASKED).any()
     at.victims.request([(0, 10**6)], True)
     at.check()
     known = int(at.victims._policy.remembers().sum())
