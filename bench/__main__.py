@@ -154,6 +154,40 @@ def dedup_share(
     )
 
 
+@app.command("shared-prefix")
+def shared_prefix(
+    context: typer.Context,
+    json_file: _Json = None,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of the prefix, all put by one rank.")] = 64,
+    block_bytes: Annotated[str, typer.Option(help="Bytes of a block.")] = "1MiB",
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs of samples behind each median.")] = 15,
+) -> None:
+    """Let all ranks read one rank's prefix at once, beside raw copies or raw MPI Gets of the same bytes."""
+    from bench.shared_prefix import run
+
+    context.obj.append(lambda: run(blocks, _sizes(block_bytes)[0], pairs, json_file))
+
+
+@app.command()
+def oversubscription(
+    context: typer.Context,
+    json_file: _Json = None,
+    dram: Annotated[str, typer.Option(help="Arena of each rank.")] = "32MiB",
+    block_bytes: Annotated[str, typer.Option(help="Bytes of a block.")] = "64KiB",
+    policy: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which blocks are drawn.")] = 1,
+) -> None:
+    """Put and read 2 and 4 times what fits, also with protected blocks: hits, evictions, contents."""
+    from bench.oversubscription import run
+    from cascade_mpi.policies.family import STORE_POLICIES
+
+    unknown = sorted(set(policy or ()) - set(STORE_POLICIES))
+    if unknown:
+        raise typer.BadParameter(f"--policy {unknown[0]}: it must be one of {', '.join(STORE_POLICIES)}")
+    names = policy or list(STORE_POLICIES)
+    context.obj.append(lambda: run(_sizes(dram)[0], _sizes(block_bytes)[0], names, seed, json_file))
+
+
 @app.command("stale-copies")
 def stale_copies(
     context: typer.Context,
@@ -195,6 +229,12 @@ def pressure(context: typer.Context) -> None:
 def policies(context: typer.Context) -> None:
     """Compare the eviction policies on a trace: hits and speed (options: policies --help)."""
     _delegate(context, "policies")
+
+
+@app.command("store-policies", context_settings=_PASS_ON)
+def store_policies(context: typer.Context) -> None:
+    """Compare the store's policies with the exact ones on a trace (options: store-policies --help)."""
+    _delegate(context, "store_policies")
 
 
 @app.command("policy-training", context_settings=_PASS_ON)

@@ -31,11 +31,8 @@ def run(
 ) -> int:
     """Collective. Measure and show; 1 if contents were wrong anywhere."""
     measured, about = measure(blocks, block_bytes, passes, comm)
-    if comm.rank == 0:
-        rows.show(measured, about, f"{comm.size} ranks, {blocks} blocks, {passes} passes")
-        if json_file is not None:
-            rows.write(measured, json_file)
-    return 0 if all(row.get("contents_ok", True) for row in measured) else 1
+    title = f"{comm.size} ranks, {blocks} blocks, {passes} passes"
+    return rows.finish(measured, about, title, json_file, comm.rank)
 
 
 def measure(

@@ -27,11 +27,8 @@ __all__ = ["CASES", "Options", "measure", "run"]
 def run(options: Options, json_file: Path | None = None, comm: MPI.Intracomm = MPI.COMM_WORLD) -> int:
     """Collective. Measure and show; 1 if contents were wrong anywhere."""
     measured, about = measure(options, comm)
-    if comm.rank == 0:
-        rows.show(measured, about, f"{comm.size} ranks, medians of {options.pairs} interleaved pairs")
-        if json_file is not None:
-            rows.write(measured, json_file)
-    return 0 if all(row.get("contents_ok", True) for row in measured) else 1
+    title = f"{comm.size} ranks, medians of {options.pairs} interleaved pairs"
+    return rows.finish(measured, about, title, json_file, comm.rank)
 
 
 def measure(options: Options, comm: MPI.Intracomm) -> tuple[list[Row], dict[str, Any]]:

@@ -22,13 +22,19 @@ from xml.etree import ElementTree
 
 import typer
 
-from bench import mutation_list, mutation_list_dedup, mutation_list_pool, mutation_list_protection
+from bench import (
+    mutation_list,
+    mutation_list_capacity,
+    mutation_list_dedup,
+    mutation_list_pool,
+    mutation_list_protection,
+)
 from bench.mutation_list import Mutation
 from cascade_mpi.launcher import launcher_rank
 
 MUTATIONS: tuple[Mutation, ...] = (
     *mutation_list.MUTATIONS, *mutation_list_protection.MUTATIONS, *mutation_list_pool.MUTATIONS,
-    *mutation_list_dedup.MUTATIONS,
+    *mutation_list_dedup.MUTATIONS, *mutation_list_capacity.MUTATIONS,
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 # pytest's text of a failed assertion, of `pytest.fail`, and of `pytest.raises` without the error.

@@ -96,6 +96,15 @@ def show(rows: Sequence[Row], machine: Mapping[str, Any], title: str) -> None:
     console.print(f"{sum(goals)} of {len(goals)} goals met; value, limit: medians; 'ok': contents were compared")
 
 
+def finish(measured: Sequence[Row], machine: Mapping[str, Any], title: str, json_file: Path | None, rank: int) -> int:
+    """Local. Rank 0 shows and writes the rows that all ranks have: the exit status, 1 if contents were wrong."""
+    if rank == 0:
+        show(measured, machine, title)
+        if json_file is not None:
+            write(measured, json_file)
+    return 0 if all(row.get("contents_ok", True) for row in measured) else 1
+
+
 def write(rows: Sequence[Row], path: Path) -> None:
     """Local. One JSON list, a row a line."""
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")

@@ -128,6 +128,9 @@ class Config:
         Payload bytes in the arena of each rank that may be protected from eviction, as a size; None: any number.
     protect_depth
         Blocks put with a `depth` below this are protected as long as `protected_bytes` allows; 0: none.
+    protect_shared
+        Blocks that so many different sessions of one rank have used (see `Store.get_many`) are protected as long as
+        `protected_bytes` allows, 2 to 32; 0: none.
     promote_after
         Reads of another node's block by one rank after which it keeps a copy for its node (protected
         blocks: after the first); 0: no copies.
@@ -160,6 +163,7 @@ class Config:
     namespace_slots: int = 1024
     protected_bytes: int | None = None
     protect_depth: int = 0
+    protect_shared: int = 0
     promote_after: int = 3
     copy_share: float = 0.25
     lease_extents: int = 32
@@ -187,6 +191,9 @@ class Config:
         if self.protected_bytes is not None:
             self._set("protected_bytes", _size("protected_bytes", self.protected_bytes))
         self._set("protect_depth", _integer("protect_depth", self.protect_depth, 0, MAX_DEPTH))
+        self._set("protect_shared", _integer("protect_shared", self.protect_shared, 0, 32))
+        if self.protect_shared == 1:
+            raise ConfigError("protect_shared is 1: one session shares nothing; it must be 0, or an integer in 2..32")
         self._set("promote_after", _integer("promote_after", self.promote_after, 0, 100))
         self._set("copy_share", _part("copy_share", self.copy_share))
         self._set("lease_extents", _integer("lease_extents", self.lease_extents, 0, 4096))

@@ -45,11 +45,11 @@ class Dedup:
 
     def __init__(
         self, fabric: Fabric, pool: Pool, writer: Writer, registry: Registry, protection: Protection, *,
-        behind: bool, protect_depth: int,
+        behind: bool,
     ) -> None:  # fmt: skip
         self._fabric, self._pool, self._writer = fabric, pool, writer
         self._registry, self._protection = registry, protection
-        self._behind, self._protect_depth = behind, protect_depth
+        self._behind = behind
         self._waiting: deque[Draft] = deque()  # full blocks, published, that may become aliases
         self._settling = False
         self._lock = threading.RLock()  # taken before the arena's
@@ -96,7 +96,7 @@ class Dedup:
 
         With `over` only in the place of that word, and protected by `prefix` alone.
         """
-        writer, wanted = self._writer, prefix or (not over and 0 < depth <= self._protect_depth)
+        writer, wanted = self._writer, prefix or (not over and writer.protects(space, depth))
         # First the cell of the alias: a put that is refused has stored no content either.
         alias = writer.draft_alias(hi, lo, space, value, content, hard=wanted, expiry=expiry, depth=depth)
         if alias is None:
@@ -151,7 +151,7 @@ class Dedup:
                         hard = False  # a rule is a wish, is_prefix a demand
                         writer.unprotected += 1
                 return True, hard, 0
-            draft = writer.draft(*content, holder, value, prefix=prefix, depth=depth, content=True)
+            draft = writer.draft(*content, holder, value, prefix=prefix, wish=hard, depth=depth, content=True)
             if isinstance(draft, str):
                 raise StoreFullError(draft)
             result = writer.publish(draft, "keep")

@@ -17,13 +17,14 @@ import heapq
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.allocator import PageAllocator
 from cascade_mpi.area import Area
+from cascade_mpi.coldest import Coldest
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric, Scratch
 from cascade_mpi.kernels import context as c
@@ -35,6 +36,7 @@ from cascade_mpi.victims import Victims
 _PAGE_MASK = MAX_PAGES - 1
 _EVICT_SHARE = 64  # a put that finds no room evicts at least 1/64 of the arena: the rest is waited for once
 _CHOOSE_SHARE = 8  # victims are chosen for 1/8 of the arena at a time: each choice looks at all touches
+_LARGE_ONES = 8  # candidates that a put passes over as it evicts ahead
 _BARREN_S = 0.1  # a look for something to evict ahead that found nothing is not made again so soon
 _POLL_S = 5e-5
 _DRAIN_LATE_S = 0.001  # cells leave limbo in batches: each looks at the pins
@@ -81,6 +83,7 @@ class DramTier:
         self._rest = rest
         self.victims = None if eviction is None else Victims(eviction, self.records, self.area.touched)
         self._chosen: deque[int] = deque()  # words
+        self._coldest = Coldest(self.words, self._lengths, self.area.touched, self.cells_of)
         self.low_pages = int(ahead * fabric.pages) if eviction is not None else 0
         self._barren = 0.0  # until then there is nothing to evict ahead
         self._last_retired = -1.0
@@ -350,26 +353,41 @@ class DramTier:
 
     # ---------------------------------------------------------------------------------------------- eviction
 
+    @property
+    def wants_requests(self) -> bool:
+        """Whether the eviction policy wants to be told which blocks are asked for together."""
+        return self.victims is not None and self.victims.wants_requests
+
+    def request(self, keys: npt.NDArray[np.uint64], partial: bool) -> None:
+        """Local. Tell the policy of a request for the blocks of these keys, uint64[n, 2]. See `Store.request`."""
+        if self.victims is not None:
+            with self.lock:
+                self.victims.request([(hi, lo) for hi, lo in keys.tolist()], partial)
+
     def evict_ahead(self, pages: int, missing: int | None = None) -> None:
         """Local. While less than the low watermark is free, evict about as much as this put takes.
 
         `missing` pages, by default of this arena alone. A block that is larger stays: it may be worth more than a put
-        that evicts for itself.
+        that evicts for itself. What was chosen after it goes in its place, of a few candidates, so that no put looks
+        at many.
         """
         if missing is None:
             missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
         want = pages if 2 * missing < self.low_pages else 2 * pages
-        while want > 0 and missing > 0:
-            first = self._next_victim()
-            if first < 0:  # all is protected, or being written
-                self._barren = time.monotonic() + _BARREN_S
-                return
-            if (size := self.allocator.pages_of(first)) > missing:
-                self._chosen.appendleft(int(self.words[first]))
-                return
-            if self._evict_one(first) is not None:
-                want -= size
-                missing -= size
+        large: list[int] = []  # first pages
+        try:
+            while want > 0 and missing > 0 and len(large) < _LARGE_ONES:
+                first = self._next_victim(large)
+                if first < 0:  # all is protected, large, or being written
+                    self._barren = time.monotonic() + _BARREN_S
+                    return
+                if (size := self.allocator.pages_of(first)) > missing:
+                    large.append(first)
+                elif self._evict_one(first) is not None:
+                    want -= size
+                    missing -= size
+        finally:
+            self._chosen.extendleft(int(self.words[first]) for first in reversed(large))  # next when more is missing
 
     def evict(self, pages: int, least: int | None = None) -> bool:
         """Local. Take blocks out, hard ones never, so that a cell of so many pages may fit; False if nothing was taken.
@@ -404,8 +422,8 @@ class DramTier:
         order: list[int] = held[np.argsort(self.area.touched[held], kind="stable")].tolist()
         return order
 
-    def _next_victim(self) -> int:
-        """First page of the block to go next; -1 if there is none."""
+    def _next_victim(self, staying: Sequence[int] = ()) -> int:
+        """First page of the block to go next; -1 if there is none. No block of `staying` (first pages) is chosen."""
         assert self.victims is not None
         for insist in (False, True):  # readers may use all that was chosen: then the first one goes nevertheless
             while self._chosen:
@@ -414,7 +432,8 @@ class DramTier:
                 if int(self.words[first]) == word and (insist or self.victims.untouched(first)):
                     return first
             self._look_at_touches()
-            chosen = self.victims.choose(max(1, self.fabric.pages // _CHOOSE_SHARE), self._staying())
+            stays = np.concatenate([self._staying(), np.array(staying, np.int64)])
+            chosen = self.victims.choose(max(1, self.fabric.pages // _CHOOSE_SHARE), stays)
             if not chosen:
                 return -1
             self._chosen.extend(self.words[chosen].tolist())
@@ -518,13 +537,9 @@ class DramTier:
             freed = self.sweep()
             if freed or self.victims is None:
                 return freed > 0
-            victims = self.victims.choose(self.fabric.pages, self._staying(), only=self.cells_of(namespace_id, epoch))
-            if int(self.records["length"][victims].sum()) < nbytes:
-                return False  # none of them has to go
-            for first in victims:
-                if freed >= nbytes:
-                    break
-                freed += self._evict_one(first) or 0
+            # None goes if there are not enough; one that is spared is protected, which the table says from then on.
+            while freed < nbytes and (going := self._coldest.of(namespace_id, epoch, nbytes - freed)):
+                freed += sum(self._evict_one(first) or 0 for first in going)
             return freed > 0
 
     def let_pass(self, epochs: Mapping[int, int]) -> None:
@@ -552,11 +567,12 @@ class DramTier:
         dropped = 0
         with self.lock:
             while self._passed and (limit is None or dropped < limit):
-                word = self._passed.popleft()
+                word = self._passed[0]
                 if self._is_live(word):
                     self.remove(word & _PAGE_MASK)
                     dropped += 1
-            self.passed += dropped
+                    self.passed += 1
+                self._passed.popleft()  # last: what MPI fails to remove is tried again
         return dropped
 
     # ------------------------------------------------------------------------------------ expiry, protection
@@ -573,11 +589,13 @@ class DramTier:
             now = self.fabric.now()
             while self._expiring and self._expiring[0][0] <= now and (limit is None or looks < limit):
                 looks += 1
-                _, word = heapq.heappop(self._expiring)
+                word = self._expiring[0][1]
                 if self._is_live(word):
-                    self.expired += not self.copies[word & _PAGE_MASK]
+                    copied = bool(self.copies[word & _PAGE_MASK])
                     self.remove(word & _PAGE_MASK)
+                    self.expired += not copied
                     dropped += 1
+                heapq.heappop(self._expiring)  # last: what MPI fails to remove is tried again
         return dropped
 
     def protected(self) -> tuple[int, int]:

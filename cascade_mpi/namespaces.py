@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, get_args
 
+from cascade_mpi.layout import MAX_DEPTH, MAX_EXPIRY
+
 DEFAULT_DIGEST = bytes(16)
 MAX_SALT_BYTES = 64  # a key of blake2b
 MAX_EPOCH = (1 << 32) - 1  # its field in a descriptor
@@ -42,6 +44,10 @@ class Namespace:
     share_content
         With identity "content": share contents with other namespaces that ask for it too. Who may put into one of them
         can then find out whether a content is stored in another.
+    protect_depth, ttl
+        Rules of the puts that are given this object: blocks with a `depth` below the one are protected (None: the
+        store's setting says), and expire after the other, in seconds, if the put names no `ttl` (None: never). Rules
+        are no part of the keys: with others, or none, it is still the same namespace.
     """
 
     name: str = ""
@@ -53,6 +59,8 @@ class Namespace:
     identity: Identity = "key"
     hash: Hash = "blake3"
     share_content: bool = False
+    protect_depth: int | None = None
+    ttl: float | None = None
 
     def __post_init__(self) -> None:
         """Check the parts; TypeError and ValueError name the one that is wrong."""
@@ -76,6 +84,7 @@ class Namespace:
         if not isinstance(self.content_keys, bool):
             raise TypeError(f"content_keys of a namespace is True or False, not {type(self.content_keys).__name__}")
         self._check_identity()
+        self._check_rules()
 
     def _check_identity(self) -> None:
         for name, allowed in (("identity", get_args(Identity)), ("hash", get_args(Hash))):
@@ -89,6 +98,17 @@ class Namespace:
         if self.identity == "key" and (self.share_content or self.hash != "blake3"):
             raise ValueError('hash and share_content of a namespace are for identity="content"')
 
+    def _check_rules(self) -> None:
+        depth, ttl = self.protect_depth, self.ttl
+        if depth is not None and (type(depth) is not int or not 0 <= depth <= MAX_DEPTH):
+            raise ValueError(
+                f"protect_depth of a namespace is {depth!r}: it must be an integer in 0..{MAX_DEPTH}, or None"
+            )
+        if ttl is not None and (type(ttl) not in (int, float) or not 0 < ttl <= MAX_EXPIRY):
+            raise ValueError(
+                f"ttl of a namespace is {ttl!r}: it must be seconds above 0, at most {MAX_EXPIRY}, or None"
+            )
+
     def __str__(self) -> str:
         """For people: the parts that are set, never the salt."""
         parts = (self.name, self.model, self.dtype, self.layout)
@@ -98,7 +118,7 @@ class Namespace:
 
     @property
     def is_default(self) -> bool:
-        """Whether all parts are empty."""
+        """Whether all parts are empty, whatever its rules."""
         parts = (self.name, self.model, self.dtype, self.layout, self.salt, self.content_keys, self.by_content)
         return not any(parts)
 

@@ -21,6 +21,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from cascade_mpi.area import Area
 from cascade_mpi.config import Config
@@ -394,6 +395,11 @@ class Pool:
                 tier.drop_passed(limit)
             if tier.any_expiring:
                 tier.drop_expired(limit)
+
+    def request(self, keys: npt.NDArray[np.uint64], partial: bool) -> None:
+        """Local. `DramTier.request` of all."""
+        for tier in self._all():
+            tier.request(keys, partial)
 
     def make_room_in(self, namespace_id: int, epoch: int, nbytes: int) -> bool:
         """Local. `DramTier.make_room_in` of the first tier that can."""

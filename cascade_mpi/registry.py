@@ -180,11 +180,12 @@ class Registry:
 
     def _renew(self, space: Space) -> Space:
         with self._lock:
-            new = Space(space.namespace, space.slot, self.epochs[space.slot])
+            word = self.epochs[space.slot]
+            new = Space(space.namespace, space.slot, word)
             self._by_id[new.id] = new
             for name, old in list(self._spaces.items()):
-                if old.slot == new.slot:
-                    self._spaces[name] = new
+                if old.slot == new.slot:  # each with the rules of its own namespace object
+                    self._spaces[name] = Space(old.namespace, old.slot, word)
         return new
 
     def by_id(self, namespace_id: int) -> Space | None:

@@ -239,7 +239,8 @@ def _toml(name: str, value: object) -> str:
         parts.append(("salt", HIDDEN if value.salt else ""))  # it is refused when it is read
         if value.content_keys:
             parts.append(("content_keys", True))
-        return "{ " + ", ".join(f"{part} = {_toml(part, text)}" for part, text in parts if text) + " }"
+        parts += [(name, rule) for name in ("protect_depth", "ttl") if (rule := getattr(value, name)) is not None]
+        return "{ " + ", ".join(f"{part} = {_toml(part, text)}" for part, text in parts if text != "") + " }"
     text = "none" if value is None else shown(name, value)
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON leaves DEL as it is, TOML forbids it
 

@@ -139,7 +139,8 @@ def report(
         "namespaces": {
             "default": str(config.namespace), "slots": config.namespace_slots, "used": registry.slots_used(),
         },
-        "protection": {"protected_bytes": config.protected_bytes, "protect_depth": config.protect_depth},
+        "protection": {"protected_bytes": config.protected_bytes, "protect_depth": config.protect_depth,
+                       "protect_shared": config.protect_shared},
         "kernel_cache": all(kernel.cached for kernel in KERNELS),
     }  # fmt: skip
 

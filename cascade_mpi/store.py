@@ -58,6 +58,7 @@ from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.protection import Protection
 from cascade_mpi.reader import Location, Reader, range_error, wrong_size
 from cascade_mpi.registry import MAX_QUOTA, NamespaceInfo, Registry, Space
+from cascade_mpi.sessions import Session, SharedBlocks
 from cascade_mpi.values import source, target
 from cascade_mpi.view import View
 from cascade_mpi.writer import Exists, PutResult, Writer
@@ -124,9 +125,9 @@ class Store:
         )  # fmt: skip
         self._protection = Protection(fabric, self._writer, self._protected)
         self._dedup = Dedup(
-            fabric, self._pool, self._writer, self._registry, self._protection, behind=self.config.dedup == "behind",
-            protect_depth=self.config.protect_depth,
-        )  # fmt: skip
+            fabric, self._pool, self._writer, self._registry, self._protection, behind=self.config.dedup == "behind"
+        )
+        self._shared = SharedBlocks(self._protection, self.config.protect_shared)
         self._deferred = Deferred(self._writer)
         self._drafts = self._deferred.drafts
         self._progress, self._progress_reason = self._start_progress()
@@ -319,6 +320,8 @@ class Store:
         place = 0 if depth is None else _place(depth)
         self._let_pass()
         space = self._writable(namespace)
+        if ttl is None and space.namespace.ttl is not None:
+            expiry = self._expiry(space.namespace.ttl)
         hi, lo = key_words(key, space.digest)
         if self.config.publish == "deferred":
             return self._deferred.put(
@@ -435,10 +438,13 @@ class Store:
         outs: Sequence[Any] | None = None,
         *,
         namespace: AnyNamespace | None = None,
+        session: Session | None = None,
     ) -> list[Any]:
         """Local. Read many blocks, each as `get` does. `keys` may be uint64[n, 2] (high and low halves).
 
-        4 Gets a key on another node, and one Flush per rank and phase for each 256 keys.
+        4 Gets a key on another node, and one Flush per rank and phase for each 256 keys. `session` (a str, bytes or an
+        integer) says for whom: a block that `protect_shared` different sessions of this rank have read or put is
+        protected, as by `protect`, as long as `protected_bytes` allows.
 
         Raises
         ------
@@ -459,6 +465,9 @@ class Store:
                     continue
                 raise
             if not self._registry.has_passed(space) or all(each is None for each in got):
+                if session is not None:
+                    there = zip(array.tolist(), got, strict=True)
+                    self._shared.used([(hi, lo) for (hi, lo), each in there if each is not None], session)
                 return got
 
     def put_many(
@@ -471,8 +480,12 @@ class Store:
         exists: Exists = "replace",
         ttl: float | None = None,
         depth: int | None = None,
+        session: Session | None = None,
     ) -> list[PutResult]:
-        """Local. Store many blocks, in order, each as `put` does; `depth` is that of the first, the others follow."""
+        """Local. Store many blocks, in order, each as `put` does; `depth` is that of the first, the others follow.
+
+        `session` (a str, bytes or an integer) says for whom; with `protect_shared` it counts, see `get_many`.
+        """
         expiry = 0 if ttl is None else self._expiry(ttl)
         places: Sequence[int] = [0] * len(data)
         if depth is not None:
@@ -480,6 +493,8 @@ class Store:
             _place(depth + max(len(data) - 1, 0))
         self._let_pass()
         space = self._writable(namespace)
+        if ttl is None and space.namespace.ttl is not None:
+            expiry = self._expiry(space.namespace.ttl)
         array = key_array(keys, space.digest)
         if len(array) != len(data):
             raise ValueError(f"{len(array)} keys and {len(data)} blocks: give one block for each key")
@@ -490,6 +505,10 @@ class Store:
             else put(hi, lo, space, source(each), prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
             for (hi, lo), each, place in zip(array.tolist(), data, places, strict=True)
         ]  # fmt: skip
+        if session is not None:
+            pairs = [(hi, lo) for hi, lo in array.tolist()]
+            self._shared.stored([pair for pair, each in zip(pairs, results, strict=True) if each.stored], session)
+            self._shared.used([pair for pair, each in zip(pairs, results, strict=True) if each.kept], session)
         self._poll()
         return results
 
@@ -518,6 +537,19 @@ class Store:
             found = self._batch.contains(array, exact)
             if not self._registry.has_passed(space) or not found.any():
                 return found
+
+    def request(
+        self, keys: Iterable[Key] | npt.NDArray[Any], partial: bool = True, *, namespace: AnyNamespace | None = None
+    ) -> None:
+        """Local. Say that a request arrives for these blocks, the whole of its prefix in order, stored or not.
+
+        Called before they are read and put. With `eviction="prefix"` the rank's policy learns which blocks are asked
+        for together; with `partial` that the last one is not full, so that no other request will share it. It hears of
+        the blocks that this rank manages alone. Nothing at all for other policies. No MPI call.
+        """
+        self._check_open()
+        if self._pool.own.wants_requests:
+            self._pool.request(key_array(keys, self._space(namespace).digest), partial)
 
     def _publish_waiting(self, keys: npt.NDArray[np.uint64]) -> None:
         if self._drafts:
@@ -719,6 +751,7 @@ class Store:
             **self._dedup.stats(),
             "pool": statistics.pool(self._pool, self._mover),
             "copies": statistics.copies(self._fabric, self._dram, self._copies, self._reader),
+            "shared": {"protected": self._shared.protected, "over_quota": self._shared.over_quota},
         }  # fmt: skip
 
     def stats_all(self) -> list[dict[str, Any]]:

@@ -7,18 +7,25 @@ A get tells the policy nothing: readers on any rank write the time of use into t
 manager, which looks at it only before it chooses. So the policy hears of uses late, of several uses of a block
 between two looks as one, and at the resolution of a touch: that is what the store's policies lose against the exact
 ones. What they remember of blocks that left (ghosts) they remember by key, so a block that is put again is known.
+
+A policy that wants requests is told those of its own rank's program, of each the blocks that this arena has or has
+just lost; of a request of another rank it sees the touches.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.policies.family import STORE_POLICIES, make
+from cascade_mpi.policies.prefix import Prefix
 
 Pages = npt.NDArray[np.int64]
 _NOBODY = -1
+_MOST_AWAITED = 4096
 
 
 class Victims:
@@ -33,7 +40,15 @@ class Victims:
         self._keyed = STORE_POLICIES[name].has_ghosts
         # A whole arena of new blocks may wait to be told of while as many that left are still known as residents.
         ids = pages + STORE_POLICIES[name].most_ghosts(pages) + (pages if self._keyed else 0)
-        self._policy = make(name, pages, ids, sizes=np.broadcast_to(np.int64(1), ids), recycle=self._keyed)
+        self._rate, plain, options = 0, ids, dict[str, int]()
+        if STORE_POLICIES[name].wants_requests:
+            self._rate, plain = Prefix.watch_rate(pages), ids + _MOST_AWAITED
+            ids = plain + Prefix.most_ghosts(pages) + 2 * pages // self._rate  # what is watched
+            options["watched"] = plain
+        self._policy = make(name, pages, ids, sizes=np.broadcast_to(np.int64(1), ids), recycle=self._keyed, **options)
+        # Two kinds of ids, the second of blocks that are watched: those given back, and the next that never was given.
+        self._free: tuple[list[int], list[int]] = [], []
+        self._next, self._ends = [0, plain], (plain, ids)
         self._key_hi, self._key_lo = records["key_hi"], records["key_lo"]
         self._touched = touched
         self._seen = np.zeros(pages, np.uint32)  # by first page: the touch that the policy knows of
@@ -41,7 +56,13 @@ class Victims:
         self._page = np.full(ids, _NOBODY, np.int32)  # by id
         self._key: dict[int, tuple[int, int]] = {}  # by id, of what the policy knows
         self._ghosts: dict[tuple[int, int], int] = {}
-        self._free, self._next = list[int](), 0  # ids that were given back, and the first that never was given out
+        self.wants_requests = STORE_POLICIES[name].wants_requests
+        self._named: dict[tuple[int, int], int] = {}  # ids by key, of what the policy knows, if it wants requests
+        self._awaited: dict[tuple[int, int], int] = {}  # ids by key, of what the last request is about to put
+        # Requests that it has not heard of: keys, partial, and the ids of blocks that came in since the one before.
+        self._asked: deque[tuple[list[tuple[int, int]], bool, list[int]]] = deque()
+        self._arrived: list[int] = []
+        self._asked_keys = 0
         self._new: dict[int, int] = {}  # by first page: pages, of what the policy has not heard of
         self._evicted: list[int] = []
         self._removed: list[int] = []
@@ -54,6 +75,8 @@ class Victims:
         self._id[first], self._page[block] = block, first
         self._seen[first] = self._touched[first]
         self._new[first] = pages
+        if self.wants_requests:
+            self._arrived.append(block)
 
     def left(self, first: int, *, evicted: bool) -> None:
         """Local. The block of this cell is gone: evicted (which a policy may remember), or deleted."""
@@ -64,11 +87,25 @@ class Victims:
         if self._new.pop(first, None) is not None:  # the policy never heard of it, or only of its ghost
             evicted = self._keyed and bool(self._policy.remembers([block])[0])
             if not evicted and self._keyed:
+                self._policy.unasked([block])
                 self._give_back(block)
         else:
             (self._evicted if evicted else self._removed).append(block)
         if evicted and self._keyed:
             self._ghosts[self._key[block]] = block
+
+    def request(self, keys: list[tuple[int, int]], partial: bool) -> None:
+        """Local. The rank's program asks for these blocks, in the order of their prefix; as `Prefix.request`."""
+        if self.wants_requests and keys:
+            if self._awaited:  # what did not come in with the last request, which is over
+                self._policy.unasked(list(self._awaited.values()))
+                while self._awaited:
+                    self._give_back(self._awaited.popitem()[1])
+            self._asked.append((keys, partial, self._arrived))
+            self._arrived = []
+            self._asked_keys += len(keys)
+            if self._asked_keys > self._touched.size:
+                self._look()
 
     def choose(self, pages: int, staying: Pages, only: Pages | None = None) -> list[int]:
         """Local. First pages of cells of at least so many pages in all, if there are so many, in the order of going.
@@ -103,19 +140,25 @@ class Victims:
             self._evicted.clear()
         if self._removed:
             policy.removed(np.array(self._removed))
+            policy.unasked(np.array(self._removed))
             while self._removed:
                 block = self._removed.pop()
                 if self._keyed:
                     self._give_back(block)
+        while self._asked:
+            keys, partial, arrived = self._asked.popleft()
+            self._asked_keys -= len(keys)
+            if not self._asked and not self._awaited:
+                self._await(keys)
+            self._insert([first for first in self._page[arrived].tolist() if first in self._new])
+            self._tell(keys, partial)
+        self._arrived.clear()
         new = np.fromiter(self._new, np.int64, len(self._new))
         used = self._id != _NOBODY
         used[new] = False
         used = np.flatnonzero(used & (self._touched != self._seen))
         if new.size:
-            blocks, sizes = self._id[new], np.fromiter(self._new.values(), np.int64, new.size)
-            known = policy.resident(blocks)
-            policy.inserted(blocks[~known], sizes[~known])
-            self._new.clear()
+            self._insert(new.tolist())
             # Where the last use is all that counts, putting a block is its first one.
             again = new if policy.by_last_use else new[self._touched[new] != self._seen[new]]
             used = np.concatenate([used, again])
@@ -126,27 +169,73 @@ class Victims:
         for block in policy.forgotten().tolist():  # last: the steps before may forget, and an id is given back once
             self._give_back(block)
 
+    def _tell(self, keys: list[tuple[int, int]], partial: bool) -> None:
+        """Tell a request, of the blocks that are known here, have come in, or are about to."""
+        named = dict.fromkeys(self._named.get(key, _NOBODY) for key in keys)
+        named.pop(_NOBODY, None)
+        ids = np.fromiter(named, np.int64, len(named))
+        pages = self._page[ids].tolist()
+        # Not of what it has just forgotten: that id is another block's next, which would be taken for asked for.
+        coming = np.fromiter((first in self._new for first in pages), np.bool_, len(pages))
+        told = self._policy.remembers(ids) | coming | np.isin(ids, list(self._awaited.values()))
+        if not told.any():
+            return
+        self._policy.request(ids[told], partial and bool(told[-1]) and keys[-1] in self._named)
+
+    def _insert(self, firsts: list[int]) -> None:
+        """Tell of new blocks, in this order."""
+        if not firsts:
+            return
+        blocks, sizes = self._id[firsts], np.array([self._new[first] for first in firsts])
+        known = self._policy.resident(blocks)
+        self._policy.inserted(blocks[~known], sizes[~known])
+        for first in firsts:
+            del self._new[first]
+
+    def _await(self, keys: list[tuple[int, int]]) -> None:
+        """Give ids to what the last request has not put yet, so that it is told of it before."""
+        room = min(_MOST_AWAITED, *(len(self._free[k]) + self._ends[k] - self._next[k] for k in (0, 1)))
+        unknown = dict.fromkeys(key for key in keys if key not in self._named)
+        for key in list(unknown)[:room]:
+            self._awaited[key] = self._id_of(key)
+
     def _id_of(self, key: tuple[int, int]) -> int:
         """The id that a key's ghost has, or one that is free."""
         block = self._ghosts.pop(key, _NOBODY)
+        if block == _NOBODY and self._awaited:
+            block = self._awaited.pop(key, _NOBODY)
         if block != _NOBODY:
             return block
-        if not self._free and self._next == self._page.size:
+        kind = int(self._rate > 0 and _mixed(*key) % self._rate == 0)
+        block = self._take_id(kind)
+        if block == _NOBODY and not kind:
             self._look()  # blocks that were deleted, and not told of yet, have ids
-        if self._free:
-            block = self._free.pop()
-        elif self._next < self._page.size:
-            block, self._next = self._next, self._next + 1
-        else:
-            raise ProtocolError(f"all {self._next} ids of the eviction policy are in use: it forgets too little")
+            block = self._take_id(kind)
+        if block == _NOBODY:
+            block = self._take_id(1 - kind)
+        if block == _NOBODY:
+            raise ProtocolError(f"all {self._page.size} ids of the eviction policy are in use: it forgets too little")
         self._key[block] = key
+        if self.wants_requests:
+            self._named[key] = block
+        return block
+
+    def _take_id(self, kind: int) -> int:
+        if self._free[kind]:
+            return self._free[kind].pop()
+        block = self._next[kind]
+        if block == self._ends[kind]:
+            return _NOBODY
+        self._next[kind] += 1
         return block
 
     def _give_back(self, block: int) -> None:
         key = self._key.pop(block)
         if self._ghosts.get(key) == block:
             del self._ghosts[key]
-        self._free.append(block)
+        if self._named.get(key) == block:
+            del self._named[key]
+        self._free[block >= self._ends[0]].append(block)
 
     def check(self, live: Pages) -> None:
         """Local. Verify that the policy and the arena know the same blocks; `live` are first pages.
@@ -168,3 +257,9 @@ class Victims:
             raise ProtocolError("ids and cells of the eviction policy do not belong together")
         if not self._policy.resident(self._id[known]).all() or len(self._policy) != known.size:
             raise ProtocolError(f"the eviction policy holds {len(self._policy)} blocks, the arena {known.size}")
+
+
+def _mixed(hi: int, lo: int) -> int:
+    """Bits that depend on all of a key: small integers are keys too."""
+    x = (hi * 0x9E3779B97F4A7C15 ^ lo) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
+    return x >> 40

@@ -119,16 +119,22 @@ class Writer:
         self.refused += 1
         return PutResult(refused=True, bytes=nbytes, reason=reason)
 
+    def protects(self, space: Space, depth: int) -> bool:
+        """Local. Does a rule protect blocks of this depth (as in a descriptor, 0: none was given) in this namespace?"""
+        below = space.namespace.protect_depth
+        return 0 < depth <= (self._protect_depth if below is None else below)
+
     def draft(
         self, hi: int, lo: int, space: Space, source: Source, *, prefix: bool, expiry: int = 0, depth: int = 0,
-        content: bool = False,
+        content: bool = False, wish: bool = False,
     ) -> Draft | str:  # fmt: skip
         """Local. Write payload and descriptor into a new cell; a text that says why if there is no room.
 
+        `prefix` demands its protection, `wish` asks for it as a rule does: where the quota allows it.
         No MPI call unless something has to go first, or the namespace or protected bytes have a quota.
         """
         rank, nbytes = self._fabric.comm.rank, source.nbytes
-        hard = prefix or 0 < depth <= self._protect_depth
+        hard = prefix or wish or self.protects(space, depth)
         if hard and (over := self._protected.reserve(rank, nbytes)):
             if prefix:
                 return over

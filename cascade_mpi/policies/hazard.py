@@ -43,7 +43,8 @@ EDGES = _EARLY + _LATE
 
 # The policy's numbers: counters, then arrays.
 TICK, UNIT, STEP, EVERY, RATE, CURSOR, GHOSTS, GHOST_SHARE, AS_LRU, LRU_AGE, REST, WAIT = range(OWN, OWN + 12)
-EDGE = WAIT + 1
+WATCHED = WAIT + 1  # the first id of those that are watched; below 0: a hash of the id says it
+EDGE = WATCHED + 1
 ORDER = EDGE + AGES + 1  # queues by rank: what is worth least first
 RANK = ORDER + QUEUES  # and the other way round
 BITS = RANK + QUEUES  # by rank: may this queue have blocks?

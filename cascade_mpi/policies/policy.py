@@ -76,6 +76,8 @@ class Policy:
     """It remembers blocks that left: a manager needs ids for them too."""
     by_last_use: ClassVar[bool] = False
     """The order is that of the last uses, and coming in is one: `touched` after `inserted` says when."""
+    wants_requests: ClassVar[bool] = False
+    """It has `request(ids, partial)`, to be told which blocks are asked for together."""
     state_bytes_per_block: ClassVar[int] = ROW_BYTES
     """Bytes of state for each id, ghosts included; `sizes` is 8 more."""
 
@@ -207,6 +209,12 @@ class Policy:
         place = self._manage(_loops.INSERTED, wanted)
         if place >= 0:
             self._refuse_resident(wanted, True, place)
+
+    def request(self, ids: ArrayLike, partial: bool = True) -> None:
+        """Local. A request for these blocks arrives: nothing to a policy that does not want requests."""
+
+    def unasked(self, ids: ArrayLike) -> None:
+        """Local. Those of these that a request named, and that never came in, are other blocks' ids from now on."""
 
     def touched(self, ids: ArrayLike) -> None:
         """Local. These were used, in this order; ones that are not resident are passed over: touches come late."""

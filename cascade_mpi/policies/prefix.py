@@ -65,6 +65,7 @@ from cascade_mpi.policies.hazard import (
     TRUST,
     UNIT,
     WAIT,
+    WATCHED,
     class_number,
 )
 from cascade_mpi.policies.links import take_out
@@ -169,25 +170,38 @@ class Prefix(Policy):
 
     Parameters as `Policy`, and
 
+    watched
+        The caller, who recycles ids, gives those from this one on to one block in `watch_rate(capacity)`, by a hash of
+        its name, and the others to others: a watched block keeps its id long after it has left, so that of ids that
+        go round fewer and fewer would be watched. None: a hash of the id says which are.
     trust
         How many times each observation of the `prior` counts; 0 leaves its factors of the classes.
     """
 
     name = "prefix"
     has_ghosts = True
+    wants_requests = True
     operations = Operations(touch, nothing, insert, take, unlink, relink, gone, drop, trim)
     lists = (*((queue + 1, queue + 1) for queue in range(QUEUES)), (GHOST, GHOST_RING))
 
-    def __init__(self, capacity: int, blocks: int, *, trust: float = 4.0, **options: Any) -> None:
+    def __init__(
+        self, capacity: int, blocks: int, *, trust: float = 4.0, watched: int | None = None, **options: Any
+    ) -> None:
         if not 0.0 <= trust <= 1000.0:
             raise ValueError(f"trust {trust}: it is 0 (nothing but the factors) to 1000, and 4 by default")
-        self._trust = trust
+        self._trust, self._watched = trust, watched
         super().__init__(capacity, blocks, **options)
 
     @classmethod
     def most_ghosts(cls, capacity: int) -> int:
         """Local. As many as the cache has blocks, and in small caches more."""
         return max(capacity, min(GHOSTS_A_BLOCK * capacity, MOST_GHOSTS))
+
+    @classmethod
+    def watch_rate(cls, capacity: int) -> int:
+        """Local. One block in so many is watched, of size 1: a power of two."""
+        rate = max(capacity // 4096, min(capacity // 128, 16), 1)
+        return 1 << (rate.bit_length() - 1)
 
     def _number_count(self, capacity: int, blocks: int) -> int:
         return NUMBERS
@@ -199,6 +213,7 @@ class Prefix(Policy):
         numbers, reals = self._numbers, self._reals
         numbers[SAMPLE : SAMPLE + SAMPLES] = -1
         numbers[WAIT], numbers[LRU_AGE] = 4, FOREVER
+        numbers[WATCHED] = -1 if self._watched is None else self._watched
         numbers[ORDER : ORDER + QUEUES] = numbers[RANK : RANK + QUEUES] = np.arange(QUEUES)
         reals[FACTOR : FACTOR + CLASSES] = prior.factors()
         reals[CURVE : CURVE + AGES] = prior.curve()
@@ -217,8 +232,7 @@ class Prefix(Policy):
         numbers[EDGE : EDGE + AGES + 1] = np.maximum(ages, np.arange(AGES + 1))
         numbers[STEP] = min(max(places // 16, 4), 512)
         numbers[EVERY] = LEARN_EVERY
-        rate = max(places // 4096, min(places // 128, 16), 1)
-        numbers[RATE] = 1 << (rate.bit_length() - 1)
+        numbers[RATE] = self.watch_rate(places)
         numbers[GHOST_SHARE] = self.most_ghosts(places)
         if not numbers[TICK]:
             self._reals[TRUST] = self._trust / numbers[RATE]  # the prior has seen every block, not one in RATE
@@ -236,6 +250,11 @@ class Prefix(Policy):
             of what the session's next request will share.
         """
         _compiled_request()(*self._state, self._ids(ids), partial)
+
+    def unasked(self, ids: ArrayLike) -> None:
+        """Local. Forget what a request said of those that are neither resident nor remembered."""
+        wanted = self._ids(ids)
+        self._nodes[ROW * wanted[~self.remembers(wanted)] + MARK] = 0
 
     def replay(self, ids: ArrayLike, requests: ArrayLike | None = None, partial: ArrayLike = True) -> Mask:
         """Local. Access these ids in order; which were hits, shape (len(ids),).

@@ -34,6 +34,7 @@ from cascade_mpi.policies.hazard import (
     TRUST,
     UNIT,
     WAIT,
+    WATCHED,
     class_of,
     doubt_prior,
     observe,
@@ -86,6 +87,8 @@ def kind_of(mark: int) -> int:
 @device
 def is_sampled(numbers: Numbers, i: int) -> bool:
     """Local. Is block i one of those that are watched?"""
+    if numbers[WATCHED] >= 0:
+        return bool(i >= numbers[WATCHED])
     return bool(((i * 0x9E3779B1) >> 12) % numbers[RATE] == 0)
 
 

@@ -46,6 +46,10 @@ class Recorder:
         """Local. The common start of all ranks, by `perf_counter`."""
         self._start = start
 
+    def request(self, keys: Ids) -> None:
+        """Local. A request for these blocks arrives; not recorded, the look-up that follows is."""
+        self._store.request(keys)
+
     def contains_many(self, keys: Ids, exact: bool = True) -> npt.NDArray[np.bool_]:
         """Local. Which keys are there."""
         t = perf_counter()

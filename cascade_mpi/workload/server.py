@@ -32,6 +32,9 @@ Buffer = npt.NDArray[np.uint8]
 class BlockStore(Protocol):
     """The part of `Store` that a replay uses."""
 
+    def request(self, keys: Ids) -> None:
+        """Local. A request for these blocks arrives."""
+
     def contains_many(self, keys: Ids, exact: bool = True) -> npt.NDArray[np.bool_]:
         """Local. Which keys are there."""
 
@@ -75,6 +78,7 @@ class Server:
         keys = np.empty((len(ids), 2), dtype=np.uint64)
         keys[:, 0] = self._tag
         keys[:, 1] = ids
+        self._store.request(keys)
         hits = self._fetch(ids, keys, self._look_up(keys))
         done = self._compute(ids, keys, hits)
         tally = self.tally

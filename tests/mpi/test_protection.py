@@ -139,7 +139,7 @@ def test_blocks_at_the_head_of_a_prefix_are_protected(open_store: Open, comm: MP
     over = store.put(first + 5, value(5), depth=0)  # a rule is a wish: stored, but not protected
     assert (over.stored, over.protected) == (True, False)
     assert store.stats()["protected"] == {"blocks": 3, "bytes": 3 * PAGE, "over_quota": 1}
-    assert store.report()["protection"] == {"protected_bytes": 3 * PAGE, "protect_depth": 2}
+    assert store.report()["protection"] == {"protected_bytes": 3 * PAGE, "protect_depth": 2, "protect_shared": 0}
     assert {each.key - first: each.depth for each in store.scan()} == {0: 0, 1: 1, 2: 2, 3: 3, 4: 1, 5: 0}
     for wrong in (-1, 1.0, True, 1 << 32):
         with pytest.raises(ValueError, match="depth is"):

@@ -75,9 +75,8 @@ def test_defaults() -> None:
         "progress_period_us": 200, "publish": "now", "copy_threads": "auto", "checksum": "inline",
         "verify_reads": False, "when_full": "evict", "eviction": "lru", "evict_ahead": 0.03,
         "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "", "namespace_slots": 1024,
-        "protected_bytes": None, "protect_depth": 0, "promote_after": 3, "copy_share": 0.25,
-        "lease_extents": 32, "placement": "local",
-        "dedup": "inline",
+        "protected_bytes": None, "protect_depth": 0, "protect_shared": 0, "promote_after": 3, "copy_share": 0.25,
+        "lease_extents": 32, "placement": "local", "dedup": "inline",
     }  # fmt: skip
 
 
@@ -118,6 +117,7 @@ def test_fields_take_their_normal_form() -> None:
         ("copy_share", 0, "above 0 and at most 1"), ("copy_share", 1.5, "at most 1"),
         ("namespace_slots", 1, "2..1048576"), ("namespace", None, "must be text"),
         ("protected_bytes", "a lot", "is not a size"), ("protected_bytes", -1, "outside 0"),
+        ("protect_shared", -1, "an integer in 0..32"), ("protect_shared", 1, "one session shares nothing"),
         ("protect_depth", -1, "an integer in 0.."), ("protect_depth", 1.5, "an integer in 0.."),
         ("namespace", b"a", "must be text"), ("namespace", "\ud800", "UTF-8"),
     ],

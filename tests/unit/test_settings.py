@@ -35,6 +35,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "namespace_slots": ("7", 7),
     "protected_bytes": ("64KiB", 64 << 10),
     "protect_depth": ("4", 4),
+    "protect_shared": ("3", 3),
     "namespace": ('a "b" \\ \u00fc\x7f\n# c', 'a "b" \\ \u00fc\x7f\n# c'),
 }
 

@@ -13,6 +13,8 @@ from cascade_mpi.config import _MODES, Config
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.layout import DESCRIPTOR
 from cascade_mpi.policies.family import STORE_POLICIES, make
+from cascade_mpi.policies.state import MARK, ROW
+from cascade_mpi.policies.watch import ASKED
 from cascade_mpi.victims import Victims
 
 NONE = np.empty(0, np.int64)
@@ -221,3 +223,107 @@ def test_looked_at_after_every_step_it_is_the_exact_policy(name: str) -> None:
         at.put(cells[key], key, tick)
         exact.inserted([key])
     at.check()
+
+
+# ------------------------------------------------------------------------------------------------- requests
+
+
+def prefixes(seed: int, count: int) -> list[list[int]]:
+    """Requests of some sessions: each one goes on from the last of its session, or begins anew."""
+    random, fresh, made = np.random.default_rng(seed), 0, list[list[int]]()
+    sessions: list[list[int]] = [[] for _ in range(6)]
+    for _ in range(count):
+        mine = int(random.integers(6))
+        kept = sessions[mine][:-1] if random.random() < 0.7 else []
+        new = int(random.integers(1, 5))
+        sessions[mine] = (kept + list(range(fresh, fresh + new)))[-9:]
+        fresh += new
+        made.append(sessions[mine])
+    return made
+
+
+def test_told_of_requests_and_looked_at_after_every_step_it_is_the_exact_policy() -> None:
+    """Victim for victim, also of what a request names and puts only later, where no request pushes itself out."""
+    pages, requests = 32, prefixes(1, 700)
+    blocks = max(map(max, requests)) + 1
+    at, exact, cells = arena("prefix", pages), make("prefix", pages, blocks), dict[int, int]()
+    free, tick = list(range(pages)), 0
+    for request in requests:
+        at.victims.request([(0, key) for key in request], True)
+        at.victims._look()
+        exact.request(request)
+        for key in request:
+            tick += 1
+            if key in cells:
+                at.touched[cells[key]] = tick
+                at.victims._look()
+                exact.touched([key])
+                continue
+            if not free:
+                victim = at.victims.choose(1, NONE)[0]
+                (evicted,) = exact.victims(1)
+                assert at.live[victim] == evicted, f"request {request}, block {key}"
+                at.leave(victim)
+                del cells[int(evicted)]
+                free.append(victim)
+                exact.evicted([evicted])
+            cells[key] = free.pop()
+            at.put(cells[key], key, tick)
+            exact.inserted([key])
+    at.check()
+
+
+def test_one_block_in_so_many_is_watched_however_often_ids_go_round() -> None:
+    """A watched one keeps its id when it has left: of ids that go round there were fewer and fewer, and then none."""
+    pages, tick = 1024, 0
+    at, free = arena("prefix", pages), list(range(pages))
+    for request in range(2000):
+        keys = range(10 * request, 10 * request + 10)
+        at.victims.request([(0, key) for key in keys], True)
+        for key in keys:
+            tick += 1
+            if not free:
+                free = at.victims.choose(64, NONE)
+                for each in free:
+                    at.leave(each)
+            at.put(free.pop(), key, tick)
+    at.victims._look()
+    rate, resident = at.victims._rate, at.victims._id[sorted(at.live)]
+    assert rate == 8
+    watched = np.count_nonzero(resident >= at.victims._ends[0])
+    assert 0.6 * len(resident) / rate < watched < 1.4 * len(resident) / rate
+    at.check()
+
+
+def test_what_is_asked_for_and_never_put_takes_no_room() -> None:
+    at, random = arena("prefix", 32), np.random.default_rng(4)
+    for number in range(600):
+        keys = (random.integers(0, 5000) + np.arange(random.integers(1, 20))).tolist()
+        at.victims.request([(0, key) for key in keys], bool(number % 2))
+        if number % 3 == 0:
+            at.victims._look()
+        for first, key in zip(random.permutation(32)[:4].tolist(), keys, strict=False):
+            if first in at.live:
+                at.leave(first, evicted=bool(random.random() < 0.5))
+            if key not in at.live.values():
+                at.put(first, key, number)
+        if number % 50 == 0:
+            at.check()
+            # An id that nobody has says nothing of a request: its next block may never be asked for.
+            policy, awaited = at.victims._policy, list(at.victims._awaited.values())
+            nobodys = ~policy.remembers()
+            nobodys[awaited] = False
+            assert not (policy._nodes[MARK : ROW * policy.blocks : ROW][nobodys] & ASKED).any()
+    at.victims.request([(0, 10**6)], True)
+    at.check()
+    known = int(at.victims._policy.remembers().sum())
+    assert len(at.victims._key) <= known + 1
+    assert len(at.victims._named) <= len(at.victims._key)
+
+
+def test_policies_that_want_no_requests_are_told_nothing() -> None:
+    at = arena("lru")
+    at.put(0, 0, tick=1)
+    at.victims.request([(0, 0)], True)
+    assert not at.victims._asked
+    assert not at.victims.wants_requests
