@@ -96,7 +96,8 @@ class Dedup:
 
         With `over` only in the place of that word, and protected by `prefix` alone.
         """
-        writer, wanted = self._writer, prefix or (not over and writer.protects(space, depth))
+        writer = self._writer
+        wanted = prefix or (not over and writer.protects(space, depth))
         # First the cell of the alias: a put that is refused has stored no content either.
         alias = writer.draft_alias(hi, lo, space, value, content, hard=wanted, expiry=expiry, depth=depth)
         if alias is None:
