@@ -449,6 +449,9 @@ def test_a_race_of_lessors_lessees_and_readers(
             met = comm.Ibarrier()
         busy = (step // 250 + comm.rank) % 2 == 0  # in turns one wants more than its arena, and the others nothing
         draw = rng.random()
+        if not busy and step % 40 == 0:
+            store._pool._next_idle = 0.0  # gives back at once what it does not use
+            store._pool.attend(now=True)
         if draw < (0.55 if busy else 0.02):
             key = comm.rank * 1000 + rng.randrange(150)
             version += 1
