@@ -16,9 +16,9 @@ from patterns import block
 
 from bench import neighbour_read
 from bench.stamped import stamp, stamp_of, unstamp, value
-from cascade_mpi.errors import NotOnNodeError
+from cascade_mpi.errors import NotOnNodeError, ProtocolError
 from cascade_mpi.keys import key_words
-from cascade_mpi.layout import unpack_word
+from cascade_mpi.layout import MAGIC, unpack_word
 from cascade_mpi.leases import holder_of, is_recalled
 from cascade_mpi.store import Store
 
@@ -449,6 +449,9 @@ def test_a_race_of_lessors_lessees_and_readers(
             met = comm.Ibarrier()
         busy = (step // 250 + comm.rank) % 2 == 0  # in turns one wants more than its arena, and the others nothing
         draw = rng.random()
+        if not busy and step % 40 == 0:
+            store._pool._next_idle = 0.0  # gives back at once what it does not use
+            store._pool.attend(now=True)
         if draw < (0.55 if busy else 0.02):
             key = comm.rank * 1000 + rng.randrange(150)
             version += 1
@@ -496,3 +499,67 @@ def test_a_short_neighbour_read(comm: MPI.Intracomm) -> None:
     assert measured[0]["ratio"] == 1.0
     assert {row["key"] for row in measured[1:]} <= {"writer", "node", "remote"}
     assert measured[1]["key"] == "writer"
+
+
+@pytest.mark.parametrize("damage", ["word", "holder", "pages", "descriptor"])
+def test_check_finds(comm: MPI.Intracomm, open_store: Open, raises_all: Callable[..., str], damage: str) -> None:
+    """Each extent has one holder, which knows of it, and what is free says nothing."""
+    store = open_store(comm, **POOL)
+    store.put(f"{comm.rank}", block(comm.rank, 30_000))
+    comm.Barrier()
+    table, own, pool = store._pool.table, store._dram, store._pool
+    if table is None:
+        assert comm.size == 1  # which has no extents
+        return
+    last, undo = table.count - 1, list[Callable[[], object]]()
+    start, pages = table.pages_of(last)
+    comm.Barrier()
+    if comm.rank == 0 and damage == "word":  # held, as its word says, by a rank that does not know
+        seen = table.look(0)[last]
+        assert table.take(0, last, seen)
+        undo.append(lambda: table.give_back(0, last))
+    if comm.rank == 0 and damage == "holder":  # used by a rank that does not hold it
+        own.allocator.add(start, pages)
+        own.owned[start : start + pages] = True
+        undo += [lambda: own.allocator.drop(start), lambda: own.owned.__setitem__(slice(start, start + pages), False)]
+    if comm.rank == 0 and damage == "pages":
+        own.owned[start] = True
+        undo.append(lambda: own.owned.__setitem__(start, False))
+    if comm.rank == 0 and damage == "descriptor":
+        own.records["magic"][start] = MAGIC
+        undo.append(lambda: own.records["magic"].__setitem__(start, 0))
+    text = raises_all(comm, ProtocolError, store.check)
+    expected = {
+        "word": f"extent {last} is held by rank 0 as its word says, by None in truth",
+        "holder": f"extent {last} is held by rank None as its word says, by 0 in truth",
+        "pages": "whose hints this rank clears are not those that it holds",
+        "descriptor": f"extent {last} is free, but a descriptor in it says live",
+    }
+    assert expected[damage] in text
+    for step in undo:
+        step()
+    comm.Barrier()
+    assert pool.own.live_bytes == 30_000
+    store.check()
+
+
+def test_two_holders_of_an_extent_are_found(
+    comm: MPI.Intracomm, open_store: Open, raises_all: Callable[..., str]
+) -> None:
+    store = open_store(comm, **POOL)
+    pool = store._pool
+    if pool.table is None:
+        assert comm.size == 1  # which has no extents
+        return
+    last = pool.table.count - 1
+    if comm.rank < 2:
+        tier = pool._tier(0)
+        pool._enter(tier, last, False)
+    text = raises_all(comm, ProtocolError, store.check)
+    assert f"extent {last} of rank 0 is held by ranks 0 and 1" in text
+    if comm.rank < 2:
+        start, pages = pool.table.pages_of(last)
+        tier.allocator.drop(start)
+        tier.owned[start : start + pages] = False
+    comm.Barrier()
+    store.check()
