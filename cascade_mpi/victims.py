@@ -257,6 +257,9 @@ class Victims:
             raise ProtocolError("ids and cells of the eviction policy do not belong together")
         if not self._policy.resident(self._id[known]).all() or len(self._policy) != known.size:
             raise ProtocolError(f"the eviction policy holds {len(self._policy)} blocks, the arena {known.size}")
+        stray = [key for key, block in self._named.items() if self._key.get(block) != key]
+        if stray:
+            raise ProtocolError(f"{len(stray)} keys name ids of the eviction policy that are other blocks'")
 
 
 def _mixed(hi: int, lo: int) -> int:

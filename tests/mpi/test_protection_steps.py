@@ -136,6 +136,22 @@ def test_what_must_go_goes_although_it_is_protected_meanwhile(alone: Open, how: 
     store.check()
 
 
+def test_a_quota_spares_blocks_of_whose_protection_the_manager_has_not_heard(alone: Open) -> None:
+    store = alone(when_full="evict", evict_ahead=0)
+    for number in (KEY, OTHER, THIRD):
+        store.put(number, block(1))
+    toggle_unseen(store, KEY)
+    assert store._dram.make_room_in(0, 0, PAGE)
+    assert [store.get(number) is not None for number in (KEY, OTHER, THIRD)] == [True, False, True]
+    toggle_unseen(store, THIRD)
+    assert not store._dram.make_room_in(0, 0, PAGE)  # and comes to an end
+    assert [store.get(number) is not None for number in (KEY, THIRD)] == [True, True]
+    assert store._dram.spared == 2
+    assert not store._dram.make_room_in(0, 0, PAGE)  # the table says it now: neither was looked at again
+    assert store._dram.spared == 2
+    store.check()
+
+
 def test_a_sweep_keeps_a_block_whose_hard_bit_was_toggled(alone: Open) -> None:
     store = alone()
     store.put(KEY, block(1))
