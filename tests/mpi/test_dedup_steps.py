@@ -23,6 +23,8 @@ from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
 from cascade_mpi.values import source
 
+pytestmark = pytest.mark.alone
+
 PAGE = 4096
 SPACE = Namespace("contents", identity="content")
 Open = Callable[..., Store]
@@ -140,6 +142,55 @@ def test_a_put_that_finds_no_room_for_the_full_block_leaves_no_name(alone: Open)
     result = store.put("a", value(1))
     assert result.refused and "needs 2 contiguous pages" in result.reason
     assert not words_of(store, "a")
+    store.check()
+
+
+def move(store: Store, key: Any) -> None:
+    """Move the cell of a key as its manager does out of memory that another rank wants back."""
+    pool, old = store._pool, words_of(store, key)[0]
+    with pool.lock:
+        assert store._mover.move(pool.own, unpack_word(old).page, pool.take)
+    assert words_of(store, key)[0] != old
+
+
+def test_an_alias_that_moved_is_replaced_where_it_is(alone: Open) -> None:
+    store = alone()
+
+    def other() -> None:
+        evict(store, content_of(store, value(1)))
+        move(store, "a")
+
+    store._dedup.pause = once(other)
+    assert store.put("a", value(1)).stored
+    assert is_read(store, "a", value(1))
+    assert not is_alias(words_of(store, "a")[0])
+    store.check()
+
+
+def test_an_alias_that_moved_is_taken_out_where_it_is(alone: Open) -> None:
+    store = alone(dram_bytes=4 * PAGE)
+
+    def fill() -> None:
+        evict(store, content_of(store, value(1)))
+        move(store, "a")
+        while store.put(f"other {store.stats()['blocks']}", np.zeros(PAGE, np.uint8), namespace=""):
+            pass
+
+    store._dedup.pause = once(fill)
+    assert store.put("a", value(1)).refused
+    assert not words_of(store, "a")
+    store.check()
+
+
+def test_a_content_that_moves_is_found_by_its_names(alone: Open) -> None:
+    store = alone()
+    assert store.put("a", value(1)) and store.put("b", value(1)).deduplicated
+    with store._pool.lock:
+        assert store._writer.find(*content_of(store, value(1))) == 1
+        first = unpack_word(store._writer.found()[0][1]).page
+        assert store._mover.move(store._pool.own, first, store._pool.take)
+    assert is_read(store, "a", value(1)) and is_read(store, "b", value(1))
+    assert store.put("c", value(1)).deduplicated
     store.check()
 
 
