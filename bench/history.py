@@ -75,7 +75,9 @@ class Zones(NamedTuple):
     holder: npt.NDArray[np.intp]  # the zone of which `latest` is the end
 
 
-def check(begin: Times, end: Times, kind: Times, value: Times, *, evicts: bool) -> list[Violation]:
+def check(
+    begin: Times, end: Times, kind: Times, value: Times, *, evicts: bool, comes_back: bool = False
+) -> list[Violation]:
     """Every broken rule in the history of one key.
 
     begin, end
@@ -85,6 +87,9 @@ def check(begin: Times, end: Times, kind: Times, value: Times, *, evicts: bool) 
         is not part of the history.
     evicts
         A value may leave by itself, but then it stays away.
+    comes_back
+        With `evicts`: or it may come back, as that of a name does whose content was evicted, when the content is
+        stored again under another name. Only deletes and puts end it.
 
     ValueError: two puts of one value, or an operation that ends before it begins.
     """
@@ -103,9 +108,9 @@ def check(begin: Times, end: Times, kind: Times, value: Times, *, evicts: bool) 
     backward = ~forward
     _inside(zones, held_to[backward], held_from[backward], "overwritten", found)
     # Where nothing is evicted, a look that found nothing while a value was held is the look's fault: `lost`.
-    removals = (kind == DELETE) | ((kind == MISS) & evicts)
+    removals = (kind == DELETE) | ((kind == MISS) & (evicts and not comes_back))
     _inside(zones, begin[removals], end[removals], "deleted", found)
-    _presence(begin, end, kind, puts, (kind == DELETE) | (kind == MISS), found)
+    _presence(begin, end, kind, puts, (kind == DELETE) | ((kind == MISS) & (not comes_back)), found)
     if not evicts:
         _lost(begin, end, kind, zones, (held_to[backward], held_from[backward]), found)
     return found

@@ -42,7 +42,7 @@ _KEPT = 20  # problems that are shown
 # From the store's counters, summed over the ranks.
 _COUNTERS = (
     "recheck_retries", "retries_exhausted", "fingerprint_collisions", "bad_words", "corrupt", "lost_cas",
-    "bucket_overflows", "swept", "evicted", "cell_allocations", "cell_reuses",
+    "bucket_overflows", "swept", "evicted", "cell_allocations", "cell_reuses", "dedup_hits",
 )  # fmt: skip
 
 _POOL = ("moved", "recalls", "returned")  # of leased extents
@@ -69,8 +69,10 @@ class Phase:
 
 PHASES = (
     # Cells of a few pages that come back almost as soon as a put needs them.
-    Phase("tiny", 0.55, 96 * KIB, 10, 64, 16 * KIB, "refuse", 0.1),
-    Phase("evict", 0.37, 64 * KIB, 24, 64, 16 * KIB, "evict"),
+    Phase("tiny", 0.45, 96 * KIB, 10, 64, 16 * KIB, "refuse", 0.1),
+    Phase("evict", 0.30, 64 * KIB, 24, 64, 16 * KIB, "evict"),
+    # Names of contents that are evicted, stored again and named again all the time.
+    Phase("names", 0.17, 192 * KIB, 16, 64, 16 * KIB, "evict", 0.1, 512, by_content=True),
     # Copies that last so long that a cell can be reused in their middle.
     Phase("large", 0.08, 10 * MIB, 8, 4 * KIB, 4 * MIB, "refuse"),
 )
@@ -92,6 +94,11 @@ class Options:
     def least_retries(self) -> int:
         """Re-checks that must have failed: 1,000 in a full run."""
         return min(1000, self.reads // 2000)
+
+    @property
+    def least_dedup_hits(self) -> int:
+        """Values that must have been stored already, if there is a phase for that: 1,000 in a full run."""
+        return min(1000, self.reads // 1000) if any(phase.by_content for phase in self.phases) else 0
 
     @property
     def least_reuses(self) -> int:
@@ -149,10 +156,15 @@ def _torture(
     """One phase: open, race (not after `until`), check, judge. The store's report."""
     from bench.pauses import Pauses
     from bench.racers import Racer, Reading, Writing, make_keys
+    from cascade_mpi.namespaces import Namespace
     from cascade_mpi.store import Store
 
     began = time.monotonic()
-    settings = {name: getattr(phase, name) for name in ("dram_bytes", "when_full", "rest_ms", "index_blocks")}
+    settings: dict[str, Any] = {
+        name: getattr(phase, name) for name in ("dram_bytes", "when_full", "rest_ms", "index_blocks")
+    }
+    if phase.by_content:
+        settings["namespace"] = Namespace("torture", identity="content", hash="sha256")
     settings["promote_after"] = 1  # on several nodes every block that is read twice has been copied
     meeting = comm.Dup()
     with Store(comm, **(settings | options.settings)) as store:
@@ -192,7 +204,7 @@ def _torture(
     summed = _sum(comm, counts)
     # Only evictions, or puts over other keys' words in a full bucket, make a block leave by itself.
     evicts = phase.when_full == "evict" or summed["bucket_overflows"] > 0
-    violations = _judge(comm, racer.log.rows(), phase.keys, evicts=evicts)
+    violations = _judge(comm, racer.log.rows(), phase.keys, evicts=evicts, comes_back=phase.by_content)
     verdict.add(summed)
     _count_problems(comm, phase, racer.wrong, violations, verdict)
     _say(
@@ -256,7 +268,7 @@ class _Wanting:
 
 
 def _judge(
-    comm: MPI.Intracomm, rows: npt.NDArray[np.int64], keys: int, *, evicts: bool
+    comm: MPI.Intracomm, rows: npt.NDArray[np.int64], keys: int, *, evicts: bool, comes_back: bool
 ) -> list[tuple[int, Violation, int]]:
     """Collective. Each key is judged by one rank: (key, violation, when the notes of the key begin)."""
     mine = comm.alltoall([rows[rows[:, 2] % comm.size == rank] for rank in range(comm.size)])
@@ -265,7 +277,7 @@ def _judge(
     for key in range(comm.rank, keys, comm.size):
         begin, end, _, kind, value = np.ascontiguousarray(together[together[:, 2] == key].T)
         start = int(begin.min()) if len(begin) else 0
-        found += [(key, each, start) for each in check(begin, end, kind, value, evicts=evicts)]
+        found += [(key, each, start) for each in check(begin, end, kind, value, evicts=evicts, comes_back=comes_back)]
     return found
 
 
@@ -334,6 +346,7 @@ def _failures(options: Options, verdict: Verdict, played: dict[str, Any]) -> lis
             ("hits", verdict["hits"], -(-reads * 3 // 10)),
             ("re-checks that failed", verdict["reader_retries"], options.least_retries),
             ("cell reuses", verdict["cell_reuses"], options.least_reuses),
+            ("dedup hits", verdict["dedup_hits"], options.least_dedup_hits),
         ):
             if number < least:
                 found.append(f"only {number} {what}, {least} are asked for (more --seconds?)")

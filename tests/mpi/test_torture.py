@@ -27,9 +27,9 @@ from cascade_mpi.store import Store
 Open = Callable[..., Store]
 # Where a compare-and-swap waits for its target, a reader hardly ever meets a writer: all phases in one run then, and
 # fewer reads, of which none has to be in vain.
-READS, RACES = 6000, [("allocate", ("tiny", "large")), ("shared", ("evict",))]
+READS, RACES = 6000, [("allocate", ("tiny", "large")), ("shared", ("evict", "names"))]
 if OPEN_MPI:
-    READS, RACES = 1999, [("shared", ("tiny", "evict", "large"))]
+    READS, RACES = 1999, [("shared", ("tiny", "evict", "names", "large"))]
 several = pytest.mark.skipif(MPI.COMM_WORLD.size < 2, reason="one rank cannot race")
 
 

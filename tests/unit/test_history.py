@@ -16,9 +16,9 @@ from bench.history import CLASSES, DELETE, MISS, PRESENT, PUT, READ, Violation, 
 Op = tuple[int, int, int, int]  # begin, end, kind, value
 
 
-def judge(ops: Sequence[Op], *, evicts: bool = False) -> list[Violation]:
+def judge(ops: Sequence[Op], *, evicts: bool = False, comes_back: bool = False) -> list[Violation]:
     columns = np.array(ops, np.int64).reshape(-1, 4).T
-    return check(*(np.ascontiguousarray(column) for column in columns), evicts=evicts)
+    return check(*(np.ascontiguousarray(column) for column in columns), evicts=evicts, comes_back=comes_back)
 
 
 def rules(ops: Sequence[Op], *, evicts: bool = False) -> set[str]:
@@ -111,6 +111,19 @@ GOOD: dict[str, tuple[list[Op], bool]] = {
 def test_a_history_of_a_register_breaks_no_rule(name: str) -> None:
     ops, evicts = GOOD[name]
     assert judge(ops, evicts=evicts) == []
+
+
+def test_a_value_that_may_come_back_does_so_behind_a_look_that_found_nothing() -> None:
+    assert (
+        judge([(0, 1, PUT, 1), (2, 3, MISS, 0), (4, 5, READ, 1), (6, 7, PRESENT, 0)], evicts=True, comes_back=True)
+        == []
+    )
+
+
+@pytest.mark.parametrize(("kind", "value", "rule"), [(DELETE, 0, "deleted"), (PUT, 2, "overwritten")])
+def test_it_does_not_come_back_behind_a_write(kind: int, value: int, rule: str) -> None:
+    ops = [(0, 1, PUT, 1), (2, 3, kind, value), (4, 5, READ, 1)]
+    assert [each.rule for each in judge(ops, evicts=True, comes_back=True)] == [rule]
 
 
 def test_the_violation_says_whose_value_and_when() -> None:
