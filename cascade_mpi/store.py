@@ -58,7 +58,7 @@ from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.protection import Protection
 from cascade_mpi.reader import Location, Reader, range_error, wrong_size
 from cascade_mpi.registry import MAX_QUOTA, NamespaceInfo, Registry, Space
-from cascade_mpi.sessions import Session, SharedBlocks
+from cascade_mpi.sessions import Session, SharedBlocks, bit_of
 from cascade_mpi.values import source, target
 from cascade_mpi.view import View
 from cascade_mpi.writer import Exists, PutResult, Writer
@@ -451,6 +451,8 @@ class Store:
         BufferSizeError
             A buffer has the wrong size (all others have been read); the text says which.
         """
+        if session is not None:
+            bit_of(session)  # a wrong one is said before anything is done
         keys = list(keys) if isinstance(keys, Iterator) else keys  # looked at twice, should an epoch pass meanwhile
         while True:
             space = self._space(namespace)
@@ -486,6 +488,8 @@ class Store:
 
         `session` (a str, bytes or an integer) says for whom; with `protect_shared` it counts, see `get_many`.
         """
+        if session is not None:
+            bit_of(session)
         expiry = 0 if ttl is None else self._expiry(ttl)
         places: Sequence[int] = [0] * len(data)
         if depth is not None:

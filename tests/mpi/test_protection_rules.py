@@ -120,6 +120,9 @@ def test_a_block_is_protected_when_enough_sessions_have_used_it(open_store: Open
     assert are_protected(store, keys[:1]) == [True]
     with pytest.raises(TypeError, match="session is"):
         store.get_many(keys, session=1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="session is"):
+        store.put_many([keys[0] + 50], [value(1)], session=True)
+    assert not store.contains(keys[0] + 50)
     comm.Barrier()
     store.check()
 

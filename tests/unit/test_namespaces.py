@@ -51,6 +51,14 @@ def test_every_part_and_the_epoch_make_another_digest() -> None:
     assert len({key_array(["k"], digest).tobytes() for digest in digests}) == len(digests)
 
 
+def test_rules_are_no_part_of_a_namespace() -> None:
+    ruled = Namespace("chat", protect_depth=0, ttl=5)
+    assert ruled != Namespace("chat")
+    assert (ruled.id, ruled.digest(3), str(ruled)) == (Namespace("chat").id, Namespace("chat").digest(3), "chat")
+    assert Namespace(ttl=5).is_default
+    assert Namespace(ttl=5).digest() == bytes(16)
+
+
 def test_an_id_says_nothing_about_the_keys() -> None:
     assert FULL.id.to_bytes(8, "big") not in FULL.digest()
 

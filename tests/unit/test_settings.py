@@ -326,9 +326,10 @@ def test_a_namespace_is_a_table_and_its_salt_is_not_shown(tmp_path: Path) -> Non
     shown = f"{settings.as_toml(effective)} {records} {effective.config}"
     assert "xyzzy" not in shown
     assert "chat/llama (salted)" in shown
-    plain = resolve({"namespace": Namespace("chat", layout='tp "4"')}, environ={})
-    file.write_text(settings.as_toml(plain))
-    assert resolve(file, environ={}).config == plain.config
+    for rules in ({}, {"protect_depth": 0, "ttl": 2.5}, {"protect_depth": 4, "content_keys": True}):
+        plain = resolve({"namespace": Namespace("chat", layout='tp "4"', **rules)}, environ={})
+        file.write_text(settings.as_toml(plain))
+        assert resolve(file, environ={}).config == plain.config
     file.write_text('[store]\nnamespace = { salt = "xyzzy", modell = "llama" }\n')
     with pytest.raises(ConfigError, match="unknown part 'modell': did you mean 'model'") as caught:
         resolve(file, environ={})
