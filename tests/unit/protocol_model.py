@@ -5,8 +5,8 @@ reuse with bounded generations, the hard bit that anybody may toggle and the cou
 view, put, delete, protect, unprotect, evict, move, drop and sweep as the store does them, with CAS publishing
 and the look at the bucket after it; the copy table of a node (one word), with "copy" (read a block, then keep a
 copy), "near" (a get that may find the copy) and "demote" (its manager takes it out). Does not cover memory
-fences (a step is atomic and steps are sequentially consistent: see the assembly tests), clocks, aliases, leases,
-and the disk tier.
+fences (a step is atomic and steps are sequentially consistent: see the assembly tests), clocks, aliases, leases
+(see `pool_model`), and the disk tier.
 
 How it works. An operation is a generator: it yields one remote action at a time, as plain data, and is
 sent what the action observed. A list of actions means that any of them may come first. The explorer
