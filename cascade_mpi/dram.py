@@ -323,6 +323,8 @@ class DramTier:
         `missing` pages, by default of this arena alone. A block that is larger stays: it may be worth more than a put
         that evicts for itself.
         """
+        if time.monotonic() < self._barren:
+            return
         if missing is None:
             missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
         want = pages if 2 * missing < self.low_pages else 2 * pages

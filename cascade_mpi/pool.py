@@ -165,6 +165,9 @@ class Pool:
                 return
             self._note_dry(now)
             self._recall(pages)
+        if len(self.tiers) == 1:
+            self.own.evict_ahead(pages, missing)
+            return
         age, rank = max((tier.oldest(), rank) for rank, tier in self.tiers.items())
         if age >= 0:
             self.tiers[rank].evict_ahead(pages, missing)
