@@ -263,8 +263,14 @@ class Pool:
                 return True
         return False
 
+    def adopt(self) -> None:
+        """Local. Use what others have given back because it was recalled."""
+        if self.table is not None:
+            with self.lock:
+                self._adopt(self.own, self._words())
+
     def _adopt(self, tier: DramTier, words: list[int]) -> bool:
-        """Enter what this rank holds without knowing it: Ctrl-C came when it took or returned an extent."""
+        """Enter what this rank holds without knowing it: it was given back, or Ctrl-C came when it was taken."""
         assert self.table is not None
         if sum(holder_of(word) == self._rank for word in words) == len(tier.allocator.ranges):
             return False
@@ -325,6 +331,7 @@ class Pool:
                 for start in tier.allocator.ranges:
                     if is_recalled(words[self.table.at(start)]):
                         tier.allocator.close(start)
+            self.adopt()
             looked = time.monotonic() - at
             self._next_attend += 20 * looked  # with leases from very many ranks
             for tier in self._leased():
