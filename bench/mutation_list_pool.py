@@ -39,7 +39,7 @@ _RULES = (
         "extent-without-number",
         "the word of an extent is another one each time it is free",
         LEASES,
-        (("(seen // _NUMBER % _LAST_NUMBER + 1) * _NUMBER)", "seen // _NUMBER * _NUMBER)"),),
+        (("(seen // _NUMBER % _LAST_NUMBER + 1) * _NUMBER |", "seen // _NUMBER * _NUMBER |"),),
         (f"{GENERATIONS}_from_holder_to_holder",),
     ),
     Mutation(

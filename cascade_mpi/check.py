@@ -63,6 +63,7 @@ def check(
     """
     comm = fabric.comm
     comm.Barrier()
+    pool.adopt()
     for tier in pool.tiers.values():
         tier.sweep(everything=True)
     pool.compute_checksums()

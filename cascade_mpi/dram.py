@@ -371,6 +371,8 @@ class DramTier:
         that evicts for itself. What was chosen after it goes in its place, of a few candidates, so that no put looks
         at many.
         """
+        if time.monotonic() < self._barren:
+            return
         if missing is None:
             missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
         want = pages if 2 * missing < self.low_pages else 2 * pages

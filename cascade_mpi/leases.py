@@ -75,6 +75,8 @@ class LeaseTable:
     def give_back(self, rank: int, extent: int) -> None:
         """Local. Free an extent that this rank holds: no cell is in it, and the descriptors there say so. 1 CAS.
 
+        One that was recalled becomes its own rank's, which finds that out by a look at its words.
+
         Raises
         ------
         ProtocolError
@@ -87,7 +89,8 @@ class LeaseTable:
                     f"extent {extent} of rank {rank} was to be given back by rank {self._rank}, its holder is "
                     f"{holder_of(seen)}"
                 )
-            if self._swap(rank, extent, seen, (seen // _NUMBER % _LAST_NUMBER + 1) * _NUMBER):
+            to = rank + 1 if is_recalled(seen) else 0  # nobody else is to be quicker than who has asked for it
+            if self._swap(rank, extent, seen, (seen // _NUMBER % _LAST_NUMBER + 1) * _NUMBER | to):
                 return
             seen = self.look(rank)[extent]  # recalled since
 

@@ -166,6 +166,9 @@ class Pool:
                 return
             self._note_dry(now)
             self._recall(pages)
+        if len(self.tiers) == 1:
+            self.own.evict_ahead(pages, missing)
+            return
         age, rank = max((tier.oldest(), rank) for rank, tier in self.tiers.items())
         if age >= 0:
             self.tiers[rank].evict_ahead(pages, missing)
@@ -261,8 +264,14 @@ class Pool:
                 return True
         return False
 
+    def adopt(self) -> None:
+        """Local. Use what others have given back because it was recalled."""
+        if self.table is not None:
+            with self.lock:
+                self._adopt(self.own, self._words())
+
     def _adopt(self, tier: DramTier, words: list[int]) -> bool:
-        """Enter what this rank holds without knowing it: Ctrl-C came when it took or returned an extent."""
+        """Enter what this rank holds without knowing it: it was given back, or Ctrl-C came when it was taken."""
         assert self.table is not None
         if sum(holder_of(word) == self._rank for word in words) == len(tier.allocator.ranges):
             return False
@@ -323,6 +332,7 @@ class Pool:
                 for start in tier.allocator.ranges:
                     if is_recalled(words[self.table.at(start)]):
                         tier.allocator.close(start)
+            self.adopt()
             looked = time.monotonic() - at
             self._next_attend += 20 * looked  # with leases from very many ranks
             for tier in self._leased():

@@ -58,7 +58,7 @@ def stats(fabric: Fabric, pool: Pool, writer: Writer, pins: PinTable) -> dict[st
 
 
 def pool(pool: Pool, mover: Mover) -> dict[str, int]:
-    """Local. The extents of this rank's arena, what it has in others', and what was moved; zeros without leases.
+    """Local. The extents of this rank's arena, what it has in others', and what was moved; without leases that alone.
 
     `held_own`, `free`, `lent` and `recalled` count extents of the own arena, `held` those of others.
     """

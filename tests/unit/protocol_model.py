@@ -7,7 +7,7 @@ and the look at the bucket after it; the copy table of a node (one word), with "
 copy), "near" (a get that may find the copy) and "demote" (its manager takes it out). Covers aliases too:
 "name xc" lets content c be stored, unless it is, and gives it the name x; gets and views go through them. Does not
 cover memory fences (a step is atomic and steps are sequentially consistent: see the assembly tests), clocks, the
-protection of what an alias names, leases, and the disk tier.
+protection of what an alias names, leases (see `pool_model`), and the disk tier.
 
 How it works. An operation is a generator: it yields one remote action at a time, as plain data, and is
 sent what the action observed. A list of actions means that any of them may come first. The explorer
