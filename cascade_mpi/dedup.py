@@ -52,7 +52,7 @@ class Dedup:
         self._behind = behind
         self._waiting: deque[Draft] = deque()  # full blocks, published, that may become aliases
         self._settling = False
-        self._lock = threading.RLock()  # taken before the arena's
+        self.lock = threading.RLock()  # taken before the arena's
         self.hits = self.saved_bytes = self.stored_again = self.skipped = 0
         self.pause: Callable[[str], None] | None = None  # test hook
         writer.published = self._note
@@ -76,7 +76,7 @@ class Dedup:
         if exists != "replace" and self._writer.is_there(hi, lo):
             return self._writer.keeps(hi, lo, value.nbytes, exists)
         content = self.key_of(value, space)
-        with self._lock:
+        with self.lock:
             result = self._name(hi, lo, space, value, content, prefix, exists, expiry, depth)
         return self._writer.refuse(result, value.nbytes) if isinstance(result, str) else result
 
@@ -104,23 +104,30 @@ class Dedup:
             return self._pool.why_full(0)
         sequence = int(self._tier(alias).records["sequence"][alias.word & MAX_PAGES - 1])
         try:
-            hit, hard, own = self._hold(content, space, value, prefix=prefix, hard=wanted, depth=depth if wanted else 0)
+            held = self._hold(content, space, value, prefix=prefix, hard=wanted, depth=depth if wanted else 0)
         except StoreFullError as error:
             writer.discard(alias)
             return str(error)
         except BaseException:  # Ctrl-C too
             writer.discard(alias)
             raise
+        if held is None:  # it comes and goes: a block of its own
+            writer.discard(alias)
+            self.skipped += 1
+            if over:
+                return PutResult(bytes=value.nbytes)
+            return writer.put(hi, lo, space, value, prefix=prefix, exists=exists, expiry=expiry, depth=depth)
+        hit, hard, own = held
         if wanted and not hard:
             alias = self._soften(alias)
         result = writer.publish(alias, exists, over=over)
         if not result.stored:
-            return result
+            return result._replace(bytes=value.nbytes)
         if self.pause:
             self.pause("dedup")
         # The alias before this look: whoever took the content away has done so before, and it is stored again here, or
         # does so after the name was acknowledged, as any block may be evicted.
-        if not writer.find(*content):
+        if not writer.find(*content) or (hard and not self._shield(content)):
             return self._store_again(alias, sequence, value, prefix, expiry, depth)
         if hit or not same_cell(writer.found()[0][1], own):  # two have stored it at once, one of them stays
             hit = True
@@ -131,10 +138,10 @@ class Dedup:
 
     def _hold(
         self, content: _Content, space: Space, value: Source, *, prefix: bool, hard: bool, depth: int
-    ) -> tuple[bool, bool, int]:
+    ) -> tuple[bool, bool, int] | None:
         """Let a content be stored: whether it was, whether it is protected, and its own word if this call stored it.
 
-        StoreFullError: there is no room.
+        None: it is evicted again and again. StoreFullError: there is no room.
         """
         writer, fabric, s = self._writer, self._fabric, self._fabric.scratch
         holder = self._holder(space)
@@ -160,7 +167,16 @@ class Dedup:
                 raise StoreFullError(result.reason)
             if result.stored:
                 return False, result.protected, draft.word
-        return False, False, 0  # it comes and goes: the look behind the alias will store the block under its name
+        return None
+
+    def _shield(self, content: _Content) -> bool:
+        """Is the content that the last look-up found protected? Of two that were put at once the soft one may stay."""
+        if self._writer.found()[0][1] & HARD:
+            return True
+        try:
+            return self._protection.protect([content])[0] and self._writer.find(*content) > 0
+        except StoreFullError:
+            return False
 
     def _soften(self, alias: Draft) -> Draft:
         """Of a protected alias, not published yet, one that is not."""
@@ -226,7 +242,7 @@ class Dedup:
         """
         done = 0
         while self._waiting and done < limit:
-            with self._lock:
+            with self.lock:
                 self._settling = True
                 try:
                     done += self._settle(self._waiting.popleft())
@@ -276,7 +292,7 @@ class Dedup:
         threads wait. 2 exchanges between all ranks of 16 bytes a content and a name, 1 Get + 1 CAS a content.
         """
         comm, pool = self._fabric.comm, self._pool
-        with self._lock:
+        with self.lock:
             comm.Barrier()  # nobody is in the middle of a put by alias
             aliases = list[tuple[int, int]]()
             shields, held, words = list[bool](), list[tuple[int, int]](), list[int]()

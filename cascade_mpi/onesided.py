@@ -648,7 +648,7 @@ def _get_named(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-u
 
     The key of an alias names one content for ever, so what is read under it is right whenever it is found. But if it is
     not, or is of another size, only the alias's word says whether the name had it to the end: it is looked at again
-    behind the content. 2 Gets + 2 Flushes more than the content's own read; 1 more for the second look.
+    behind the content. 4 Gets + 4 Flushes more than the content's own read.
     """
     for _ in range(_ATTEMPTS):
         outcome = _get_one(ctx, s, hi, lo, target, room, offset, what)

@@ -397,7 +397,8 @@ class Store:
         StoreFullError
             Their bytes would exceed `protected_bytes` of a rank; none of them was protected.
         """
-        done = self._protection.protect(self._pairs(keys, namespace))
+        with self._dedup.lock:  # not while contents are collected
+            done = self._protection.protect(self._pairs(keys, namespace))
         self._poll()
         return np.array(done, np.bool_)
 

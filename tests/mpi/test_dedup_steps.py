@@ -323,6 +323,28 @@ def test_a_protected_name_protects_its_content(alone: Open, stored: bool) -> Non
     store.check()
 
 
+def test_a_content_that_is_soft_behind_a_protected_alias_is_protected_again(alone: Open) -> None:
+    """Of two that are put at once, one of them protected, the other may have stayed."""
+    store = alone()
+    store._dedup.pause = once(lambda: store._protection.unprotect(content_of(store, value(1))))
+    assert store.put("a", value(1), is_prefix=True).protected
+    assert both(store, "a", value(1)) == (True, True)
+    store.check()
+
+
+def test_a_content_that_comes_and_goes_is_stored_under_its_name(alone: Open) -> None:
+    store = alone()
+    assert store.put("first", value(1))
+    honest = store._protection.protect
+    store._protection.protect = lambda keys: [False for _ in keys]  # evicted between the look and the protection
+    result = store.put("a", value(1), is_prefix=True)
+    store._protection.protect = honest
+    assert result.stored and result.protected and not result.deduplicated
+    assert is_read(store, "a", value(1))
+    assert not is_alias(words_of(store, "a")[0])
+    store.check()
+
+
 def test_protect_reaches_the_content_and_unprotect_waits_for_the_last_name(alone: Open) -> None:
     store = alone()
     for name in "ab":
@@ -362,7 +384,7 @@ def test_a_name_that_changes_while_it_is_protected_is_protected_as_it_is_then(al
     store = alone()
     assert store.put("a", value(1))
     before(store, "swap", lambda: store.put("a", value(2)))  # as the first content becomes hard
-    assert store.protect("a").all()
+    assert store._protection.protect([store._words("a", None)]) == [True]
     assert both(store, "a", value(2)) == (True, True)
     store.check()
 
