@@ -1,8 +1,8 @@
 """An exhaustive model of leased extents: recall, move out, give back, and the next holder's writes.
 
 Covers one index word of one key, an extent of one cell in a lessor's arena, one other cell for each holder, hazard-slot
-pins, the extent's word with its number, and generations that go on from holder to holder (a recalled extent is free
-before its rank has it here: one step more than in the store). Does not cover what `protocol_model` covers (several keys
+pins, the extent's word with its number, and generations that go on from holder to holder. A recalled extent is free
+before its rank has it here, one step more than in the store. Does not cover what `protocol_model` covers (several keys
 and slots, hard bits, copies, doubles) nor memory fences: a step is atomic.
 
 An operation is a generator that yields one remote action at a time and is sent what it observed. The explorer visits
