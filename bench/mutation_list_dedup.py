@@ -134,7 +134,8 @@ MUTATIONS = (
         "protected-put-of-a-soft-content",
         "a protected name that finds its content stored protects it",
         DEDUP,
-        (("                if hard and not word & HARD:\n", "                if hard and word == 0:\n"),),
+        (("                if hard and not word & HARD:\n", "                if hard and word == 0:\n"),
+         (" or (hard and not self._shield(content)):", ":")),
         (f"{STEPS}test_a_protected_name_protects_its_content[hit]",),
     ),
     Mutation(

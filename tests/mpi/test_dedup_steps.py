@@ -7,6 +7,7 @@ plays the other rank. Does not cover races of many ranks (`test_dedup`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -269,28 +270,36 @@ def test_contents_go_when_nobody_names_them(alone: Open) -> None:
     assert store.stats()["arena"]["live"] == 0
 
 
+class Watched:
+    """A lock that says who has come to it."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock, self.came = lock, list[int]()
+
+    def __enter__(self) -> None:
+        self.came.append(threading.get_ident())
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 def test_nobody_puts_by_alias_while_contents_are_collected(alone: Open) -> None:
-    """A put that has found the content ends before the names are counted."""
+    """A put that has found the content, and not named it yet, ends before the names are counted."""
     store = alone()
     assert store.put("a", value(1))
     store.delete("a")
     removed: list[int] = []
-    began = []
-
-    def collect() -> None:
-        began.append(True)
-        removed.append(store.collect())
-
-    import threading
-
-    thread = threading.Thread(target=collect)
+    thread = threading.Thread(target=lambda: removed.append(store.collect()))
+    lock = store._dedup.lock = Watched(store._dedup.lock)  # type: ignore[assignment]
 
     def pause(_: str) -> None:
+        store._writer.pause = None
         thread.start()
-        while not began:
+        while thread.is_alive() and thread.ident not in lock.came:
             pass
 
-    store._dedup.pause = pause
+    store._writer.pause = pause
     assert store.put("b", value(1)).deduplicated
     thread.join()
     assert removed == [0]
