@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.alone
 
 ARENA = 4 << 20
 BLOCK = 256 << 10
+
+
+@pytest.fixture
+def open_store(open_store: Callable[..., Store]) -> Callable[..., Store]:
+    """Arenas of one rank each: `test_pool` has those that ranks share."""
+    return partial(open_store, lease_extents=0)
 
 
 @pytest.fixture

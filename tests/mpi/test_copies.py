@@ -310,7 +310,7 @@ def test_replicate_without_copies_says_so(
 @several
 @pytest.mark.parametrize("when_full", ["evict", "refuse"])
 def test_copies_make_room_for_blocks(when_full: str, open_store: Open, comm: MPI.Intracomm) -> None:
-    store = opened(open_store, comm, promote_after=1, when_full=when_full, copy_share=0.5)
+    store = opened(open_store, comm, promote_after=1, when_full=when_full, copy_share=0.5, lease_extents=0)
     put_all(store, comm, range(15))
     store.replicate(range(15))
     held = copies(store)["held"]

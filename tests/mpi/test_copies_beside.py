@@ -154,7 +154,7 @@ def test_copies_and_blocks_leave_by_the_same_policy(eviction: str, open_store: O
 
 
 def test_a_copy_evicts_no_more_than_it_needs(open_store: Open, comm: MPI.Intracomm) -> None:
-    store = opened(open_store, comm, promote_after=1, evict_ahead=0.2)
+    store = opened(open_store, comm, promote_after=1, evict_ahead=0.2, lease_extents=0)
     put_all(store, comm, range(1))
     room = store.stats()["arena"]["free"] // (PAGES * 4096)
     dram = store._dram

@@ -642,7 +642,7 @@ def test_a_put_that_fails_counts_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for owner, name in ((store._dram, "reserve"), (store._writer, "_write")):
+    for owner, name in ((store._pool, "reserve"), (store._writer, "_write")):
         monkeypatch.setattr(owner, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.put(comm.rank, block(1, 5_000), namespace="q")

@@ -252,12 +252,12 @@ def later(store: Store, seconds: int) -> None:
 def test_an_interrupted_put_gives_its_count_back(
     open_store: Open, comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = small(open_store, comm, protected_bytes=PAGE, when_full="refuse")
+    store = small(open_store, comm, protected_bytes=PAGE, when_full="refuse", lease_extents=0)
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for owner, name in ((store._dram, "reserve"), (store._writer, "_write")):
+    for owner, name in ((store._pool, "reserve"), (store._writer, "_write")):
         monkeypatch.setattr(owner, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.put(comm.rank, value(1), is_prefix=True)
