@@ -34,8 +34,10 @@ from cascade_mpi.policies.family import POLICIES
 from cascade_mpi.traces import KINDS, Request, generate, open_trace
 
 CAPACITIES = (1_000, 10_000, 30_000)
-GOALS = dict.fromkeys(("lru", "fifo", "sieve", "lfu", "s3fifo"), 5e6) | dict.fromkeys(
-    ("arc", "wtinylfu", "belady"), 2e6
+GOALS = (
+    dict.fromkeys(("lru", "fifo", "sieve", "lfu", "s3fifo"), 5e6)
+    | dict.fromkeys(("arc", "wtinylfu", "belady"), 2e6)
+    | {"prefix": 1e6}
 )  # accesses a second
 _REQUESTS = 5_000  # of a generator, which has no end
 

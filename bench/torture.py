@@ -96,6 +96,11 @@ class Options:
         return min(1000, self.reads // 2000)
 
     @property
+    def least_evictions(self) -> int:
+        """Blocks that must have been evicted, if a phase does."""
+        return min(1000, self.reads // 1000) if any(phase.when_full == "evict" for phase in self.phases) else 0
+
+    @property
     def least_dedup_hits(self) -> int:
         """Values that must have been stored already, if there is a phase for that: 1,000 in a full run."""
         return min(1000, self.reads // 1000) if any(phase.by_content for phase in self.phases) else 0
@@ -141,7 +146,7 @@ def run(comm: MPI.Intracomm, options: Options) -> int:
     played: dict[str, Any] = {"rounds": 0, "won_by": [0, 0], "problems": []}
     if options.rounds:
         played, report = _play(comm, options, verdict)
-    failures = _failures(options, verdict, played)
+    failures = _failures(options, verdict, played, report.get("nodes", 1))
     result = _result(comm, options, verdict, played, report, failures, time.monotonic() - began)
     if comm.rank == 0:
         _print(result)
@@ -331,7 +336,7 @@ def _sum(comm: MPI.Intracomm, counts: dict[str, int]) -> dict[str, int]:
 # ---------------------------------------------------------------------------------------------- the verdict
 
 
-def _failures(options: Options, verdict: Verdict, played: dict[str, Any]) -> list[str]:
+def _failures(options: Options, verdict: Verdict, played: dict[str, Any], nodes: int) -> list[str]:
     """Every demand that is not met, as a line."""
     found = [f"{number} {name}" for name, number in verdict.classes.items() if number]
     if played["problems"]:
@@ -347,6 +352,9 @@ def _failures(options: Options, verdict: Verdict, played: dict[str, Any]) -> lis
             ("re-checks that failed", verdict["reader_retries"], options.least_retries),
             ("cell reuses", verdict["cell_reuses"], options.least_reuses),
             ("dedup hits", verdict["dedup_hits"], options.least_dedup_hits),
+            ("evictions", verdict["evicted"], options.least_evictions),
+            ("reads of copies", verdict["copies_hits"], options.reads // 1000 if nodes > 1 else 0),
+            ("extents given back", verdict["pool_returned"], options.reads // 20_000),
         ):
             if number < least:
                 found.append(f"only {number} {what}, {least} are asked for (more --seconds?)")
@@ -369,6 +377,7 @@ def _result(
         **{name: verdict[name] for name in _COUNTERS if name != "recheck_retries"},
         **{name: verdict[name] for name in ("puts", "kept", "refused", "deletes", "contains", "views", "wrong_sizes")},
         **{f"pool_{name}": verdict[f"pool_{name}"] for name in _POOL},
+        **{f"copies_{name}": verdict[f"copies_{name}"] for name in ("promotions", "hits", "stale")},
         "paused": {name: verdict[name] for name in ("spun", "slept_manager", "slept_putter")},
         "rounds": played["rounds"], "rounds_won_by": played["won_by"], "rounds_failed": len(played["problems"]),
         "failures": failures, "problems": verdict.problems,

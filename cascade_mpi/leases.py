@@ -1,4 +1,4 @@
-"""Who holds which part of which arena: a word for each extent, which any rank of the node changes by compare-and-swap.
+"""Who holds which part of which arena: a word for each extent, which any rank changes by compare-and-swap.
 
 Covers the words: take, give back, recall, look. Does not cover what stands in an extent (`dram`), when one is taken or
 given back (`pool`), nor how blocks get out of one (`mover`).

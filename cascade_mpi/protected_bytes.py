@@ -48,10 +48,6 @@ class ProtectedBytes:
         if self.limit is not None:
             self._registry.change(rank, PROTECTED, lambda used: used - nbytes)
 
-    def release_own(self, nbytes: int) -> None:
-        """Local. The same for this rank's arena."""
-        self.release(self._fabric.comm.rank, nbytes)
-
     def counted(self) -> int:
         """Local. Bytes that count in this rank's arena now; 0 without a quota. 1 Get."""
         return self._registry.read(self._fabric.comm.rank, PROTECTED)

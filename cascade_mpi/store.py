@@ -299,7 +299,7 @@ class Store:
         ttl: float | None = None,
         depth: int | None = None,
     ) -> PutResult:
-        """Local. Store a block in this rank's arena and publish it. 2 Gets + 1 CAS at the key's home.
+        """Local. Store a block, in this rank's arena if it has room, and publish it. 2 Gets + 1 CAS at the key's home.
 
         `data`: a NumPy array, a buffer, a torch CPU tensor. `is_prefix` protects the block from eviction, and so does
         a `depth` (its place in its prefix, from 0) below `protect_depth`; refused if it exceeds `protected_bytes`
@@ -376,7 +376,10 @@ class Store:
         return len(results)
 
     def delete(self, key: Key, *, namespace: AnyNamespace | None = None) -> bool:
-        """Local. Delete a block; True if this call did. After it has returned no get finds the block on any rank."""
+        """Local. Delete a block; True if this call did. After it has returned no get finds the block on any rank.
+
+        In a namespace with `content_keys` a node's copy of it may still be read until that is dropped.
+        """
         hi, lo = key_words(key, self._writable(namespace).digest)
         waiting = self._deferred.give_up(hi, lo)
         deleted = self._writer.delete(hi, lo)
@@ -583,7 +586,7 @@ class Store:
         return epoch
 
     def scan(self, namespace: AnyNamespace | None = None) -> Iterator[BlockInfo]:
-        """Local. The blocks of a namespace that this rank's arena holds, at its present epoch, expired ones left out.
+        """Local. The blocks of a namespace that this rank manages, at its present epoch, expired ones left out.
 
         Each under the integer that names it there (see `BlockInfo`); what is stored or leaves meanwhile may be listed
         or not. Of a salted namespace only who has the salt can ask. No MPI call but for the hints that others left.

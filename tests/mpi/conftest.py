@@ -30,7 +30,6 @@ from cascade_mpi.store import Store
 WATCHDOG_S = 240.0  # far beyond any test, the first one compiles
 MEET_S = 20.0  # how long a rank that failed waits for the others
 RESULTS = "TEST_RESULTS_DIR"  # a folder for one file of counts per rank
-# Each rank's arena is its own in most tests: what one rank puts makes room, or finds none, there. `test_pool` leases.
 SMALL: dict[str, Any] = {"dram_bytes": "8MiB", "copy_threads": 1}
 _PAIRS = [("allocate", "compiled"), ("shared", "python"), ("allocate", "python"), ("shared", "compiled")]
 VARIANTS: dict[str, dict[str, Any]] = {

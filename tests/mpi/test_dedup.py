@@ -49,6 +49,7 @@ def is_read(store: Store, key: Any, expected: np.ndarray, **more: Any) -> bool:
 
 
 @each_variant
+@pytest.mark.core
 def test_the_same_content_at_the_same_time_is_stored_once(
     variant: str, open_store: Open, comm: MPI.Intracomm, assert_all: Callable[..., None]
 ) -> None:

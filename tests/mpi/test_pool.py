@@ -53,6 +53,7 @@ def all_until(comm: MPI.Intracomm, store: Store, condition: Callable[[], bool]) 
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.core
 def test_one_writer_fills_the_memory_of_all(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll, variant: str
 ) -> None:
