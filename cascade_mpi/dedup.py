@@ -51,6 +51,7 @@ class Dedup:
         self._registry, self._protection = registry, protection
         self._behind = behind
         self._waiting: deque[Draft] = deque()  # full blocks, published, that may become aliases
+        self._queue = threading.Lock()  # of what waits; taken before the arena's
         self._settling = False
         self.lock = threading.RLock()  # taken before the arena's
         self.hits = self.saved_bytes = self.stored_again = self.skipped = 0
@@ -231,9 +232,10 @@ class Dedup:
         """A full block was published under its name."""
         if self._settling:
             return
-        self._waiting.append(draft)
-        if len(self._waiting) > 2 * self._pool.live_pages + 1024:  # most are of cells that are gone
-            self._waiting = deque(filter(self._is_live, self._waiting))
+        with self._queue:
+            self._waiting.append(draft)
+            if len(self._waiting) > 2 * self._pool.live_pages + 1024:  # most are of cells that are gone
+                self._waiting = deque(filter(self._is_live, self._waiting))
 
     def step(self, limit: int) -> int:
         """Local. Turn full blocks into aliases of their contents, at most `limit`: how many were looked at.
@@ -245,9 +247,11 @@ class Dedup:
             with self.lock:
                 self._settling = True
                 try:
-                    done += self._settle(self._waiting.popleft())
-                except IndexError:  # another thread was quicker
-                    break
+                    with self._queue:
+                        draft = self._waiting.popleft() if self._waiting else None
+                    if draft is None:  # another thread was quicker
+                        break
+                    done += self._settle(draft)
                 finally:
                     self._settling = False
         return done
@@ -258,8 +262,7 @@ class Dedup:
             return False
         content, dram = self.key_of(value, draft.space), self._tier(draft)
         record = dram.records[draft.word & MAX_PAGES - 1]
-        free = dram.allocator.free_pages + dram.allocator.limbo_pages
-        if not self._writer.find(*content) and free <= dram.pages_for(value.nbytes):
+        if not self._writer.find(*content) and self._pool.spare_pages <= dram.pages_for(value.nbytes):
             self.skipped += 1  # nothing else is to be evicted for it
             return True
         expiry, depth = int(record["expiry"]), int(record["depth"])

@@ -53,7 +53,7 @@ class Deferred:
         if self.drafts:
             with self._lock:
                 draft = self.drafts.get((hi, lo))
-                result = None if draft is None else self._writer.publish(draft, "replace")
+                result = None if draft is None else self._publish(draft)
                 self.drafts.pop((hi, lo), None)  # afterwards: until then another thread's get comes here too
             if result is not None and result.refused:
                 raise StoreFullError(f"a deferred block of {result.bytes} bytes was not published: {result.reason}")
@@ -61,9 +61,17 @@ class Deferred:
     def publish(self) -> list[PutResult]:
         """Local. Publish all of them, in the order of their puts."""
         with self._lock:
-            results = [self._writer.publish(draft, "replace") for draft in self.drafts.values()]
-            self.drafts.clear()
+            results = []
+            for key, draft in list(self.drafts.items()):
+                results.append(self._publish(draft))
+                del self.drafts[key]
         return results
+
+    def _publish(self, draft: Draft) -> PutResult:
+        """Publish a draft, unless Ctrl-C or an error came when that was done and it is still among the drafts."""
+        if not self._writer.is_draft(draft):
+            return PutResult(bytes=draft.nbytes)
+        return self._writer.publish(draft, "replace")
 
     def give_up(self, hi: int, lo: int) -> bool:
         """Local. Forget the draft of a key; whether there was one."""

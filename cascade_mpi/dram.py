@@ -29,7 +29,15 @@ from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric, Scratch
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import checksum_cell, full_fence
-from cascade_mpi.layout import DESCRIPTOR_BYTES, HARD, MAX_PAGES, is_alias, same_cell
+from cascade_mpi.layout import (
+    DESCRIPTOR_BYTES,
+    GENERATION_SHIFT,
+    HARD,
+    MAX_GENERATION,
+    MAX_PAGES,
+    is_alias,
+    same_cell,
+)
 from cascade_mpi.onesided import SLOTS_PER_PEER
 from cascade_mpi.victims import Victims
 
@@ -186,6 +194,22 @@ class DramTier:
             self.area.far.send_touch(first)
         if self.victims is not None:
             self.victims.entered(first, self.pages_for(nbytes))
+
+    def is_reserved(self, word: int) -> bool:
+        """Local. Whether the cell of a word was reserved for it, and neither entered nor given up since."""
+        first = word & _PAGE_MASK
+        with self.lock:
+            generation = word >> GENERATION_SHIFT & MAX_GENERATION
+            known = self.allocator.state(first) == "live" and self.allocator.generation(first) == generation
+            return known and not self.words[first]
+
+    def enter_if_it_stands(self, word: int, nbytes: int, *, unsummed: bool = False) -> bool:
+        """Local. Enter a word of which it is not known whether its compare-and-swap was made: whether it was."""
+        first = word & _PAGE_MASK
+        with self.lock:
+            if not self.words[first] and self._slot_of(first, word) >= 0:
+                self.enter(word, nbytes, unsummed=unsummed)
+            return bool(self.words[first])
 
     def _is_live(self, word: int) -> bool:
         """Whether the cell of a word is that word's still."""
@@ -532,6 +556,12 @@ class DramTier:
         """Local. Sweep if a stranger has said that a word of this rank's is gone."""
         if self.area.far or self.area.gone.any():
             self.sweep()
+
+    def evictable_in(self, namespace_id: int, epoch: int) -> int:
+        """Local. Bytes of this rank's blocks in a namespace that may be evicted."""
+        with self.lock:
+            cells = self.cells_of(namespace_id, epoch)
+            return int(self._lengths[cells[self.words[cells] & np.uint64(HARD) == 0]].sum())
 
     def make_room_in(self, namespace_id: int, epoch: int, nbytes: int) -> bool:
         """Local. Sweep, or evict `nbytes` of this rank's blocks in a namespace; False if it has not so many."""

@@ -11,6 +11,7 @@ is counted for the new arena before the swap, and no more for the old one after 
 from __future__ import annotations
 
 import ctypes
+import enum
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -22,7 +23,17 @@ from cascade_mpi.dram import DramTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels.copy import copy_bytes
 from cascade_mpi.kernels.probe import full_fence
-from cascade_mpi.layout import GENERATION_SHIFT, HARD, MAGIC, MAX_GENERATION, MAX_PAGES, MAX_RANKS, RANK_SHIFT
+from cascade_mpi.layout import (
+    FLAG_CHECKSUM,
+    GENERATION_SHIFT,
+    HARD,
+    MAGIC,
+    MAX_GENERATION,
+    MAX_PAGES,
+    MAX_RANKS,
+    RANK_SHIFT,
+    is_alias,
+)
 from cascade_mpi.pool import Cell, Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.registry import Registry
@@ -32,6 +43,15 @@ _PLACE = (
     MAX_GENERATION << GENERATION_SHIFT | MAX_RANKS - 1 << RANK_SHIFT | MAX_PAGES - 1
 )  # the bits that a move changes
 _ROUNDS = 8
+
+
+class Moved(enum.Enum):
+    """What became of a block that was to be moved."""
+
+    YES = "it is in its new cell"
+    GONE = "it is not there any more"
+    NO_ROOM = "there is no cell for it"
+    NO_QUOTA = "it is protected, and the new arena may protect no more"
 
 
 class Rebalanced(NamedTuple):
@@ -58,39 +78,50 @@ class Mover:
 
     # ------------------------------------------------------------------------------------------- one block
 
-    def move(self, tier: DramTier, first: int, to: Callable[[int], Cell | None]) -> bool | None:
-        """Local. Move a live block to a cell that `to` reserves for so many pages; None: there is no room for it.
+    def move(self, tier: DramTier, first: int, to: Callable[[int], Cell | None]) -> Moved:
+        """Local. Move a live block to a cell that `to` reserves for so many pages. The caller holds the lock.
 
-        False if it is not there any more. 1 Get + 1 CAS + 2 Flushes at its home. The caller holds the lock.
+        1 Get + 1 CAS + 2 Flushes at its home.
         """
         nbytes = int(tier.records["length"][first])
         cell = to(tier.pages_for(nbytes))
         if cell is None:
-            return None
+            return Moved.NO_ROOM
         done = counted = hard = False
+        old = new = 0  # while it is not known whether `new` stands in the place of `old`
         try:
+            # Its bytes count in the new arena before its word is a hard one there.
+            if tier.words[first] & np.uint64(HARD) and not (counted := self._count(tier, cell, nbytes)):
+                return Moved.NO_QUOTA
             self._copy(tier, first, cell, nbytes)
             if self.pause:
                 self.pause("mover")
             while (found := tier.standing(first)) is not None:
                 hard = bool(found[-1] & HARD)
-                if hard and not counted:  # before its word is a hard one in the new arena
-                    if self._protected.reserve(cell.tier.area.rank, nbytes):
-                        return None
-                    counted = True
-                if done := self._swap(tier, first, *found, cell, nbytes):
-                    if hard:
-                        self._protected.release(tier.area.rank, nbytes)
-                    return True
-                # Its hard bit was toggled, or it has left: only the index can tell.
+                if hard and not counted and not (counted := self._count(tier, cell, nbytes)):
+                    return Moved.NO_QUOTA
+                old = found[-1]
+                new = (old & ~_PLACE) | cell.generation << GENERATION_SHIFT | cell.tier.area.rank << RANK_SHIFT
+                new |= cell.first
+                if done := self._swap(*found, new):
+                    self._moved(tier, first, old, cell, new, nbytes)
+                    return Moved.YES
+                new = 0  # its hard bit was toggled, or it has left: only the index can tell
         finally:
+            if new and tier.is_live(old) and (done or cell.tier.enter_if_it_stands(new, nbytes)):
+                done = True  # Ctrl-C or an error came in the middle of it
+                self._moved(tier, first, old, cell, new, nbytes)
             if not done:
                 cell.tier.abandon(cell.first)
-            if counted and not (done and hard):
-                self._protected.release(cell.tier.area.rank, nbytes)
+            if counted and tier is not cell.tier:
+                self._protected.release((tier if done and hard else cell.tier).area.rank, nbytes)
         if word := int(tier.words[first]):  # others took it away, and have not said so yet
             tier.retire(word)
-        return False
+        return Moved.GONE
+
+    def _count(self, tier: DramTier, cell: Cell, nbytes: int) -> bool:
+        """Count a protected block in the arena that it moves to; False if the quota there does not allow it."""
+        return tier is cell.tier or not self._protected.reserve(cell.tier.area.rank, nbytes)
 
     def _copy(self, tier: DramTier, first: int, cell: Cell, nbytes: int) -> None:
         """Payload and descriptor into a cell that no word names yet."""
@@ -120,52 +151,56 @@ class Mover:
         raw = (ctypes.c_uint8 * nbytes).from_address(tier.area.arena_address + first * self._fabric.page_bytes)
         return np.ctypeslib.as_array(raw)
 
-    def _swap(
-        self, tier: DramTier, first: int, home: int, bucket: int, slot: int, word: int, cell: Cell, nbytes: int
-    ) -> bool:
-        """Swap the word of the old cell for that of the new one, and note both; False if it is another by now."""
-        fabric, s, to = self._fabric, self._scratch, cell.tier
-        new = (word & ~_PLACE) | cell.generation << GENERATION_SHIFT | to.area.rank << RANK_SHIFT | cell.first
-        done = fabric.swap(fabric.ctx, s.address, home, bucket, slot, word, new)
+    def _swap(self, home: int, bucket: int, slot: int, old: int, new: int) -> bool:
+        """Swap the word of the old cell for that of the new one; False if it is another by now."""
+        fabric, s = self._fabric, self._scratch
+        done = fabric.swap(fabric.ctx, s.address, home, bucket, slot, old, new)
         if done < 0:
             fabric.raise_mpi_error(s)
-        if not done:
-            return False
+        return bool(done)
+
+    def _moved(self, tier: DramTier, first: int, word: int, cell: Cell, new: int, nbytes: int) -> None:
+        """Note that the index names the new cell in the place of the old one."""
+        to = cell.tier
+        summed = is_alias(new) or bool(to.records["flags"][cell.first] & FLAG_CHECKSUM)
+        if not to.is_live(new):
+            unsummed = self._later and not to.area.far and not summed
+            to.enter(new, nbytes, unsummed=unsummed, touch=int(tier.area.touched[first]))
         to.counted[cell.first] = tier.counted[first]
         tier.counted[first] = False  # it is the same block: nothing is given back
-        to.enter(new, nbytes, unsummed=self._later and not to.area.far, touch=int(tier.area.touched[first]))
         space = self._registry.by_id(int(to.records["namespace"][cell.first]))
         if space is not None and space.epoch != int(to.records["epoch"][cell.first]):
             to.let_one_pass(new)  # lists of what has passed have the old word
         tier.retire(word)
         self.moved += 1
         self.moved_bytes += nbytes
-        return True
 
     # ------------------------------------------------------------------------------------ recalled extents
 
     def evacuate(self, tier: DramTier, start: int, pages: int) -> bool:
         """Local. Move the blocks out of these pages, some at a time; with eviction those that fit nowhere are evicted.
 
-        Hard ones stay until there is room: False, and the rest was not tried.
+        Hard ones stay until there is room, in memory and in `protected_bytes`: False.
         """
-        budget = _AT_ONCE_BYTES
+        budget, all_gone = _AT_ONCE_BYTES, True
         for first in self._cells(tier, start, pages):
             if not tier.words[first]:
                 continue  # evicted meanwhile, to make room for another
             nbytes = int(tier.records["length"][first])
             moved = self.move(tier, first, self._pool.take_free)
-            if moved is None and tier.victims is not None:
+            if moved is Moved.NO_ROOM and tier.victims is not None:
                 moved = self.move(tier, first, self._pool.make_room)
-                if moved is None and tier.words[first] and tier.drop(first):
+                if moved is Moved.NO_ROOM and tier.words[first] and tier.drop(first):
                     self.dropped += 1
-                    moved = False
-            if moved is None and tier.words[first]:
-                return False
+            if tier.words[first]:
+                all_gone = False
+                if moved is Moved.NO_ROOM:
+                    break  # nor will the others find any
+                continue
             budget -= nbytes
             if budget <= 0:
                 break
-        return True
+        return all_gone
 
     # ------------------------------------------------------------------------------------------- rebalance
 
@@ -185,7 +220,7 @@ class Mover:
     def _live(self) -> npt.NDArray[np.int64]:
         """Payload bytes of this rank's blocks, by the rank of their arena."""
         live = np.zeros(self._fabric.comm.size, np.int64)
-        for rank, tier in self._pool.tiers.items():
+        for rank, tier in list(self._pool.tiers.items()):
             live[rank] = tier.live_bytes - tier.copy_bytes
         return live
 
@@ -221,12 +256,14 @@ class Mover:
             order = firsts[np.argsort(tier.records["length"][firsts], kind="stable")[::-1]].tolist()
         for first in order:
             with self._pool.lock:  # others may put between two moves
-                if not tier.words[first] or tier.copies[first] or (size := int(tier.records["length"][first])) > nbytes:
+                if not tier.words[first] or tier.copies[first]:
                     continue
+                if not 0 < (size := int(tier.records["length"][first])) <= nbytes:
+                    continue  # nor do aliases and empty blocks, which weigh nothing
                 moved = self.move(tier, first, partial(self._pool.take_in, target))
-            if moved is None:
+            if moved is Moved.NO_ROOM:
                 return
-            nbytes -= size if moved else 0
+            nbytes -= size if moved is Moved.YES else 0
 
     # --------------------------------------------------------------------------------------------- details
 

@@ -265,10 +265,11 @@ class Pool:
         return False
 
     def adopt(self) -> None:
-        """Local. Use what others have given back because it was recalled."""
+        """Local. Use what others have given back because it was recalled, and what this rank holds unawares."""
         if self.table is not None:
             with self.lock:
-                self._adopt(self.own, self._words())
+                for rank, tier in self.tiers.items():
+                    self._adopt(tier, self.table.look(rank))
 
     def _adopt(self, tier: DramTier, words: list[int]) -> bool:
         """Enter what this rank holds without knowing it: it was given back, or Ctrl-C came when it was taken."""
@@ -332,7 +333,7 @@ class Pool:
                 for start in tier.allocator.ranges:
                     if is_recalled(words[self.table.at(start)]):
                         tier.allocator.close(start)
-            self.adopt()
+            self._adopt(self.own, self._words())
             looked = time.monotonic() - at
             self._next_attend += 20 * looked  # with leases from very many ranks
             for tier in self._leased():
@@ -346,6 +347,7 @@ class Pool:
                             self._return(tier, start)
             if at >= self._next_idle:
                 self._next_idle = at + _IDLE_S
+                self.adopt()
                 self._return_empty()
 
     def _return_empty(self) -> None:
@@ -412,8 +414,19 @@ class Pool:
             tier.request(keys, partial)
 
     def make_room_in(self, namespace_id: int, epoch: int, nbytes: int) -> bool:
-        """Local. `DramTier.make_room_in` of the first tier that can."""
-        return any(tier.make_room_in(namespace_id, epoch, nbytes) for tier in self._all())
+        """Local. `DramTier.make_room_in` of the first tier that can, or of several together."""
+        with self.lock:
+            tiers = self._all()
+            if any(tier.make_room_in(namespace_id, epoch, nbytes) for tier in tiers):
+                return True
+            there = [0 if tier.victims is None else tier.evictable_in(namespace_id, epoch) for tier in tiers]
+            if sum(there) < nbytes:
+                return False  # none of them has to go
+            freed = False
+            for tier, held in zip(tiers, there, strict=True):
+                if held and nbytes > 0 and tier.make_room_in(namespace_id, epoch, min(held, nbytes)):
+                    freed, nbytes = True, nbytes - held
+            return freed
 
     def held(self, namespace_id: int, epoch: int) -> tuple[int, int, int]:
         """Local. `DramTier.held` of all together."""
@@ -430,8 +443,9 @@ class Pool:
 
     def clear(self) -> None:
         """Local. Take every block of this rank out, hard ones too."""
-        for tier in list(self.tiers.values()):
-            tier.clear()
+        with self.lock:  # no block moves past the look
+            for tier in self.tiers.values():
+                tier.clear()
 
     def protected(self) -> tuple[int, int]:
         """Local. The protected blocks and their payload bytes."""
@@ -464,6 +478,12 @@ class Pool:
             "leased_bytes": sum(tier.live_bytes for tier in leased),
             "recalls": self.recalls, "returned": self.returned,
         }  # fmt: skip
+
+    @property
+    def spare_pages(self) -> int:
+        """Local. Pages that this rank's puts get without any block having to go, now or after a rest."""
+        leased = sum(tier.allocator.free_pages for tier in self._leased())
+        return self.free_pages + leased + sum(tier.allocator.limbo_pages for tier in list(self.tiers.values()))
 
     @property
     def live_pages(self) -> int:

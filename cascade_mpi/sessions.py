@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
+from typing import Any
 
 from cascade_mpi.errors import StoreFullError
 from cascade_mpi.protection import Key, Protection
@@ -24,9 +26,12 @@ _BITS = 64
 class SharedBlocks:
     """The count of one rank."""
 
-    def __init__(self, protection: Protection, least: int) -> None:
-        """`least` distinct sessions make a block a protected one; 0: nothing is counted."""
+    def __init__(
+        self, protection: Protection, least: int, protecting: AbstractContextManager[Any] | None = None
+    ) -> None:
+        """`least` distinct sessions make a block a protected one, 0: nothing is counted; `protecting` is held then."""
         self._protection, self.least = protection, least
+        self._protecting = nullcontext() if protecting is None else protecting
         self._seen: dict[Key, int] = {}  # by key: a bit for each session; -1: it has been protected, or cannot be
         self._before: dict[Key, int] = {}
         self._lock = threading.Lock()
@@ -67,7 +72,8 @@ class SharedBlocks:
 
     def _protect(self, key: Key) -> None:
         try:
-            [there] = self._protection.protect([key])
+            with self._protecting:
+                [there] = self._protection.protect([key])
         except StoreFullError:
             self.over_quota += 1
         else:

@@ -127,7 +127,7 @@ class Store:
         self._dedup = Dedup(
             fabric, self._pool, self._writer, self._registry, self._protection, behind=self.config.dedup == "behind"
         )
-        self._shared = SharedBlocks(self._protection, self.config.protect_shared)
+        self._shared = SharedBlocks(self._protection, self.config.protect_shared, self._dedup.lock)
         self._deferred = Deferred(self._writer)
         self._drafts = self._deferred.drafts
         self._progress, self._progress_reason = self._start_progress()
@@ -632,7 +632,8 @@ class Store:
         space = self._space(wanted)
         waiting = self._deferred.give_up_all(space, keys)
         self._pool.sweep_hinted()  # what another rank has replaced or deleted is not there, and does not count
-        removed = sum(listing.remove(tier, space, keys) for tier in list(self._pool.tiers.values()))
+        with self._pool.lock:  # no block moves past the look
+            removed = sum(listing.remove(tier, space, keys) for tier in self._pool.tiers.values())
         self._registry.settle()
         total = int(self._comm.allreduce(waiting + removed))  # nobody puts before all have removed theirs
         self._poll()

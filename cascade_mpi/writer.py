@@ -112,7 +112,12 @@ class Writer:
         draft = self.draft(hi, lo, space, source, prefix=prefix, expiry=expiry, depth=depth)
         if isinstance(draft, str):
             return self.refuse(draft, source.nbytes)
-        return self.publish(draft, exists, looked)
+        try:
+            return self.publish(draft, exists, looked)
+        except BaseException:  # Ctrl-C too: a cell that no word names may not be lost
+            if self.is_draft(draft):
+                self.discard(draft)
+            raise
 
     def refuse(self, reason: str, nbytes: int) -> PutResult:
         """Local. Count and return a refusal."""
@@ -261,6 +266,11 @@ class Writer:
                 )
         return ""
 
+    def is_draft(self, draft: Draft) -> bool:
+        """Local. Does the cell of a draft still wait for its word? Else it was published, or given up."""
+        dram = self._pool.tier_of(draft.word)
+        return dram is not None and dram.is_reserved(draft.word)
+
     def publish(self, draft: Draft, exists: Exists, looked: float = 0.0, *, over: int = 0) -> PutResult:
         """Local. Make a draft the block of its key. 1 Get and 1 CAS + 1 Get at the home.
 
@@ -288,12 +298,16 @@ class Writer:
                 self.pause("putter")
             with dram.lock:
                 home, bucket = s.signed[c.HOME : c.BUCKET + 1].tolist()
-                others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
-                if others >= 0:
-                    summing = self._checksum == "later" and not dram.area.far and not is_alias(new)
-                    dram.enter(new, nbytes, unsummed=summing)
-                    if self._registry.has_passed(space):  # after it was entered: a list of what passed may be older
-                        dram.let_one_pass(new)
+                summing = self._checksum == "later" and not dram.area.far and not is_alias(new)
+                try:
+                    others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
+                    if others >= 0:
+                        dram.enter(new, nbytes, unsummed=summing)
+                except BaseException:  # Ctrl-C between the two: a cell that the index names must be known here
+                    dram.enter_if_it_stands(new, nbytes, unsummed=summing)
+                    raise
+                if others >= 0 and self._registry.has_passed(space):
+                    dram.let_one_pass(new)  # after it was entered: a list of what passed may be older
                 if others > 0:
                     # Under the lock: were the new block evicted first, an older double would be seen again.
                     self._leave_one(draft)

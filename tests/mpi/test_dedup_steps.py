@@ -20,6 +20,7 @@ from test_protection_steps import before
 from cascade_mpi.errors import KeyExistsError, ProtocolError, StoreFullError
 from cascade_mpi.kernels import context as c
 from cascade_mpi.layout import FLAG_CONTENT, HARD, is_alias, unpack_word
+from cascade_mpi.mover import Moved
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
 from cascade_mpi.values import source
@@ -150,7 +151,7 @@ def move(store: Store, key: Any) -> None:
     """Move the cell of a key as its manager does out of memory that another rank wants back."""
     pool, old = store._pool, words_of(store, key)[0]
     with pool.lock:
-        assert store._mover.move(pool.own, unpack_word(old).page, pool.take)
+        assert store._mover.move(pool.own, unpack_word(old).page, pool.take) is Moved.YES
     assert words_of(store, key)[0] != old
 
 
@@ -189,7 +190,7 @@ def test_a_content_that_moves_is_found_by_its_names(alone: Open) -> None:
     with store._pool.lock:
         assert store._writer.find(*content_of(store, value(1))) == 1
         first = unpack_word(store._writer.found()[0][1]).page
-        assert store._mover.move(store._pool.own, first, store._pool.take)
+        assert store._mover.move(store._pool.own, first, store._pool.take) is Moved.YES
     assert is_read(store, "a", value(1)) and is_read(store, "b", value(1))
     assert store.put("c", value(1)).deduplicated
     store.check()
