@@ -24,7 +24,8 @@ _SOURCES = Path(__file__).parent
 def _source_stamp() -> str:
     digest = hashlib.blake2b(numba.__version__.encode(), digest_size=16)
     library = Path(__import__("cascade_mpi").__file__).parent
-    for path in sorted([*_SOURCES.glob("*.py"), library / "layout.py", library / "onesided.py"]):
+    # In an order of the names: what a symbolic link calls the folders is no other state of the sources.
+    for path in [*sorted(_SOURCES.glob("*.py")), library / "layout.py", library / "onesided.py"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
