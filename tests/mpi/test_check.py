@@ -14,6 +14,8 @@ from cascade_mpi.errors import ProtocolError
 from cascade_mpi.layout import BUCKET_WORDS, pack_word, unpack_word
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 
 class Planted:
     """One store with a block that this rank put and whose word is on this rank too; the damage goes there."""

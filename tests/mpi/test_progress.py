@@ -23,7 +23,7 @@ from cascade_mpi import selftest
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.store import Store
 
-pytestmark = pytest.mark.usefixtures("no_other_stores")
+pytestmark = [pytest.mark.usefixtures("no_other_stores"), pytest.mark.alone]
 
 SECOND = 1_000_000_000
 LIMIT = 20 * SECOND  # how long rank 0 waits for what must not wait for it

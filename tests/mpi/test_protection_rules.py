@@ -19,6 +19,8 @@ from cascade_mpi.namespaces import Namespace
 from cascade_mpi.sessions import SharedBlocks, bit_of
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 __all__ = ["VARIANTS"]
 
 

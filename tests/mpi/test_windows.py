@@ -20,6 +20,8 @@ from cascade_mpi import window
 from cascade_mpi.errors import ConfigError, MemoryLimitError, ProtocolError
 from cascade_mpi.store import Store
 
+pytestmark = pytest.mark.alone
+
 
 def shared_bytes() -> int:
     """How much memory this process has mapped that it shares with others."""
