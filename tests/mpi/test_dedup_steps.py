@@ -184,6 +184,14 @@ def test_an_alias_that_moved_is_taken_out_where_it_is(alone: Open) -> None:
     store.check()
 
 
+def test_an_alias_that_moves_gets_no_checksum(alone: Open) -> None:
+    store = alone(checksum="later")
+    assert store.put("a", value(1))
+    move(store, "a")
+    store.check()  # computes what is left for later, and looks at the alias
+    assert is_read(store, "a", value(1))
+
+
 def test_a_content_that_moves_is_found_by_its_names(alone: Open) -> None:
     store = alone()
     assert store.put("a", value(1)) and store.put("b", value(1)).deduplicated
