@@ -113,7 +113,6 @@ def test_a_lessor_gets_its_memory_back(
     if comm.rank in ranks and comm.rank:
         for key, seed in mine.items():  # more than what is never lent: it has to evict its own until it has all back
             store.put(key, block(seed, size))
-        assert not lent or store.stats()["pool"]["recalls"] > 0
     turns = iter(range(10))
 
     def served() -> bool:
@@ -128,6 +127,8 @@ def test_a_lessor_gets_its_memory_back(
         return not protected and all(store.contains(key) for key in mine)
 
     assert_all(comm, all_until(comm, store, served), f"rank {comm.rank} did not get its memory back")
+    # Each rank alone need not: what it has lent comes back when another asks, and there may be room at a third.
+    assert comm.size == 1 or sum(comm.allgather(store.stats()["pool"]["recalls"])) > 0
     comm.Barrier()
     everything = {}
     for each in comm.allgather(mine if comm.rank in ranks and comm.rank else {}):
