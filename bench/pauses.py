@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Pauses:
         self._area[c.H_RANDOM] = seed | 1
         self.slept = {"manager": 0, "putter": 0, "mover": 0}
         store._fabric.context[c.HOOKS] = self._area.ctypes.data
-        store._dram.pause = store._writer.pause = store._mover.pause = self._sleep
+        self._set(self._sleep)
         self.vary()
 
     def vary(self) -> None:
@@ -44,9 +45,17 @@ class Pauses:
     def remove(self) -> None:
         """Local. No more pauses."""
         self._store._fabric.context[c.HOOKS] = 0
-        self._store._dram.pause = self._store._writer.pause = self._store._mover.pause = None
+        self._set(None)
+
+    def _set(self, pause: Callable[[str], None] | None) -> None:
+        store = self._store
+        with store._pool.lock:  # tiers of memory that is leased later take it from the own one
+            for tier in store._pool.tiers.values():
+                tier.pause = pause
+        store._writer.pause = store._mover.pause = pause
 
     def _sleep(self, who: str) -> None:
-        if self._random.random() < _SLEEP_SHARE:
+        """A share of the passes, and the first of each kind: a short run has each pause too."""
+        if not self.slept[who] or self._random.random() < _SLEEP_SHARE:
             self.slept[who] += 1
             time.sleep(self._random.random() * _SLEEP_S)

@@ -199,6 +199,7 @@ class Pool:
     def _tier(self, rank: int) -> DramTier:
         if rank not in self.tiers:
             self.tiers[rank] = self._make(Area.of(self._fabric, rank))
+            self.tiers[rank].pause = self.own.pause
         return self.tiers[rank]
 
     def _leased(self) -> Iterator[DramTier]:

@@ -44,16 +44,16 @@ def test_a_short_torture(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     # The large blocks a little smaller than in a full run: their arenas would be prefaulted for longer than the race.
+    # Where there are few reads there are few puts too: less memory, or nothing has to be evicted.
+    less = 2 if OPEN_MPI else 1
     phases = tuple(
-        replace(each, dram_bytes=min(each.dram_bytes, 4 << 20), largest=min(each.largest, 1 << 20))
+        replace(each, dram_bytes=min(each.dram_bytes, 4 << 20) // less, largest=min(each.largest, 1 << 20))
         for each in PHASES if each.name in names
     )  # fmt: skip
     share = sum(each.share for each in phases)
     phases = tuple(replace(each, share=each.share / share) for each in phases)
     report = tmp_path / "torture.json"
-    # Where there are few reads there are few puts, which with the memory of all would evict and reuse next to nothing.
-    settings = {"windows": windows} | ({"lease_extents": 0} if OPEN_MPI else {})
-    options = Options(READS, 60.0, 5, 40, settings, report, phases)
+    options = Options(READS, 60.0, 5, 40, {"windows": windows}, report, phases)
     status = run(comm, options)
     printed = capfd.readouterr().out
     assert_all(comm, status == 0, printed)
@@ -69,8 +69,7 @@ def test_a_short_torture(
     assert result["recheck_retries"] >= options.least_retries
     assert options.least_retries > 0 or OPEN_MPI
     assert result["cell_reuses"] >= options.least_reuses > 0
-    # The few drains of so few puts may all go without a pause there.
-    assert min(result["paused"].values()) > 0 or (OPEN_MPI and result["paused"]["spun"] > 0)
+    assert min(result["paused"].values()) > 0
     assert sum(result["rounds_won_by"]) == 40
     assert "torture: passed" in printed
 
