@@ -7,7 +7,7 @@ rest of the protocol (`mutation_list`).
 
 from __future__ import annotations
 
-from bench.mutation_list import DRAM, REGISTRY, WRITER, Mutation
+from bench.mutation import DRAM, REGISTRY, WRITER, Mutation
 
 COLDEST, SESSIONS, STORE = "cascade_mpi/coldest.py", "cascade_mpi/sessions.py", "cascade_mpi/store.py"
 VICTIMS, CHOICE = "cascade_mpi/victims.py", "tests/unit/test_victims.py::"

@@ -6,7 +6,7 @@ Covers reads through aliases, puts by alias, and the collection of contents. Doe
 
 from __future__ import annotations
 
-from bench.mutation_list import DRAM, ONESIDED, TWIN, WRITER, Mutation
+from bench.mutation import DRAM, ONESIDED, TWIN, WRITER, Mutation
 
 DEDUP, PROTECTION = "cascade_mpi/dedup.py", "cascade_mpi/protection.py"
 ALIASES, STEPS = "tests/unit/test_onesided_aliases.py::", "tests/mpi/test_dedup_steps.py::"
@@ -15,16 +15,16 @@ MUTATIONS = (
     Mutation(
         "alias-word-not-rechecked",
         "the word of an alias is looked at again behind the content",
-        ONESIDED,
-        (("        if again == alias and _now(ctx, s) - began <= np.uint64(field(ctx, c.ATTEMPT)):\n",
-          "        if _now(ctx, s) - began <= np.uint64(field(ctx, c.ATTEMPT)):\n"),),
+        f"{ONESIDED}read.py",
+        (("        if again == alias and ticks(ctx, s) - began <= np.uint64(field(ctx, c.ATTEMPT)):\n",
+          "        if ticks(ctx, s) - began <= np.uint64(field(ctx, c.ATTEMPT)):\n"),),
         (f"{ALIASES}test_a_name_replaced_while_its_content_goes_is_read_again",
          f"{ALIASES}test_a_name_that_gets_another_content_while_the_first_goes"),
     ),
     Mutation(
         "alias-word-not-rechecked-python",
         "so does the same read made of mpi4py's calls",
-        TWIN,
+        f"{TWIN}read.py",
         (("            if self._reload(s, home, bucket, slot) == alias and not self._too_late(s, began):\n",
           "            if not self._too_late(s, began):\n"),),
         (f"{ALIASES}test_a_name_replaced_while_its_content_goes_is_read_again",
@@ -33,7 +33,7 @@ MUTATIONS = (
     Mutation(
         "alias-of-an-alias",
         "an alias names a content, never another alias",
-        ONESIDED,
+        f"{ONESIDED}read.py",
         (("            if outcome in (c.MISS, c.ALIAS):  # evicted; an alias of an alias is none\n",
           "            if outcome == c.MISS:\n"),),
         (f"{ALIASES}test_an_alias_of_an_alias_names_nothing",),
@@ -41,8 +41,8 @@ MUTATIONS = (
     Mutation(
         "alias-never-touched",
         "who reads through an alias keeps it from being taken for cold",
-        ONESIDED,
-        (("                _touch(ctx, s, alias)  # or it", "                pass  # or it"),),
+        f"{ONESIDED}read.py",
+        (("                note_touch(ctx, s, alias)  # or it", "                pass  # or it"),),
         (f"{ALIASES}test_name_and_content_are_touched",),
     ),
     Mutation(

@@ -6,7 +6,7 @@ themselves (`mutation_list`) nor how the edits are applied (`mutations`).
 
 from __future__ import annotations
 
-from bench.mutation_list import ALLOCATOR, DRAM, WRITER, Mutation
+from bench.mutation import ALLOCATOR, DRAM, WRITER, Mutation
 
 AREA, LEASES, POOL, MOVER = (f"cascade_mpi/{name}.py" for name in ("area", "leases", "pool", "mover"))
 TESTS = "tests/mpi/test_pool.py::"

@@ -6,7 +6,7 @@ the rest of the protocol (`mutation_list`) nor how the edits are applied (`mutat
 
 from __future__ import annotations
 
-from bench.mutation_list import CALLS, DRAM, ONESIDED, TWIN, WRITER, Mutation
+from bench.mutation import CALLS, DRAM, ONESIDED, TWIN, WRITER, Mutation
 
 PROTECTION, PROTECTED_BYTES = "cascade_mpi/protection.py", "cascade_mpi/protected_bytes.py"
 PROTECT, STEPS = "tests/mpi/test_protection.py::", "tests/mpi/test_protection_steps.py::"
@@ -33,7 +33,7 @@ MUTATIONS = (
     Mutation(
         "own-word-exact",
         "a manager finds its word in the index whatever its hard bit says",
-        ONESIDED,
+        f"{ONESIDED}lookup.py",
         (("        if same_cell(there, word):\n", "        if there == word:\n"),),
         (f"{CALLS}test_slot_of_finds_a_word_whose_hard_bit_was_toggled",
          f"{STEPS}test_a_sweep_keeps_a_block_whose_hard_bit_was_toggled"),
@@ -41,7 +41,7 @@ MUTATIONS = (
     Mutation(
         "own-word-exact-python",
         "so does the same look made of mpi4py's calls",
-        TWIN,
+        f"{TWIN}lookup.py",
         (("            if same_cell(there, word):\n", "            if there == word:\n"),),
         (f"{CALLS}test_slot_of_finds_a_word_whose_hard_bit_was_toggled",),
     ),
@@ -140,37 +140,37 @@ MUTATIONS = (
     Mutation(
         "expiry-not-looked-at",
         "an expired block is a miss",
-        ONESIDED,
-        (("    return expiry != 0 and np.int64(_now(ctx, s)) >= expiry * TICKS\n", "    return expiry < 0\n"),),
+        f"{ONESIDED}words.py",
+        (("    return expiry != 0 and np.int64(ticks(ctx, s)) >= expiry * TICKS\n", "    return expiry < 0\n"),),
         (f"{CALLS}test_an_expired_block_is_a_miss_on_every_path",),
     ),
     Mutation(
         "expiry-not-looked-at-python",
         "so is it for the same read made of mpi4py's calls",
-        TWIN,
-        (("        return cell.expiry != 0 and self._now(s) >= cell.expiry * TICKS\n",
+        f"{TWIN}words.py",
+        (("        return cell.expiry != 0 and self._ticks(s) >= cell.expiry * TICKS\n",
           "        return cell.expiry < 0\n"),),
         (f"{CALLS}test_an_expired_block_is_a_miss_on_every_path",),
     ),
     Mutation(
         "expiry-by-an-unsigned-clock",
         "a clock that is behind the opening is before every expiry, not behind it",
-        ONESIDED,
-        (("    return expiry != 0 and np.int64(_now(ctx, s)) >= expiry * TICKS\n",
-          "    return expiry != 0 and _now(ctx, s) >= _U(expiry)\n"),),
+        f"{ONESIDED}words.py",
+        (("    return expiry != 0 and np.int64(ticks(ctx, s)) >= expiry * TICKS\n",
+          "    return expiry != 0 and ticks(ctx, s) >= _U(expiry)\n"),),
         (f"{CALLS}test_an_expired_block_is_a_miss_on_every_path",),
     ),
     Mutation(
         "expiry-not-looked-at-in-a-batch",
         "an expired block is a miss of get_many too",
-        ONESIDED,
-        (("                and not _expired(ctx, s, descriptor)\n", ""),),
+        f"{ONESIDED}read_many.py",
+        (("                and not expired(ctx, s, descriptor)\n", ""),),
         (f"{CALLS}test_an_expired_block_is_a_miss_on_every_path",),
     ),
     Mutation(
         "older-double-behind-an-expired-one",
         "behind an expired block there is nothing but what it replaced",
-        ONESIDED,
+        f"{ONESIDED}read.py",
         (("                    return np.int64(c.MISS)  # the word that counts: what stands behind it is older\n",
           "                    outcome = np.int64(c.MISS)\n"),),
         (f"{CALLS}test_a_block_behind_an_expired_one_is_older",),

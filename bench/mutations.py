@@ -1,7 +1,7 @@
 """`python -m bench mutations [NAME ...]`: break the protocol, one rule at a time, and see the tests notice.
 
 Covers the copy of the tree in which a rule is broken, the run of the tests that must fail, and the verdict.
-Does not cover which rules there are (`mutation_list` and the modules with names like it). A test counts only if an
+Does not cover which rules there are (`mutation_list`). A test counts only if an
 assertion of it fails: a change that does not compile, or hangs, proves nothing.
 """
 
@@ -22,20 +22,10 @@ from xml.etree import ElementTree
 
 import typer
 
-from bench import (
-    mutation_list,
-    mutation_list_capacity,
-    mutation_list_dedup,
-    mutation_list_pool,
-    mutation_list_protection,
-)
-from bench.mutation_list import Mutation
+from bench.mutation import Mutation
+from bench.mutation_list import MUTATIONS
 from cascade_mpi.launcher import launcher_rank
 
-MUTATIONS: tuple[Mutation, ...] = (
-    *mutation_list.MUTATIONS, *mutation_list_protection.MUTATIONS, *mutation_list_pool.MUTATIONS,
-    *mutation_list_dedup.MUTATIONS, *mutation_list_capacity.MUTATIONS,
-)  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 # pytest's text of a failed assertion, of `pytest.fail`, and of `pytest.raises` without the error.
 _ASSERTED = re.compile(r"(AssertionError|assert |Failed: |Failed)")

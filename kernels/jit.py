@@ -21,11 +21,16 @@ from numba.core import caching
 _SOURCES = Path(__file__).parent
 
 
-def _source_stamp() -> str:
-    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=16)
+def sources() -> list[Path]:
+    """Local. The files that kernels are made of."""
     library = Path(__import__("cascade_mpi").__file__).parent
     # In an order of the names: what a symbolic link calls the folders is no other state of the sources.
-    for path in [*sorted(_SOURCES.glob("*.py")), library / "layout.py", library / "onesided.py"]:
+    return [*sorted(_SOURCES.glob("*.py")), library / "layout.py", *sorted((library / "onesided").glob("*.py"))]
+
+
+def _source_stamp() -> str:
+    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=16)
+    for path in sources():
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.mutation_list import Mutation
-from bench.mutations import MUTATIONS, Outcome, judge, mutated
+from bench.mutation import Mutation
+from bench.mutation_list import MUTATIONS
+from bench.mutations import Outcome, judge, mutated
 
 ROOT = Path(__file__).resolve().parents[2]
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=[each.name for each in MUTATIONS])

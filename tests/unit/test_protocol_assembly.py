@@ -20,6 +20,7 @@ from assembly import Target, assembly, numbers
 from cascade_mpi import layout, onesided
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels import probe
+from cascade_mpi.onesided import read, read_many, words
 
 TARGETS: tuple[Target, Target] = ("x86_64", "aarch64")
 FULL = {"x86_64": r"^(mfence|lock\s)", "aarch64": r"^dmb\s+ish$"}
@@ -95,7 +96,7 @@ def test_the_ways_through_the_code():
 # ------------------------------------------------------------------------------------------------- reading
 
 COPY_THEN_RELOAD = (probe.copy_then_reload, "uint64(int64,int64,int64,int64,int64)")
-RELOAD_WORD = (onesided._reload_word, "Tuple((int64,uint64))(int64,int64,int64,int64,int64)")
+RELOAD_WORD = (words.reload_word, "Tuple((int64,uint64))(int64,int64,int64,int64,int64)")
 
 
 def test_copy_is_complete_before_the_second_look_on_aarch64():
@@ -123,14 +124,14 @@ def test_second_look_waits_for_earlier_loads(function, signature):
 def test_copy_is_complete_before_a_second_look_by_mpi():
     """The payload is mapped, its index word is not: the caller looks again through MPI."""
     signature = "Tuple((int64,uint64))(int64,int64,uint64,uint64,uint64,int64,int64,int64,int64,int64)"
-    text = code(onesided._fetch, "aarch64", signature)
+    text = code(read._fetch, "aarch64", signature)
     after = rf"^ldr\s+x\d+, \[x\d+, #{c.VERIFY * 8}\]$"  # the field that is read next
     assert is_guarded(text, r"^stnp\s+q|^bl\s.*4copy4copy", ACQUIRE, after)
 
 
 def test_words_of_a_batch_are_looked_at_after_the_payloads():
     signature = "int64(int64,int64,int64,int64,int64,int64,int64,int64,int64)"
-    text = code(onesided._batch_chunk, "aarch64", signature)
+    text = code(read_many._get_chunk, "aarch64", signature)
     assert is_guarded(text, CALL["aarch64"], ACQUIRE, r"^lda(p?)r\s")
 
 
@@ -180,8 +181,8 @@ def test_publish_after_everything_before(target):
 def test_publish_before_the_look_at_the_bucket(target):
     """Two putters of one key in two slots: at least one of them must see both words."""
     text = code(onesided.publish, target)
-    if numbers(r"_read_bucket", text):
-        look = r"^callq\s+\*\(" if target == "x86_64" else r"^bl\s.*_read_bucket"
+    if numbers(r"read_bucket", text):
+        look = r"^callq\s+\*\(" if target == "x86_64" else r"^bl\s.*read_bucket"
     else:  # compiled into the kernel
         look = MPI_CALL["get"][target]
     assert is_guarded(text, MPI_CALL["cas"][target], FULL[target], look)
