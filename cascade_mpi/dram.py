@@ -483,10 +483,8 @@ class DramTier:
 
     def _staying(self) -> npt.NDArray[np.int64]:
         """First pages of the live cells that may not be evicted, as far as this rank knows."""
-        if self.victims is None:
-            stays = (self.words != 0) & ~self.copies
-        else:
-            stays = self.words & np.uint64(HARD) != 0
+        hard = self.words & np.uint64(HARD) != 0
+        stays = hard if self.victims is not None else (self.words != 0) & ~self.copies
         for start in self.allocator.closing:  # what leaves from there makes no room
             held = slice(start, start + self.allocator.ranges[start])
             stays[held] |= self.words[held] != 0
