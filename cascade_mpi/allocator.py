@@ -290,6 +290,11 @@ class PageAllocator:
         """Local. A copy: start -> pages of what is there."""
         return dict(self._ranges)
 
+    @property
+    def range_count(self) -> int:
+        """How many ranges are there."""
+        return len(self._ranges)
+
     def is_empty(self, start: int) -> bool:
         """Local. Is all of the range that starts here free, or kept back? Linear in the free extents."""
         pages = self._ranges[start]
@@ -339,6 +344,11 @@ class PageAllocator:
     def live_cells(self) -> int:
         """How many cells are live."""
         return len(self._live)
+
+    @property
+    def limbo_cells(self) -> int:
+        """How many cells rest in limbo."""
+        return len(self._limbo)
 
     def generation(self, first: int) -> int:
         """Local. The generation of the latest cell that started at this page; 0 if none ever did."""

@@ -77,7 +77,7 @@ class Copies:
         """Local. Copy what the last whole read of this thread has read to `address`; False if it was not to be."""
         s, described = self._fabric.scratch, self._fabric.scratch.address + 8 * c.DESCRIPTOR_COPY
         record = _record(described)  # if an alias led to the block, its own key is the content's
-        return self.keep(int(record["key_hi"]), int(record["key_lo"]), int(s.words[c.WORD]), described, address)
+        return self.keep(int(record["key_hi"]), int(record["key_lo"]), s.words[c.WORD], described, address)
 
     def keep_batched(self, number: int, hi: int, lo: int, address: int) -> bool:
         """Local. The same of a key of the last batch, of at most BATCH keys, by its number."""
@@ -98,7 +98,7 @@ class Copies:
             if cell is None:
                 self.refused += 1
                 return False
-            return self.publish(hi, lo, origin, described, cell, address, int(fabric.scratch.signed[c.BEGAN]))
+            return self.publish(hi, lo, origin, described, cell, address, fabric.scratch.signed[c.BEGAN])
         finally:
             fabric.end_claim(fabric.ctx, fabric.scratch.address, hi, lo)
 
@@ -136,7 +136,7 @@ class Copies:
             if (fabric.ticks() - seen) & 0xFFFFFFFF > fabric.attempt / 2 * TICKS:
                 return False  # the origin may name another block by now
             slot, old = self._goal(found, new)
-            rank, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
+            rank, bucket = s.words[c.HOME], s.words[c.BUCKET]
             with self._dram.lock:
                 others = fabric.publish(fabric.ctx, s.address, rank, bucket, slot, old, new)
                 if others == c.MPI_FAILED:
@@ -158,22 +158,22 @@ class Copies:
         while (found := fabric.find_copies(fabric.ctx, s.address, hi, lo, known)) == c.CHANGED:
             fabric.poll(fabric.ctx, fabric.scratch.address)
         at = c.FOUND_WORDS
-        return [(int(s.signed[at + 2 * i]), int(s.words[at + 2 * i + 1])) for i in range(found)]
+        return [(s.signed[at + 2 * i], s.words[at + 2 * i + 1]) for i in range(found)]
 
     def _goal(self, found: Sequence[tuple[int, int]], new: int) -> tuple[int, int]:
         s = self._scratch
         if found:
             return found[0]
         if s.signed[c.FREE_SLOT] >= 0:
-            return int(s.signed[c.FREE_SLOT]), 0
+            return s.signed[c.FREE_SLOT], 0
         slot = new % BUCKET_WORDS  # anywhere: victims spread over the bucket
-        return slot, int(s.words[c.BUCKET_COPY + slot])
+        return slot, s.words[c.BUCKET_COPY + slot]
 
     def _leave_one(self, hi: int, lo: int, new: int) -> None:
         """Of several copies of a key on this node the lowest slot stays."""
         fabric, s = self._fabric, self._scratch
         for slot, word in reversed(self._find(hi, lo, new)[1:]):
-            rank, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
+            rank, bucket = s.words[c.HOME], s.words[c.BUCKET]
             done = fabric.remove(fabric.ctx, s.address, rank, bucket, slot, word)
             if done == c.MPI_FAILED:
                 fabric.raise_mpi_error(s)
@@ -279,7 +279,7 @@ class Copies:
         again = [i for i in range(step) if lengths[i] < 0 and lengths[i] != c.MISS]
         wanted = np.array(list(cells), np.int64)
         outcomes = self._read_into(keys[wanted], cells, lengths)
-        began = int(s.signed[c.BEGAN])
+        began = s.signed[c.BEGAN]
         for number, (i, found) in enumerate(zip(cells, outcomes, strict=True)):
             hi, lo = keys[i].tolist()
             work = s.work[number]
@@ -287,8 +287,8 @@ class Copies:
             described = work.ctypes.data + 8 * W_DESCRIPTOR
             if outcome >= 0:  # the batch went the long way, by another key's word: this one once more, alone
                 outcome = self._read_alone(hi, lo, cells[i], int(lengths[i]))
-                origin, described = int(s.words[c.WORD]), s.address + 8 * c.DESCRIPTOR_COPY
-                seen = int(s.signed[c.BEGAN])
+                origin, described = s.words[c.WORD], s.address + 8 * c.DESCRIPTOR_COPY
+                seen = s.signed[c.BEGAN]
             if outcome == c.DUE:
                 if self.publish(hi, lo, origin, described, cells[i], 0, seen):
                     copied, nbytes = copied + 1, nbytes + int(lengths[i])

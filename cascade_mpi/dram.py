@@ -25,6 +25,7 @@ import numpy.typing as npt
 from cascade_mpi.allocator import PageAllocator
 from cascade_mpi.area import Area
 from cascade_mpi.coldest import Coldest
+from cascade_mpi.elements import elements
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.fabric import Fabric, Scratch
 from cascade_mpi.kernels import context as c
@@ -44,11 +45,13 @@ from cascade_mpi.victims import Victims
 _PAGE_MASK = MAX_PAGES - 1
 _EVICT_SHARE = 64  # a put that finds no room evicts at least 1/64 of the arena: the rest is waited for once
 _CHOOSE_SHARE = 8  # victims are chosen for 1/8 of the arena at a time: each choice looks at all touches
+_CHOOSE_SHARE_LRU = 4  # where only the last use counts: what is not used until it goes would be chosen later, too
 _LARGE_ONES = 8  # candidates that a put passes over as it evicts ahead
 _BARREN_S = 0.1  # a look for something to evict ahead that found nothing is not made again so soon
 _POLL_S = 5e-5
 _DRAIN_LATE_S = 0.001  # cells leave limbo in batches: each looks at the pins
-_DRAIN_CELLS = 8  # and so many at a time, unless an allocation needs them all: no put waits for many
+_DRAIN_CELLS = 2  # and so many at a time, unless an allocation needs them all: no put waits for many
+_DRAIN_SHARE = 32  # or 1/32 of what rests there: where a put evicts many small ones, limbo does not grow for ever
 
 
 class DramTier:
@@ -76,8 +79,12 @@ class DramTier:
         self.grow: Callable[[int], bool] | None = None  # adds pages to the allocator, so that so many may fit
         self.words = np.zeros(fabric.pages, np.uint64)  # by first page: the published word as it was seen last, 0: none
         self.records = self.area.records
-        self._magics, self._lengths = self.records["magic"], self.records["length"]
-        self._expiries = self.records["expiry"]
+        self._lengths = self.records["length"]
+        self._word, self._length = elements(self.words), elements(self._lengths)
+        self._expiry, self._touch = elements(self.records["expiry"]), elements(self.area.touched)
+        self._magic, self._pins = elements(self.records["magic"]), elements(self.area.pin_words).cast("B")
+        self._no_pins = bytes(self._pins.nbytes)
+        self._key_hi, self._key_lo = elements(self.records["key_hi"]), elements(self.records["key_lo"])
         self.live_bytes = 0
         self.evicted = self.evicted_bytes = self.swept = self.passed = self.expired = self.spared = 0
         self._unsummed: deque[int] = deque()
@@ -85,8 +92,10 @@ class DramTier:
         self._expiring: list[tuple[int, int]] = []  # a heap of (expiry, word)
         self.unprotected: Callable[[int], None] | None = None  # told the bytes of a hard word that was taken away
         self.counted = np.zeros(fabric.pages, np.bool_)  # by first page: the block counts against a quota
+        self._counts = elements(self.counted)
         self.freed: Callable[[int, int, int], None] | None = None  # told namespace id, epoch and bytes of what counted
         self.copies = np.zeros(fabric.pages, np.bool_)  # by first page: a copy, its word is in the node's copy table
+        self._copied = elements(self.copies)
         self.copy_pages = self.copy_bytes = self.demoted = self.stale = 0
         self._rest = rest
         self.victims = None if eviction is None else Victims(eviction, self.records, self.area.touched)
@@ -177,19 +186,19 @@ class DramTier:
         `touch` is the tick of its last use, by default now.
         """
         first = word & _PAGE_MASK
-        self.words[first] = word
+        self._word[first] = word
         self.live_bytes += nbytes
         if unsummed:
             self._unsummed.append(word)
             if len(self._unsummed) > 2 * self.allocator.live_pages + 1024:  # most are of cells that are gone
                 self._unsummed = deque(filter(self._is_live, self._unsummed))
-        if expiry := int(self._expiries[first]):
+        if expiry := self._expiry[first]:
             heapq.heappush(self._expiring, (expiry, word))
             if len(self._expiring) > 2 * self.allocator.live_pages + 1024:
                 self._expiring = [each for each in self._expiring if self._is_live(each[1])]
                 heapq.heapify(self._expiring)
         # As the kernels do: a clock that is behind the epoch is no reason to fail after the block was published.
-        self.area.touched[first] = (self.fabric.ticks() if touch is None else touch) & 0xFFFFFFFF
+        self._touch[first] = (self.fabric.ticks() if touch is None else touch) & 0xFFFFFFFF
         if self.area.far:
             self.area.far.send_touch(first)
         if self.victims is not None:
@@ -213,7 +222,7 @@ class DramTier:
 
     def _is_live(self, word: int) -> bool:
         """Whether the cell of a word is that word's still."""
-        return same_cell(int(self.words[word & _PAGE_MASK]), word)
+        return same_cell(self._word[word & _PAGE_MASK], word)
 
     def is_live(self, word: int) -> bool:
         """Local. Whether the cell of an own word is that word's still, whatever its hard bit."""
@@ -270,12 +279,13 @@ class DramTier:
             if not self._is_live(word):
                 return False
             first = word & _PAGE_MASK
-            self.words[first] = 0
-            self.live_bytes -= int(self._lengths[first])
-            if self.copies[first]:
-                self.copies[first] = False
-                self.copy_pages -= self.pages_for(int(self._lengths[first]))
-                self.copy_bytes -= int(self._lengths[first])
+            nbytes = self._length[first]
+            self._word[first] = 0
+            self.live_bytes -= nbytes
+            if self._copied[first]:
+                self._copied[first] = False
+                self.copy_pages -= self.pages_for(nbytes)
+                self.copy_bytes -= nbytes
             if self.victims is not None:
                 self.victims.left(first, evicted=evicted)
             self._leave(first)
@@ -287,14 +297,14 @@ class DramTier:
         `evicting` not if it is protected: None. 1 Get + 1 CAS + 2 Flushes at the home.
         """
         with self.lock:
-            word, fabric, s = int(self.words[first]), self.fabric, self._scratch
-            nbytes = int(self._lengths[first])
+            word, fabric, s = self._word[first], self.fabric, self._scratch
+            nbytes = self._length[first]
             while (slot := self._slot_of(first, word)) >= 0:
                 there = self._note(first)
                 if evicting and there & HARD:
                     self.spared += 1
                     return None
-                home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
+                home, bucket = s.signed[c.HOME], s.signed[c.BUCKET]
                 done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)
                 if done < 0:
                     fabric.raise_mpi_error(s)
@@ -308,8 +318,9 @@ class DramTier:
 
     def _note(self, first: int) -> int:
         """The word of a cell as the last look found it in the index, entered into the table."""
-        self.words[first] = there = self._scratch.words[c.WORD]
-        return int(there)
+        there: int = self._scratch.words[c.WORD]
+        self._word[first] = there
+        return there
 
     def sweep(self, *, everything: bool = False) -> int:
         """Local. Retire the cells that no word names any more: their number. 1 Get + 1 Flush for each looked at.
@@ -332,7 +343,7 @@ class DramTier:
                 far.send_hints([(first, 1) for first in firsts.tolist()])
             found = 0
             for first in firsts.tolist():
-                word = int(self.words[first])
+                word = self._word[first]
                 if not word:
                     continue
                 if self._slot_of(first, word) < 0:
@@ -360,20 +371,19 @@ class DramTier:
         return found == 0
 
     def _slot_of(self, first: int, word: int) -> int:
-        record, fabric = self.records[first], self.fabric
-        s = self._scratch
-        look = fabric.slot_of_copy if self.copies[first] else fabric.slot_of
-        slot = look(fabric.ctx, s.address, int(record["key_hi"]), int(record["key_lo"]), word)
+        fabric, s = self.fabric, self._scratch
+        look = fabric.slot_of_copy if self._copied[first] else fabric.slot_of
+        slot = look(fabric.ctx, s.address, self._key_hi[first], self._key_lo[first], word)
         if slot == c.MPI_FAILED:
             fabric.raise_mpi_error(s)
         return slot
 
     def standing(self, first: int) -> tuple[int, int, int, int] | None:
         """Local. (home, bucket, slot, word) of a live cell as its word stands in the index now; None: it has left."""
-        word, s = int(self.words[first]), self._scratch
+        word, s = self._word[first], self._scratch
         if not word or (slot := self._slot_of(first, word)) < 0:
             return None
-        return int(s.words[c.HOME]), int(s.words[c.BUCKET]), slot, self._note(first)
+        return s.signed[c.HOME], s.signed[c.BUCKET], slot, self._note(first)
 
     # ---------------------------------------------------------------------------------------------- eviction
 
@@ -413,7 +423,8 @@ class DramTier:
                     want -= size
                     missing -= size
         finally:
-            self._chosen.extendleft(int(self.words[first]) for first in reversed(large))  # next when more is missing
+            for first in reversed(large):
+                self._chosen.appendleft(self._word[first])  # next when more is missing
 
     def evict(self, pages: int, least: int | None = None) -> bool:
         """Local. Take blocks out, hard ones never, so that a cell of so many pages may fit; False if nothing was taken.
@@ -455,11 +466,12 @@ class DramTier:
             while self._chosen:
                 word = self._chosen.popleft()
                 first = word & _PAGE_MASK
-                if int(self.words[first]) == word and (insist or self.victims.untouched(first)):
+                if self._word[first] == word and (insist or self.victims.untouched(first)):
                     return first
             self._look_at_touches()
             stays = np.concatenate([self._staying(), np.array(staying, np.int64)])
-            chosen = self.victims.choose(max(1, self.fabric.pages // _CHOOSE_SHARE), stays)
+            share = _CHOOSE_SHARE_LRU if self.victims.by_last_use else _CHOOSE_SHARE
+            chosen = self.victims.choose(max(1, self.fabric.pages // share), stays)
             if not chosen:
                 return -1
             self._chosen.extend(self.words[chosen].tolist())
@@ -471,16 +483,16 @@ class DramTier:
 
     def _staying(self) -> npt.NDArray[np.int64]:
         """First pages of the live cells that may not be evicted, as far as this rank knows."""
-        live = np.flatnonzero(self.words)
-        stays = ~self.copies[live] if self.victims is None else self.words[live] & np.uint64(HARD) != 0
+        hard = self.words & np.uint64(HARD) != 0
+        stays = hard if self.victims is not None else (self.words != 0) & ~self.copies
         for start in self.allocator.closing:  # what leaves from there makes no room
-            stays |= (live >= start) & (live < start + self.allocator.ranges[start])
-        found: npt.NDArray[np.int64] = live[stays]
-        return found
+            held = slice(start, start + self.allocator.ranges[start])
+            stays[held] |= self.words[held] != 0
+        return np.flatnonzero(stays)
 
     def _evict_one(self, first: int) -> int | None:
         """Evict a block or a copy: its bytes; None if somebody has protected it meanwhile, and the table says so."""
-        copied = bool(self.copies[first])
+        copied = self._copied[first]
         nbytes = self.remove(first, evicting=True)
         if nbytes is not None and copied:
             self.demoted += 1
@@ -500,8 +512,8 @@ class DramTier:
         if (first := self._next_victim()) < 0:
             self._barren = time.monotonic() + _BARREN_S
             return -1
-        self._chosen.appendleft(int(self.words[first]))
-        return (self.fabric.ticks() - int(self.area.touched[first])) & 0xFFFFFFFF
+        self._chosen.appendleft(self._word[first])
+        return (self.fabric.ticks() - self._touch[first]) & 0xFFFFFFFF
 
     def _could_fit(self, pages: int) -> bool:
         """Would there be a run of so many pages if all that may go were gone? If not, none of it has to go."""
@@ -646,25 +658,30 @@ class DramTier:
 
     def _leave(self, first: int) -> None:
         """A cell goes to limbo, and its bytes out of its namespace."""
-        if self.counted[first] and self.freed is not None:
-            record = self.records[first]
-            self.freed(int(record["namespace"]), int(record["epoch"]), int(record["length"]))
-        self.counted[first] = False
+        if self._counts[first]:
+            if self.freed is not None:
+                record = self.records[first]
+                self.freed(int(record["namespace"]), int(record["epoch"]), int(record["length"]))
+            self._counts[first] = False
         self._last_retired = time.monotonic()
         self.allocator.retire(first, self._last_retired)
 
     def drain(self, now: float, limit: int | None = None) -> None:
-        """Local. Free the cells that have rested and that nobody has pinned; look at the `limit` oldest only."""
-        ripe = self.allocator.ripe(now, limit)
-        if not ripe:
+        """Local. Free the cells that have rested and that nobody has pinned, the `limit` oldest of them."""
+        oldest = self.allocator.next_ripe()
+        if oldest is None or oldest > now:
             return
         if self.pause:
             self.pause("manager")
         full_fence()  # the removal of the words before the look at the pins
         pinned = self.pinned_pages()
+        # Those that are pinned for long are the oldest: they are not to be all that is looked at.
+        ripe = self.allocator.ripe(now, None if limit is None else limit + len(pinned))
         unpinned = [first for first in ripe if first not in pinned] if pinned else ripe
         # What left limbo must say nothing any more before its pages are given out again.
-        self._magics[unpinned] = 0
+        magic = self._magic
+        for first in unpinned:
+            magic[first] = 0
         full_fence()
         if self.area.far:
             self.area.far.send_descriptors(unpinned)
@@ -675,12 +692,14 @@ class DramTier:
         """Local. Free a few cells that have rested for long."""
         ripe = self.allocator.next_ripe()
         if ripe is not None and ripe + _DRAIN_LATE_S <= now:
-            self.drain(now, _DRAIN_CELLS)
+            self.drain(now, max(_DRAIN_CELLS, self.allocator.limbo_cells // _DRAIN_SHARE))
 
     def pinned_pages(self) -> dict[int, int]:
         """Local. The first pages that peers have pinned, with the rank of a holder."""
         if self.area.far:
             self.area.far.look_at_pins()
+        if self._pins == self._no_pins:
+            return {}
         slots = self.area.pin_words.copy()  # peers write them meanwhile: one look at each
         return {int(slots[at]) & _PAGE_MASK: at // SLOTS_PER_PEER for at in np.flatnonzero(slots).tolist()}
 

@@ -18,6 +18,7 @@ from mpi4py import MPI
 
 from cascade_mpi import onesided, window
 from cascade_mpi.config import Config
+from cascade_mpi.elements import elements
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.jit import warm
@@ -42,17 +43,17 @@ class Scratch(threading.local):
     def __init__(self, ranks: int, register: Callable[[npt.NDArray[np.uint64]], None]) -> None:
         area = np.zeros(c.SCRATCH_WORDS + 8, np.uint64)
         skip = -(area.ctypes.data // 8) % 8
-        self.words = area[skip : skip + c.SCRATCH_WORDS]  # on a cache line
-        self.address: int = self.words.ctypes.data
-        self.signed = self.words.view(np.int64)
-        self.dims = self.words[c.DIMS : c.DIMS + 4].view(np.uint32)
+        words = area[skip : skip + c.SCRATCH_WORDS]  # on a cache line
+        self.address: int = words.ctypes.data
+        self.words, self.signed = elements(words), elements(words.view(np.int64))
+        self.dims = words[c.DIMS : c.DIMS + 4].view(np.uint32)
         self.dims_address: int = self.dims.ctypes.data
-        self.descriptor = self.words[c.DESCRIPTOR_COPY : c.DESCRIPTOR_COPY + DESCRIPTOR_BYTES // 8].view(np.uint8)
+        self.descriptor = words[c.DESCRIPTOR_COPY : c.DESCRIPTOR_COPY + DESCRIPTOR_BYTES // 8].view(np.uint8)
         self.work = np.zeros((onesided.BATCH, onesided.WORK_WORDS), np.uint64)
         self.work_address: int = self.work.ctypes.data
         self.flags = np.zeros(ranks, np.int64)
         self.flags_address: int = self.flags.ctypes.data
-        register(self.words)
+        register(words)
 
 
 class Fabric:

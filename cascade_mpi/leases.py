@@ -32,6 +32,11 @@ def holder_of(word: int) -> int | None:
     return (word & _HOLDER) - 1 if word & _HOLDER else None
 
 
+def holders_of(words: list[int]) -> list[int]:
+    """Local. Of each extent the rank that holds it, -1: it is free."""
+    return [(word & _HOLDER) - 1 for word in words]
+
+
 def is_recalled(word: int) -> bool:
     """Local. Does the rank of the arena want the extent back?"""
     return bool(word & _RECALL)

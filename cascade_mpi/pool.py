@@ -29,7 +29,7 @@ from cascade_mpi.dram import DramTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels.probe import full_fence
 from cascade_mpi.layout import MAX_PAGES, MAX_RANKS, RANK_SHIFT, place
-from cascade_mpi.leases import LeaseTable, holder_of, is_recalled, was_held
+from cascade_mpi.leases import LeaseTable, holder_of, holders_of, is_recalled, was_held
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.registry import Registry
 
@@ -158,7 +158,8 @@ class Pool:
         """While little is free, take one more extent; else evict about as much as this put takes."""
         missing = self.own.low_pages
         for tier in self.tiers.values():
-            missing -= tier.allocator.free_pages + tier.allocator.limbo_pages
+            allocator = tier.allocator
+            missing -= allocator.free_pages + allocator.limbo_pages
         if missing <= 0:
             return
         if now >= self._dry_until:
@@ -166,12 +167,9 @@ class Pool:
                 return
             self._note_dry(now)
             self._recall(pages)
-        if len(self.tiers) == 1:
-            self.own.evict_ahead(pages, missing)
-            return
-        age, rank = max((tier.oldest(), rank) for rank, tier in self.tiers.items())
-        if age >= 0:
-            self.tiers[rank].evict_ahead(pages, missing)
+        tiers = self._all()
+        going = tiers[0] if len(tiers) == 1 else max(tiers, key=DramTier.oldest)
+        going.evict_ahead(pages, missing)  # which looks by itself whether it has anything
 
     def _wait_for_recalled(self, pages: int) -> Cell | None:
         """Where nothing may go: what others have of the own arena may come back soon; a rank that computes is late."""
@@ -203,14 +201,18 @@ class Pool:
         return self.tiers[rank]
 
     def _leased(self) -> Iterator[DramTier]:
-        return (tier for rank, tier in list(self.tiers.items()) if rank != self._rank and tier.allocator.ranges)
+        return (tier for tier in self._all() if tier is not self.own)
 
     def _all(self) -> list[DramTier]:
-        return [self.own, *self._leased()]
+        own = self.own
+        if len(self.tiers) == 1:
+            return [own]
+        return [own, *(tier for tier in list(self.tiers.values()) if tier is not own and tier.allocator.range_count)]
 
     def _grow_own(self, pages: int) -> bool:
         """Take an extent of the own arena, or as many in a row as a cell of so many pages needs."""
-        return self._take_run(self.own, pages) or self._take_run(self.own, 1)
+        assert self.table is not None
+        return self._take_run(self.own, pages) or (pages > self.table.extent_pages and self._take_run(self.own, 1))
 
     def _lease(self, pages: int, now: float) -> Cell | None:
         """A cell in extents of another arena that were free. Not long after a look at all ranks that found none."""
@@ -235,7 +237,7 @@ class Pool:
 
     def _lendable(self, rank: int) -> int:
         assert self.table is not None
-        return sum(holder_of(word) is None for word in self.table.look(rank)[self.kept :])
+        return holders_of(self.table.look(rank)[self.kept :]).count(-1)
 
     def _note_dry(self, began: float) -> None:
         """No other rank had anything: looking at all of them again is to take a twentieth of the time at most."""
@@ -253,10 +255,13 @@ class Pool:
         if self._adopt(tier, words):
             return True
         wanted = -(-pages // table.extent_pages)
+        holders = holders_of(words)
+        if holders.count(-1) < wanted:
+            return False
         starts = range(0 if own else self.kept, table.count - wanted + 1)
         for start in starts if own else reversed(starts):
             run = range(start, start + wanted)
-            if any(holder_of(words[extent]) is not None for extent in run):
+            if holders[start : start + wanted].count(-1) < wanted:
                 continue
             taken = [extent for extent in run if table.take(tier.area.rank, extent, words[extent])]
             for extent in taken:
@@ -275,10 +280,11 @@ class Pool:
     def _adopt(self, tier: DramTier, words: list[int]) -> bool:
         """Enter what this rank holds without knowing it: it was given back, or Ctrl-C came when it was taken."""
         assert self.table is not None
-        if sum(holder_of(word) == self._rank for word in words) == len(tier.allocator.ranges):
+        holders = holders_of(words)
+        if holders.count(self._rank) == tier.allocator.range_count:
             return False
         known = {self.table.at(start) for start in tier.allocator.ranges}
-        lost = [extent for extent, word in enumerate(words) if holder_of(word) == self._rank and extent not in known]
+        lost = [extent for extent, holder in enumerate(holders) if holder == self._rank and extent not in known]
         for extent in lost:
             self._enter(tier, extent, True)
         return bool(lost)
@@ -316,7 +322,7 @@ class Pool:
         if self.table is None:
             return
         words = self._words()
-        others = [extent for extent, word in enumerate(words) if holder_of(word) not in (None, self._rank)]
+        others = [extent for extent, holder in enumerate(holders_of(words)) if holder not in (-1, self._rank)]
         wanted = max(self.kept, -(-pages // self.table.extent_pages))
         wanted -= sum(is_recalled(words[extent]) for extent in others)
         if wanted > 0:
@@ -470,10 +476,11 @@ class Pool:
         if self.table is None:
             return {}
         words, leased = self._words(), list(self._leased())
-        lent = [word for word in words if holder_of(word) not in (None, self._rank)]
+        holders = holders_of(words)
+        lent = [word for word, holder in zip(words, holders, strict=True) if holder not in (-1, self._rank)]
         return {
-            "extents": self.table.count, "held_own": sum(holder_of(word) == self._rank for word in words),
-            "free": sum(holder_of(word) is None for word in words), "lent": len(lent),
+            "extents": self.table.count, "held_own": holders.count(self._rank), "free": holders.count(-1),
+            "lent": len(lent),
             "recalled": sum(is_recalled(word) for word in lent),
             "held": sum(len(tier.allocator.ranges) for tier in leased),
             "leased_bytes": sum(tier.live_bytes for tier in leased),

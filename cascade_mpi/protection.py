@@ -153,7 +153,7 @@ class Protection:
         if time.monotonic() - looked > self._attempt:
             return False
         fabric, s = self._fabric, self._fabric.scratch
-        home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
+        home, bucket = s.words[c.HOME], s.words[c.BUCKET]
         done = fabric.swap(fabric.ctx, s.address, home, bucket, found.slot, found.word, found.word ^ HARD)
         if done < 0:
             fabric.raise_mpi_error(s)

@@ -95,7 +95,7 @@ class Reader:
         if outcome == c.MISS:
             return None
         if outcome == c.WRONG_SIZE:
-            raise wrong_size(room, int(self._fabric.scratch.words[c.LENGTH]))
+            raise wrong_size(room, self._fabric.scratch.words[c.LENGTH])
         if outcome == c.CHANGED:
             return self._pinned(hi, lo, address, room, 0, WHOLE)
         if outcome == c.DUE:
@@ -131,7 +131,7 @@ class Reader:
         if outcome >= 0:
             return outcome
         if outcome == c.WRONG_SIZE:
-            raise range_error(offset, room, int(s.words[c.LENGTH]))
+            raise range_error(offset, room, s.words[c.LENGTH])
         if outcome == c.CHANGED:
             return self._pinned(hi, lo, address, room, offset, RANGE)
         self._fail(outcome, hi, lo)
@@ -174,9 +174,9 @@ class Reader:
         dtype, shape, flags = decode(s.descriptor)
         record = s.descriptor.view(DESCRIPTOR)[0]
         key = int(record["key_hi"]), int(record["key_lo"])
-        word = int(s.words[c.WORD])
+        word = s.words[c.WORD]
         fields = unpack_word(word)
-        home, bucket, slot = int(s.words[c.HOME]), int(s.words[c.BUCKET]), int(s.words[c.SLOT])
+        home, bucket, slot = s.words[c.HOME], s.words[c.BUCKET], s.words[c.SLOT]
         return Found(nbytes, dtype, shape, flags, word, fields.rank, fields.page, home, bucket, slot, *key)
 
     def locate(self, hi: int, lo: int) -> Location | None:
@@ -215,10 +215,10 @@ class Reader:
         # Every thread has fenced. A read of no bytes is the re-check: it finds the same word behind a fence of
         # its own, counts the hit and touches the cell.
         outcome = fabric.get(fabric.ctx, s.address, hi, lo, 0, 0, 0, RANGE)
-        if outcome != 0 or int(s.words[c.WORD]) != found.word or time.monotonic() - began > fabric.attempt:
+        if outcome != 0 or s.words[c.WORD] != found.word or time.monotonic() - began > fabric.attempt:
             return False
         path = c.C_BYTES_SELF if found.rank == fabric.comm.rank else c.C_BYTES_NODE
-        s.words[c.COUNTERS + path] += np.uint64(room)
+        s.words[c.COUNTERS + path] += room
         return True
 
     def _pinned(self, hi: int, lo: int, address: int, room: int, offset: int, what: int) -> int | None:
@@ -257,7 +257,7 @@ class Reader:
         return not record["flags"] & FLAG_CHECKSUM or checksum_bytes(address, room) == int(record["checksum"])
 
     def _count(self, counter: int) -> None:
-        self._fabric.scratch.words[c.COUNTERS + counter] += np.uint64(1)
+        self._fabric.scratch.words[c.COUNTERS + counter] += 1
 
     def _fail(self, outcome: int, hi: int, lo: int) -> None:
         if outcome == c.MPI_FAILED:

@@ -19,6 +19,7 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
+from cascade_mpi.elements import elements
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.policies.family import STORE_POLICIES, make
 from cascade_mpi.policies.prefix import Prefix
@@ -54,9 +55,12 @@ class Victims:
         self._seen = np.zeros(pages, np.uint32)  # by first page: the touch that the policy knows of
         self._id = np.full(pages, _NOBODY, np.int32)  # by first page
         self._page = np.full(ids, _NOBODY, np.int32)  # by id
+        self._touch_of, self._seen_of = elements(self._touched), elements(self._seen)
+        self._id_at, self._page_of = elements(self._id), elements(self._page)
         self._key: dict[int, tuple[int, int]] = {}  # by id, of what the policy knows
         self._ghosts: dict[tuple[int, int], int] = {}
         self.wants_requests = STORE_POLICIES[name].wants_requests
+        self.by_last_use = self._policy.by_last_use  # nothing else decides who goes first
         self._named: dict[tuple[int, int], int] = {}  # ids by key, of what the policy knows, if it wants requests
         self._awaited: dict[tuple[int, int], int] = {}  # ids by key, of what the last request is about to put
         # Requests that it has not heard of: keys, partial, and the ids of blocks that came in since the one before.
@@ -72,18 +76,18 @@ class Victims:
         block = first
         if self._keyed:
             block = self._id_of((int(self._key_hi[first]), int(self._key_lo[first])))
-        self._id[first], self._page[block] = block, first
-        self._seen[first] = self._touched[first]
+        self._id_at[first], self._page_of[block] = block, first
+        self._seen_of[first] = self._touch_of[first]
         self._new[first] = pages
         if self.wants_requests:
             self._arrived.append(block)
 
     def left(self, first: int, *, evicted: bool) -> None:
         """Local. The block of this cell is gone: evicted (which a policy may remember), or deleted."""
-        block = int(self._id[first])
+        block = self._id_at[first]
         if block == _NOBODY:
             return
-        self._id[first] = self._page[block] = _NOBODY
+        self._id_at[first] = self._page_of[block] = _NOBODY
         if self._new.pop(first, None) is not None:  # the policy never heard of it, or only of its ghost
             evicted = self._keyed and bool(self._policy.remembers([block])[0])
             if not evicted and self._keyed:
@@ -128,7 +132,7 @@ class Victims:
 
     def untouched(self, first: int) -> bool:
         """Local. Has nobody used the block of this cell since the policy looked last?"""
-        return bool(self._touched[first] == self._seen[first])
+        return self._touch_of[first] == self._seen_of[first]
 
     def _look(self) -> None:
         """Tell the policy what has happened since the last time."""

@@ -163,7 +163,8 @@ class Writer:
             if cell is not None and not (over and prefix):
                 flags = FLAG_CONTENT | FLAG_FIXED if content else 0
                 word = self._write(cell, hi, lo, space, source, hard, expiry, depth, flags)
-                cell.tier.counted[cell.first] = counted
+                if counted:
+                    cell.tier.counted[cell.first] = True
                 return Draft(hi, lo, word, nbytes, space, content)
         except BaseException:  # Ctrl-C too: neither the cell nor the counts may be lost
             if cell is not None:
@@ -277,8 +278,9 @@ class Writer:
         `looked` is when the look-up whose results are still in the scratch was made (0: look now). With `over` only in
         the place of that word: where another one counts by now the draft is superseded, and given up.
         """
-        fabric, dram, s = self._fabric, self._pool.tier_of(draft.word), self._fabric.scratch
+        fabric, dram = self._fabric, self._pool.tier_of(draft.word)
         assert dram is not None
+        address, signed = fabric.scratch.address, fabric.scratch.signed  # looked up once: they are of the thread
         hi, lo, new, nbytes, space, content = draft
         while True:
             if not looked or time.monotonic() - looked > self._attempt:
@@ -297,10 +299,10 @@ class Writer:
             if self.pause:
                 self.pause("putter")
             with dram.lock:
-                home, bucket = s.signed[c.HOME : c.BUCKET + 1].tolist()
+                home, bucket = signed[c.HOME], signed[c.BUCKET]
                 summing = self._checksum == "later" and not dram.area.far and not is_alias(new)
                 try:
-                    others = fabric.publish(fabric.ctx, s.address, home, bucket, slot, old, new)
+                    others = fabric.publish(fabric.ctx, address, home, bucket, slot, old, new)
                     if others >= 0:
                         dram.enter(new, nbytes, unsummed=summing)
                 except BaseException:  # Ctrl-C between the two: a cell that the index names must be known here
@@ -314,7 +316,7 @@ class Writer:
             if others >= 0:
                 break
             if others == c.MPI_FAILED:
-                fabric.raise_mpi_error(s)
+                fabric.raise_mpi_error(fabric.scratch)
             self.lost_cas += 1
             looked = 0.0
         if old:
@@ -330,17 +332,16 @@ class Writer:
 
         Over the key's first word, else the lowest free slot, else over another's that is not hard.
         """
-        s = self._fabric.scratch
-        if s.signed[c.FOUND]:
-            at = c.FOUND_WORDS
-            return int(s.signed[at]), int(s.words[at + 1]), int(s.words[c.FOUND_LENGTHS])
-        if s.signed[c.FREE_SLOT] >= 0:
-            return int(s.signed[c.FREE_SLOT]), 0, 0
+        words, signed = self._fabric.scratch.words, self._fabric.scratch.signed
+        if signed[c.FOUND]:
+            return signed[c.FOUND_WORDS], words[c.FOUND_WORDS + 1], words[c.FOUND_LENGTHS]
+        if (free := signed[c.FREE_SLOT]) >= 0:
+            return free, 0, 0
         self.overflows += 1
         start = new >> 7  # anywhere, not always the first: victims spread over the bucket
         for i in range(BUCKET_WORDS):
             slot = (start + i) % BUCKET_WORDS
-            word = int(s.words[c.BUCKET_COPY + slot])
+            word = words[c.BUCKET_COPY + slot]
             if not word & HARD:
                 return slot, word, 0
         return -1, 0, 0
@@ -374,32 +375,29 @@ class Writer:
         """
         fabric, s = self._fabric, self._fabric.scratch
         while s.signed[c.FOUND_LIVE]:
-            word = int(s.words[c.FOUND_WORDS + 1])
+            word = s.words[c.FOUND_WORDS + 1]
             if not is_alias(word):
                 return True
             there = fabric.get(fabric.ctx, s.address, hi, lo, 0, 0, 0, DESCRIBE)
             if there == c.MPI_FAILED:
                 fabric.raise_mpi_error(s)
-            if self.find(hi, lo) and int(s.words[c.FOUND_WORDS + 1]) == word:
+            if self.find(hi, lo) and s.words[c.FOUND_WORDS + 1] == word:
                 return bool(there != c.MISS)
         return False
 
     def found_blocks(self) -> list[tuple[int, int, int]]:
         """Local. The same as `found`, with the bytes of each block; 0 for the word that `find` was told."""
         s = self._fabric.scratch
-        return [(*each, int(s.words[c.FOUND_LENGTHS + i])) for i, each in enumerate(self.found())]
+        return [(*each, s.words[c.FOUND_LENGTHS + i]) for i, each in enumerate(self.found())]
 
     def found(self) -> list[tuple[int, int]]:
         """Local. The (slot, word) pairs of the last `find` of this thread."""
         s = self._fabric.scratch
-        return [
-            (int(s.signed[c.FOUND_WORDS + 2 * i]), int(s.words[c.FOUND_WORDS + 2 * i + 1]))
-            for i in range(int(s.signed[c.FOUND]))
-        ]
+        return [(s.signed[c.FOUND_WORDS + 2 * i], s.words[c.FOUND_WORDS + 2 * i + 1]) for i in range(s.signed[c.FOUND])]
 
     def _take_away(self, slot: int, word: int, nbytes: int) -> bool:
         fabric, s = self._fabric, self._fabric.scratch
-        home, bucket = int(s.words[c.HOME]), int(s.words[c.BUCKET])
+        home, bucket = s.words[c.HOME], s.words[c.BUCKET]
         done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, word)
         if done == c.MPI_FAILED:
             fabric.raise_mpi_error(s)

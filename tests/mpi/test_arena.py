@@ -80,6 +80,23 @@ def test_room_after_a_delete_by_a_stranger(refusing: Store, comm: MPI.Intracomm)
     refusing.check()
 
 
+def test_pinned_cells_do_not_hold_back_those_behind_them_in_limbo(refusing: Store, comm: MPI.Intracomm) -> None:
+    # More views than a put looks at cells: they are the oldest in limbo, and stay there as long as they are held.
+    assert all(fill(refusing, number) for number in range(ARENA // BLOCK))
+    views = [refusing.view(f"{comm.rank} {number}") for number in range(6)]
+    assert all(refusing.delete(f"{comm.rank} {number}") for number in range(12))
+    allocator, held = refusing._dram.allocator, 6 * (BLOCK // 4096)
+    deadline = time.monotonic() + 20
+    while allocator.limbo_pages > held and time.monotonic() < deadline:
+        refusing._dram.drain_some(time.monotonic())
+    assert allocator.limbo_pages == held
+    for number, view in enumerate(views):
+        assert view is not None
+        with view as array:
+            np.testing.assert_array_equal(array, block(1000 * comm.rank + number, BLOCK))
+    refusing.check()
+
+
 @pytest.mark.parametrize("nbytes", [ARENA + 1, 10 * ARENA])
 def test_a_block_larger_than_the_arena(refusing: Store, evicting: Store, comm: MPI.Intracomm, nbytes: int) -> None:
     for store in (refusing, evicting):
