@@ -22,6 +22,11 @@ from cascade_mpi.errors import ConfigError
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 _Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows to this file.")]
 
+
+def _status(wrong: str = "contents were wrong", goal: str = "a goal") -> str:
+    return f"Exit status: 1 if {wrong}, else 0; {goal} that is missed does not change it."
+
+
 app = typer.Typer(
     name="bench",
     help="Benchmarks of Cascade; run them with mpiexec.",
@@ -61,7 +66,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-@app.command()
+@app.command(epilog=_status())
 def micro(
     context: typer.Context,
     json_file: _Json = None,
@@ -91,7 +96,7 @@ def micro(
     context.obj.append(lambda: run(options, json_file))
 
 
-@app.command()
+@app.command(epilog=_status())
 def copy(
     context: typer.Context,
     json_file: _Json = None,
@@ -106,7 +111,7 @@ def copy(
     context.obj.append(lambda: run(options, json_file))
 
 
-@app.command("hot-prefix")
+@app.command("hot-prefix", epilog=_status())
 def hot_prefix(
     context: typer.Context,
     json_file: _Json = None,
@@ -120,7 +125,7 @@ def hot_prefix(
     context.obj.append(lambda: run(blocks, _sizes(block_bytes)[0], passes, json_file))
 
 
-@app.command("neighbour-read")
+@app.command("neighbour-read", epilog=_status("contents were wrong or a block was gone", "a goal of speed"))
 def neighbour_read(
     context: typer.Context,
     json_file: _Json = None,
@@ -134,7 +139,7 @@ def neighbour_read(
     context.obj.append(lambda: run(_sizes(dram_bytes)[0], _sizes(block_bytes)[0], passes, json_file))
 
 
-@app.command("dedup-share")
+@app.command("dedup-share", epilog=_status("contents were wrong or not all duplicates saved", "a goal of speed"))
 def dedup_share(
     context: typer.Context,
     json_file: _Json = None,
@@ -154,7 +159,7 @@ def dedup_share(
     )
 
 
-@app.command("shared-prefix")
+@app.command("shared-prefix", epilog=_status())
 def shared_prefix(
     context: typer.Context,
     json_file: _Json = None,
@@ -168,7 +173,7 @@ def shared_prefix(
     context.obj.append(lambda: run(blocks, _sizes(block_bytes)[0], pairs, json_file))
 
 
-@app.command()
+@app.command(epilog=_status("contents were wrong or a protected block was gone", "a share of hits"))
 def oversubscription(
     context: typer.Context,
     json_file: _Json = None,

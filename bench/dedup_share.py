@@ -49,12 +49,10 @@ def run(
 ) -> int:
     """Collective. Measure and show; 1 if contents were wrong or less was saved than the contents say."""
     measured, about = measure(blocks, block_bytes, shares, passes, comm, hash_name)
-    if comm.rank == 0:
-        rows.show(measured, about, f"{comm.size} ranks, {blocks} blocks each, {passes} passes")
-        if json_file is not None:
-            rows.write(measured, json_file)
-    good = all(row["contents_ok"] and row.get("saved_bytes") == row.get("expected_bytes") for row in measured)
-    return 0 if good else 1
+    status = rows.finish(
+        measured, about, f"{comm.size} ranks, {blocks} blocks each, {passes} passes", json_file, comm.rank
+    )
+    return status or int(any(row.get("saved_bytes") != row.get("expected_bytes") for row in measured))
 
 
 def measure(

@@ -32,11 +32,8 @@ def run(
 ) -> int:
     """Collective. Measure and show; 1 if a block was missing or wrong anywhere."""
     measured, about = measure(dram_bytes, block_bytes, passes, comm)
-    if comm.rank == 0:
-        rows.show(measured, about, f"{comm.size} ranks, {dram_bytes} bytes each, {passes} passes")
-        if json_file is not None:
-            rows.write(measured, json_file)
-    return 0 if all(row["contents_ok"] for row in measured) else 1
+    title = f"{comm.size} ranks, {dram_bytes} bytes each, {passes} passes"
+    return rows.finish(measured, about, title, json_file, comm.rank)
 
 
 def measure(

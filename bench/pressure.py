@@ -75,7 +75,7 @@ def measure(comm: MPI.Intracomm, block_bytes: int, dram: int, rounds: int, **set
     }  # fmt: skip
 
 
-@app.command()
+@app.command(epilog="Exit status: 1 if contents were wrong, else 0; a goal that is missed does not change it.")
 def _options(
     context: typer.Context,
     block_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Size of a block.")] = "64KiB",

@@ -184,7 +184,7 @@ class Config:
             raise ConfigError(f"verify_reads is {self.verify_reads!r}: it must be True or False")
         if self.verify_reads and self.checksum == "off":
             raise ConfigError('verify_reads is True, checksum is "off": reads can be verified with "later" or "inline"')
-        self._set("evict_ahead", _share("evict_ahead", self.evict_ahead))
+        self._set("evict_ahead", _fraction("evict_ahead", self.evict_ahead, 0.5, or_zero=True))
         self._set("rest_ms", _milliseconds("rest_ms", self.rest_ms))
         self._set("namespace_slots", _integer("namespace_slots", self.namespace_slots, 2, 1 << 20))
         self._set("namespace", _namespace(self.namespace))
@@ -195,7 +195,7 @@ class Config:
         if self.protect_shared == 1:
             raise ConfigError("protect_shared is 1: one session shares nothing; it must be 0, or an integer in 2..32")
         self._set("promote_after", _integer("promote_after", self.promote_after, 0, 100))
-        self._set("copy_share", _part("copy_share", self.copy_share))
+        self._set("copy_share", _fraction("copy_share", self.copy_share, 1, or_zero=False))
         self._set("lease_extents", _integer("lease_extents", self.lease_extents, 0, 4096))
         if self.placement == "hash" and not self.lease_extents:
             raise ConfigError('placement is "hash", lease_extents is 0: blocks are placed elsewhere by leases')
@@ -262,17 +262,11 @@ def _milliseconds(name: str, value: object) -> float:
     return number
 
 
-def _part(name: str, value: object) -> float:
+def _fraction(name: str, value: object, most: float, *, or_zero: bool) -> float:
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if not 0 < number <= 1:
-        raise ConfigError(f"{name} is {value!r}: it must be a number above 0 and at most 1")
-    return number
-
-
-def _share(name: str, value: object) -> float:
-    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if not 0 <= number <= 0.5:
-        raise ConfigError(f"{name} is {value!r}: it must be a number in 0..0.5")
+    if not (0 < number <= most or (or_zero and number == 0)):
+        allowed = f"in 0..{most:g}" if or_zero else f"above 0 and at most {most:g}"
+        raise ConfigError(f"{name} is {value!r}: it must be a number {allowed}")
     return number
 
 

@@ -10,7 +10,8 @@ written stands in the arena when the index is told of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -31,24 +32,16 @@ class FarMemory:
         self.mirror = np.zeros(fabric.arena_at, np.uint8)  # pages of it that are never used take no memory
         self.pins = np.zeros_like(fabric.pin_words)
         self.table: npt.NDArray[np.int64] | None = None  # where a kernel's context finds the mirror
-        self._get, self._put = fabric.guarded(self._mpi_get), fabric.guarded(self._mpi_put)
+        world = fabric.data.world
+        self._get, self._put = (fabric.guarded(partial(self._mpi_move, move)) for move in (world.Get, world.Put))
 
-    # Each is a list of (offset, bytes) runs of the data memory.
-
-    def _mpi_get(self, runs: Iterable[tuple[int, _Bytes]]) -> None:
+    def _mpi_move(self, move: Callable[..., None], runs: Iterable[tuple[int, _Bytes]]) -> None:
+        """Get or Put (offset, bytes) runs of the data memory."""
         window, start = self._fabric.data, int(self._fabric.data.table[self.rank, 1])
-        for offset, target in runs:
-            for done in range(0, target.nbytes, _LARGEST_PIECE):
-                piece = target[done : done + _LARGEST_PIECE]
-                window.world.Get([piece, MPI.BYTE], self.rank, [start + offset + done, piece.nbytes, MPI.BYTE])
-        window.world.Flush(self.rank)
-
-    def _mpi_put(self, runs: Iterable[tuple[int, _Bytes]]) -> None:
-        window, start = self._fabric.data, int(self._fabric.data.table[self.rank, 1])
-        for offset, source in runs:
-            for done in range(0, source.nbytes, _LARGEST_PIECE):
-                piece = source[done : done + _LARGEST_PIECE]
-                window.world.Put([piece, MPI.BYTE], self.rank, [start + offset + done, piece.nbytes, MPI.BYTE])
+        for offset, run in runs:
+            for done in range(0, run.nbytes, _LARGEST_PIECE):
+                piece = run[done : done + _LARGEST_PIECE]
+                move([piece, MPI.BYTE], self.rank, [start + offset + done, piece.nbytes, MPI.BYTE])
         window.world.Flush(self.rank)
 
     def _mirrored(self, at: int, nbytes: int) -> tuple[int, _Bytes]:
