@@ -23,7 +23,7 @@ class Area(NamedTuple):
     """One rank's arena. `context` is what `write_cell` goes by."""
 
     rank: int
-    gone: npt.NDArray[np.uint8]  # by page, as the touches and descriptors
+    gone: npt.NDArray[np.uint8]  # by page, as the touches and descriptors; those of disk cells are not among them
     touched: npt.NDArray[np.uint32]
     records: npt.NDArray[np.void]
     pin_words: npt.NDArray[np.uint64]
@@ -36,10 +36,11 @@ class Area(NamedTuple):
     @classmethod
     def own(cls, fabric: Fabric) -> Area:
         """Local. The arena of this rank."""
-        records = fabric.descriptors.view(DESCRIPTOR)[:, 0]
+        pages = fabric.pages
+        records = fabric.descriptors[:pages].view(DESCRIPTOR)[:, 0]
         return cls(
-            fabric.comm.rank, fabric.gone, fabric.touched, records, fabric.pin_words, fabric.descriptors_address,
-            fabric.arena_address, fabric.context, fabric.ctx,
+            fabric.comm.rank, fabric.gone[:pages], fabric.touched[:pages], records, fabric.pin_words,
+            fabric.descriptors_address, fabric.arena_address, fabric.context, fabric.ctx,
         )  # fmt: skip
 
     @classmethod

@@ -90,8 +90,8 @@ class BatchReader:
             if made is not None:  # a miss when sized or read, or changed in between: once more, alone
                 got.append(self._reader.new(hi, lo))
                 continue
-            if result <= -10:
-                wrong = wrong or wrong_size(int(rooms[i]), -10 - result)
+            if result <= c.WRONG_FROM:
+                wrong = wrong or wrong_size(int(rooms[i]), c.WRONG_FROM - result)
                 wrong.add_note(f"key number {i}")
                 got.append(None)
             else:

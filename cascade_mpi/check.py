@@ -1,8 +1,8 @@
 """`Store.check()`: every invariant of the memory tiers, over all ranks.
 
 Covers words (of the index, of copy tables) against descriptors against cells, pins, and payload checksums. A later
-tier adds its cells to `Claims`. Must not run beside writes: it begins and ends with a barrier, and the caller keeps
-still.
+tier checks its cells against the words that name them (`on_disk`). Must not run beside writes: it begins and ends with
+a barrier, and the caller keeps still.
 """
 
 from __future__ import annotations
@@ -25,18 +25,23 @@ from cascade_mpi.layout import (
     DESCRIPTOR,
     DESCRIPTOR_BYTES,
     FLAG_ALIAS,
+    FLAG_BACKED,
     FLAG_CHECKSUM,
     FLAG_CONTENT,
     FLAG_COPY,
+    FLAG_DISK,
     GENERATION_SHIFT,
     MAGIC,
     MAX_GENERATION,
     MAX_PAGES,
+    TIER_DISK,
     TIER_DRAM,
     TIER_NAMES,
     is_alias,
+    is_disk,
     place,
     same_cell,
+    unpack_location,
     unpack_word,
 )
 from cascade_mpi.leases import holder_of
@@ -45,16 +50,19 @@ from cascade_mpi.pool import Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
 
 Claims = dict[int, list[int]]  # by manager: the words that name its cells
+OnDisk = Callable[[list[int]], list[str]]
 
 
 def check(
     fabric: Fabric, pool: Pool, pins: PinTable, protected: ProtectedBytes, drafts: Set[int] = frozenset(),
     draft_bytes: Mapping[int, int] | None = None, contents: Callable[[], list[str]] = list,
+    on_disk: OnDisk | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Collective. Verify all invariants; the number of words, cells, pins and checksums that were looked at.
 
     `drafts` are the words of this rank's cells that wait for their publication, `draft_bytes` what of them
-    will be protected, by the rank of the arena. `contents` says what is wrong with this rank's contents.
+    will be protected, by the rank of the arena. `contents` says what is wrong with this rank's contents, `on_disk` what
+    with its disk cells, given the words that name them.
 
     Raises
     ------
@@ -73,7 +81,9 @@ def check(
     everyone = _sent(comm, _check_words(fabric, problems))
     words_named = len(everyone)
     for word in everyone:
-        named.setdefault(unpack_word(word).rank, []).append(word)
+        if not is_disk(word):
+            named.setdefault(unpack_word(word).rank, []).append(word)
+    problems += (on_disk or _no_disk)([word for word in everyone if is_disk(word)])
     copied = _sent(comm, _check_copies(fabric, problems))
     _check_extents(fabric, pool, problems)
     summed, own = 0, pool.own
@@ -107,6 +117,11 @@ def check(
     return dict(zip(counts, totals.tolist(), strict=True))
 
 
+def _no_disk(words: list[int]) -> list[str]:
+    """What is wrong on a rank without a disk tier."""
+    return [f"word {word:016x} names a disk cell of this rank, which has no disk tier" for word in words]
+
+
 def _sent(comm: MPI.Intracomm, claims: Claims) -> list[int]:
     """The words of all ranks that name this rank's cells."""
     return [word for words in comm.alltoall([claims.get(rank, []) for rank in range(comm.size)]) for word in words]
@@ -122,7 +137,7 @@ def _check_words(fabric: Fabric, problems: list[str]) -> Claims:
         value = int(shard[at])
         word = unpack_word(value)
         where = f"word {value:016x} in bucket {bucket} slot {slot}"
-        if word.tier > TIER_DRAM or word.rank >= fabric.comm.size or word.page >= fabric.pages:
+        if not _is_in_bounds(fabric, value):
             problems.append(f"{where} is out of bounds: {word}")
             continue
         record = _fetch_descriptor(fabric, word.rank, word.page)
@@ -139,10 +154,40 @@ def _check_words(fabric: Fabric, problems: list[str]) -> Claims:
             problems.append(f"{where} has tier {TIER_NAMES[word.tier]}, its descriptor flags {record['flags']}")
         elif is_alias(value):
             _check_alias(fabric, where, word.hard, record, problems)
+        _check_disk(fabric, where, value, record, problems)
         if key in seen.setdefault(bucket, set()):
             problems.append(f"{where} is a double of block {shown(*key)}")
         seen[bucket].add(key)
     return claims
+
+
+def _is_in_bounds(fabric: Fabric, value: int) -> bool:
+    """As the kernels have it: an alias or a block of an arena, or a disk cell."""
+    word = unpack_word(value)
+    if word.rank >= fabric.comm.size:
+        return False
+    if word.tier <= TIER_DRAM:
+        return word.page < fabric.pages
+    return word.tier == TIER_DISK and fabric.pages <= word.page < fabric.cells
+
+
+def _check_disk(fabric: Fabric, where: str, value: int, record: Any, problems: list[str]) -> None:
+    """A disk cell is its manager's own and says where its record is; what is backed by one names it."""
+    flags, said, word = int(record["flags"]), int(record["content_hi"]), unpack_word(value)
+    if bool(flags & FLAG_DISK) != is_disk(value):
+        problems.append(f"{where} has tier {TIER_NAMES[word.tier]}, its descriptor flags {flags}")
+    elif is_disk(value):
+        if flags & (FLAG_ALIAS | FLAG_COPY | FLAG_BACKED) or record["manager"] != word.rank:
+            problems.append(f"{where} names a disk cell of flags {flags} and manager {record['manager']}")
+        try:
+            unpack_location(said)
+        except ValueError as error:
+            problems.append(f"{where} names a disk cell whose place is wrong: {error}")
+    elif flags & FLAG_BACKED:
+        behind = unpack_word(said)
+        in_bounds = is_disk(said) and _is_in_bounds(fabric, said) and behind.generation
+        if flags & (FLAG_ALIAS | FLAG_COPY) or not in_bounds or behind.fp != word.fp or behind.hard:
+            problems.append(f"{where} has flags {flags} and is backed by {said:016x}: {behind}")
 
 
 def _check_alias(fabric: Fabric, where: str, hard: bool, record: Any, problems: list[str]) -> None:
@@ -155,7 +200,7 @@ def _check_alias(fabric: Fabric, where: str, hard: bool, record: Any, problems: 
     fp = place(*content, fabric.comm.size, fabric.buckets).fp
     for there in _fetch_bucket(fabric, content):
         word = unpack_word(there)
-        if not there or word.fp != fp or word.rank >= fabric.comm.size or word.page >= fabric.pages:
+        if not there or word.fp != fp or not _is_in_bounds(fabric, there):
             continue
         named = _fetch_descriptor(fabric, word.rank, word.page)
         if (int(named["key_hi"]), int(named["key_lo"])) != content:

@@ -30,6 +30,7 @@ from cascade_mpi.layout import (
     BUCKET_WORDS,
     DESCRIPTOR,
     DESCRIPTOR_BYTES,
+    FLAG_DISK,
     MAX_RANKS,
     RANK_SHIFT,
     place,
@@ -50,7 +51,7 @@ class Replicated(NamedTuple):
     """What `replicate` did, over all nodes; a block counts once for each node that asked for it.
 
     `copied` blocks of `bytes` bytes were fetched; `present` ones are blocks or copies of the node already;
-    `missing` ones are stored nowhere; for `refused` ones there was no room in the copies' share of an arena.
+    `missing` ones are stored nowhere; `refused` ones are on disk, or the copies' share of an arena had no room.
     """
 
     copied: int
@@ -270,6 +271,8 @@ class Copies:
                 continue  # an alias: its content is what is copied
             if lengths[i] < 0:
                 missing += lengths[i] == c.MISS
+            elif records["flags"][i] & FLAG_DISK:
+                refused += 1
             elif self._node_has(hi, lo, words[i], records[i]):
                 present += 1
             elif (cell := dram.reserve_copy(int(lengths[i]), self.most_pages, wait=True)) is None:
@@ -301,6 +304,8 @@ class Copies:
                 present += 1  # by now
             elif outcome == c.MISS:
                 missing += 1
+            elif outcome == c.ON_DISK:
+                refused += 1  # by now
             else:
                 again.append(i)
         more = np.concatenate([keys[again], content[:step][names[:step]]])

@@ -61,7 +61,7 @@ class Fabric:
 
     def __init__(
         self, comm: MPI.Intracomm, config: Config, pages: int, page_bytes: int, buckets: int, space_bytes: int,
-        copy_buckets: int,
+        copy_buckets: int, disk_blocks: int = 0,
     ) -> None:  # fmt: skip
         """Collective. Open the windows. Sizes are per rank and equal on all ranks."""
         functions = find_functions()
@@ -72,7 +72,10 @@ class Fabric:
         self.nodes = int(comm.allreduce(int(self.node.rank == 0)))
         self.node_ranks: list[int] = self.node.allgather(comm.rank)
         self.pages, self.page_bytes, self.buckets = pages, page_bytes, buckets
-        self.gone_at, self.touch_at, self.descriptor_at, self.arena_at, data_bytes = data_layout(pages, page_bytes)
+        self.disk_blocks, self.cells = disk_blocks, pages + disk_blocks
+        self.gone_at, self.touch_at, self.descriptor_at, self.arena_at, data_bytes = data_layout(
+            pages, page_bytes, self.cells
+        )
         self.thread_level = MPI.Query_thread()
         self.layout, self.layout_reason = window.choose_layout(config.windows, comm, self.node)
         # The node's copy table stands behind the index: its words are read, published and removed by the same calls.
@@ -85,10 +88,11 @@ class Fabric:
         self.spaces = window.allocate("spaces", space_bytes, comm, self.node, self.layout, atomics=False)
         self.probe_comm = comm.Dup()  # never carries a message: an Iprobe on it only makes MPI progress
 
-        self.gone = self.data.memory[self.gone_at : self.gone_at + pages]
-        self.touched = self.data.memory[self.touch_at : self.touch_at + 4 * pages].view(np.uint32)
-        descriptors = self.data.memory[self.descriptor_at : self.descriptor_at + DESCRIPTOR_BYTES * pages]
-        self.descriptors = descriptors.reshape(pages, DESCRIPTOR_BYTES)
+        # By cell: those of the pages, and behind them those of the disk cells.
+        self.gone = self.data.memory[self.gone_at : self.gone_at + self.cells]
+        self.touched = self.data.memory[self.touch_at : self.touch_at + 4 * self.cells].view(np.uint32)
+        descriptors = self.data.memory[self.descriptor_at : self.descriptor_at + DESCRIPTOR_BYTES * self.cells]
+        self.descriptors = descriptors.reshape(self.cells, DESCRIPTOR_BYTES)
         self.descriptors_address: int = descriptors.ctypes.data
         self.arena_address: int = self.data.memory.ctypes.data + self.arena_at
         self.index_words = self.index.memory[: buckets * BUCKET_BYTES].view(np.uint64)
@@ -130,7 +134,7 @@ class Fabric:
         context = np.zeros(c.CONTEXT_WORDS, np.int64)
         for name, value in {
             c.RANKS: self.comm.size, c.RANK: self.comm.rank,
-            c.BUCKETS: self.buckets, c.PAGES: self.pages, c.PAGE_BYTES: self.page_bytes,
+            c.BUCKETS: self.buckets, c.PAGES: self.pages, c.CELLS: self.cells, c.PAGE_BYTES: self.page_bytes,
             c.GONE_AT: self.gone_at, c.TOUCH_AT: self.touch_at,
             c.DESCRIPTOR_AT: self.descriptor_at, c.ARENA_AT: self.arena_at,
             c.INDEX_BASES: self.index.table.ctypes.data, c.DATA_BASES: self.data.table.ctypes.data,
@@ -266,13 +270,16 @@ def copy_table_bytes(copy_buckets: int) -> int:
     return copy_buckets * (2 * BUCKET_BYTES + 8)
 
 
-def data_layout(pages: int, page_bytes: int) -> tuple[int, int, int, int, int]:
-    """Local. Byte offsets of a rank's data memory: gone hints, touches, descriptors, arena; and its size."""
+def data_layout(pages: int, page_bytes: int, cells: int) -> tuple[int, int, int, int, int]:
+    """Local. Byte offsets of a rank's data memory: gone hints, touches, descriptors, arena; and its size.
+
+    The first three have an entry for each of `cells`, those without memory of the arena too.
+    """
 
     def up(nbytes: int) -> int:
         return -(-nbytes // MIN_PAGE_BYTES) * MIN_PAGE_BYTES
 
-    touch_at = up(pages)
-    descriptor_at = touch_at + up(4 * pages)
-    arena_at = descriptor_at + up(DESCRIPTOR_BYTES * pages)
+    touch_at = up(cells)
+    descriptor_at = touch_at + up(4 * cells)
+    arena_at = descriptor_at + up(DESCRIPTOR_BYTES * cells)
     return 0, touch_at, descriptor_at, arena_at, arena_at + pages * page_bytes

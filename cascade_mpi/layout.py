@@ -9,6 +9,10 @@ Word, 64 bits, most significant first::
 
 0 is the empty word; a generation is never 0, so no used word is 0. Anybody may toggle `hard` in the index (see
 `protection`): two words that differ in it alone name the same cell.
+
+A rank's *cells* are numbered from 0: first the pages of its arena, then its disk cells. A disk cell has what every cell
+has at its manager, a hint, a touch, a descriptor and a generation, but no bytes of the arena: its descriptor says where
+the record of its block is (`pack_location`). Its word has tier disk, the manager as rank, and its number as page.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ MAX_GENERATION = (1 << GENERATION_BITS) - 1
 
 TIER_ALIAS, TIER_DRAM, TIER_GPU, TIER_DISK = range(4)
 TIER_NAMES = ("alias", "dram", "gpu", "disk")
+MAX_DISK_CELLS = 3 << PAGE_BITS - 2  # of a rank: so many leave 2^20 pages for its arena
+
+SEGMENT_BITS, UNIT_BITS = 40, 24  # of a record's location: the number of its segment file, the unit where it starts
+MAX_SEGMENT, MAX_UNIT = (1 << SEGMENT_BITS) - 1, (1 << UNIT_BITS) - 1
 
 BUCKET_WORDS = 16
 BUCKET_BYTES = BUCKET_WORDS * 8
@@ -46,6 +54,8 @@ FLAG_COPY = 16  # a copy for one node; `content_hi` is the index word that it wa
 FLAG_FIXED = 32  # the key determines the content: the namespace has content_keys, or the key is made of the content
 FLAG_ALIAS = 64  # a second name of stored content: `content_hi` and `content_lo` are its key, there is no payload
 FLAG_CONTENT = 128  # the key is the digest of the content: who named it put an alias (see `dedup`)
+FLAG_DISK = 256  # of a disk cell: `content_hi` is the location of its record, which its manager may change at any time
+FLAG_BACKED = 512  # in memory, and unchanged on disk: `content_hi` is the word of that disk cell, without its hard bit
 
 DESCRIPTOR = np.dtype(
     {
@@ -113,6 +123,11 @@ def is_alias(word: int) -> bool:
     return word != 0 and word >> TIER_SHIFT & (1 << TIER_BITS) - 1 == TIER_ALIAS
 
 
+def is_disk(word: int) -> bool:
+    """Local. Whether a word names a disk cell: a descriptor that says where the record of the block is."""
+    return word >> TIER_SHIFT & (1 << TIER_BITS) - 1 == TIER_DISK
+
+
 def same_cell(word: int, other: int) -> bool:
     """Local. Whether two words name the same cell in the same generation, whatever their hard bits say."""
     return word | HARD == other | HARD
@@ -123,12 +138,43 @@ def next_generation(generation: int) -> int:
     return generation % MAX_GENERATION + 1
 
 
-def page_bytes_for(arena_bytes: int) -> int:
-    """Local. The smallest page (bytes, a power of two, at least 4 KiB) that gives at most 2^22 pages."""
+def page_bytes_for(arena_bytes: int, disk_cells: int = 0) -> int:
+    """Local. The smallest page (bytes, a power of two, at least 4 KiB) that gives at most 2^22 cells, disk cells too.
+
+    ValueError: so many disk cells leave an arena too few pages.
+    """
+    if not 0 <= disk_cells <= MAX_DISK_CELLS:
+        raise ValueError(f"{disk_cells} disk cells of a rank are outside 0..{MAX_DISK_CELLS}")
     page = MIN_PAGE_BYTES
-    while -(-arena_bytes // page) > MAX_PAGES:
+    while -(-arena_bytes // page) > MAX_PAGES - disk_cells:
         page *= 2
     return page
+
+
+class DiskLocation(NamedTuple):
+    """Where a record is: the number of its segment, and the unit (1 KiB) of that file at which it starts."""
+
+    segment: int
+    unit: int
+
+
+def pack_location(segment: int, unit: int) -> int:
+    """Local. The u64 that a disk cell's descriptor has as `content_hi`, never 0; ValueError names what does not fit.
+
+    Unit 0 is the segment's own header, so that no record starts there.
+    """
+    for name, value, low, high in (("segment", segment, 0, MAX_SEGMENT), ("unit", unit, 1, MAX_UNIT)):
+        if not low <= value <= high:
+            raise ValueError(f"{name} {value} is outside {low}..{high}")
+    return segment << UNIT_BITS | unit
+
+
+def unpack_location(location: int) -> DiskLocation:
+    """Local. The inverse of `pack_location`; ValueError for what that never gives, such as 0."""
+    found = DiskLocation(location >> UNIT_BITS, location & MAX_UNIT)
+    if not 0 <= location < 1 << 64 or not found.unit:
+        raise ValueError(f"{location:#x} is no location of a record: unit 0 is the header of a segment")
+    return found
 
 
 class Placement(NamedTuple):

@@ -16,7 +16,7 @@ from cascade_mpi import log, memory
 from cascade_mpi.config import Config, ConfigLike, format_size
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.fabric import LEVELS, copy_table_bytes, data_layout
-from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, MAX_RANKS, page_bytes_for
+from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, MAX_DISK_CELLS, MAX_PAGES, MAX_RANKS, page_bytes_for
 from cascade_mpi.leases import lease_bytes
 from cascade_mpi.onesided import SLOTS_PER_PEER
 from cascade_mpi.registry import table_bytes
@@ -35,6 +35,7 @@ class Geometry(NamedTuple):
     buckets: int
     space_bytes: int
     copy_buckets: int  # of the table of copies, should there be several nodes
+    disk_blocks: int = 0  # cells that have no memory of the arena
 
 
 def agree(comm: MPI.Intracomm, config: ConfigLike, overrides: Mapping[str, Any]) -> Config:
@@ -63,11 +64,20 @@ def agree(comm: MPI.Intracomm, config: ConfigLike, overrides: Mapping[str, Any])
     return agreed
 
 
-def geometry(config: Config, ranks: int) -> Geometry:
-    """Local. The sizes that follow from the settings."""
-    page_bytes = page_bytes_for(config.dram_bytes)
+def geometry(config: Config, ranks: int, disk_blocks: int = 0) -> Geometry:
+    """Local. The sizes that follow from the settings; `disk_blocks` blocks of each rank may be on disk only.
+
+    ConfigError: an index word cannot number so many cells. The more of them are on disk, the larger is a page of the
+    arena.
+    """
+    if not 0 <= disk_blocks <= MAX_DISK_CELLS:
+        raise ConfigError(
+            f"disk_blocks {disk_blocks:,}: a rank has at most {MAX_DISK_CELLS:,}, of the {MAX_PAGES:,} cells that an "
+            "index word can number; lower it, or use more ranks"
+        )
+    page_bytes = page_bytes_for(config.dram_bytes, disk_blocks)
     pages = config.dram_bytes // page_bytes
-    blocks = config.index_blocks or pages * ranks
+    blocks = config.index_blocks or (pages + disk_blocks) * ranks
     buckets = 1
     while buckets * BUCKET_WORDS * ranks < blocks * _WORDS_PER_BLOCK:
         buckets *= 2
@@ -77,14 +87,17 @@ def geometry(config: Config, ranks: int) -> Geometry:
         while copy_buckets < buckets * config.copy_share:
             copy_buckets *= 2
     space_bytes = table_bytes(config.namespace_slots) + lease_bytes(config.lease_extents, ranks)
-    return Geometry(pages, page_bytes, buckets, space_bytes, copy_buckets)
+    return Geometry(pages, page_bytes, buckets, space_bytes, copy_buckets, disk_blocks)
 
 
 def check_memory(comm: MPI.Intracomm, config: Config, sizes: Geometry) -> None:
     """Collective. MemoryLimitError on all ranks if the windows do not fit a node; nothing is allocated before."""
     index = sizes.buckets * BUCKET_BYTES + copy_table_bytes(sizes.copy_buckets)
-    fixed = index + comm.size * SLOTS_PER_PEER * 8 + sizes.space_bytes + _WINDOWS * _ROUNDING
-    needed = data_layout(sizes.pages, sizes.page_bytes)[-1] + fixed
+    pages, page_bytes = sizes.pages, sizes.page_bytes
+    arena = data_layout(pages, page_bytes, pages)[-1]
+    disk_cells = data_layout(pages, page_bytes, pages + sizes.disk_blocks)[-1] - arena
+    fixed = index + comm.size * SLOTS_PER_PEER * 8 + sizes.space_bytes + _WINDOWS * _ROUNDING + disk_cells
+    needed = arena + fixed
     problem: CascadeError | None = None
     hosts = comm.allgather(MPI.Get_processor_name())
     on_host = hosts.count(MPI.Get_processor_name())  # two "nodes" on one host share its memory

@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from cascade_mpi.errors import NoPinSlotError, StoreClosedError
+from cascade_mpi.errors import NoPinSlotError, ProtocolError, StoreClosedError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.onesided import SLOTS_PER_PEER
@@ -58,6 +58,8 @@ class PinTable:
         self._forget(made)
         if done == c.MPI_FAILED:
             fabric.raise_mpi_error(s)
+        if done == c.ON_DISK:
+            raise ProtocolError(f"word {word:016x} of rank {manager} names a block on disk: there is no memory to pin")
         return None
 
     def release(self, pin: Pin) -> None:

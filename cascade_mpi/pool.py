@@ -28,7 +28,7 @@ from cascade_mpi.config import Config
 from cascade_mpi.dram import DramTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels.probe import full_fence
-from cascade_mpi.layout import MAX_PAGES, MAX_RANKS, RANK_SHIFT, place
+from cascade_mpi.layout import MAX_PAGES, MAX_RANKS, RANK_SHIFT, is_disk, place
 from cascade_mpi.leases import LeaseTable, holder_of, holders_of, is_recalled, was_held
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.registry import Registry
@@ -371,7 +371,9 @@ class Pool:
     # --------------------------------------------------------------------------------- of all tiers together
 
     def tier_of(self, word: int) -> DramTier | None:
-        """Local. The tier that may hold the cell of a word, None: this rank has nothing in that arena."""
+        """Local. The tier that may hold the cell of a word, None: it is on disk, or this rank has none there."""
+        if is_disk(word):
+            return None
         return self.tiers.get(word >> RANK_SHIFT & MAX_RANKS - 1)
 
     def retire(self, word: int) -> bool:

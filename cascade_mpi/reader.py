@@ -1,26 +1,26 @@
 """Reading: one block, a part of it, its description, many at once; and what to do when words keep changing.
 
 Covers the outcomes of the compiled get and the pinned read that it falls back to. Does not cover the
-steps themselves (`onesided`) nor views (`view`).
+steps themselves (`onesided`), views (`view`), nor the read of what is on disk, which `on_disk` does.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.copier import Copier
 from cascade_mpi.copies import Copies
-from cascade_mpi.errors import BufferSizeError, CascadeError, NoPinSlotError
+from cascade_mpi.errors import BufferSizeError, CascadeError, NoPinSlotError, ProtocolError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_bytes
 from cascade_mpi.keys import shown
-from cascade_mpi.layout import DESCRIPTOR, FLAG_CHECKSUM, FLAG_PREFIX, TIER_NAMES, unpack_word
+from cascade_mpi.layout import DESCRIPTOR, FLAG_CHECKSUM, FLAG_PREFIX, TIER_NAMES, is_disk, unpack_word
 from cascade_mpi.onesided import DESCRIBE, DESCRIBE_ANY, FETCH, RANGE, WHOLE
 from cascade_mpi.pins import Pin, PinTable
 from cascade_mpi.values import decode_dims, dtype_name, empty
@@ -31,8 +31,9 @@ _PIN_ATTEMPTS = 10_000  # pins lost in a row before a reader gives up: far beyon
 
 
 class Location(NamedTuple):
-    """Where a block is and what it is. `path` is how this rank reaches it: "self", "node" or "remote".
+    """Where a block is and what it is. `path` is how this rank reaches it: "self", "node", "remote" or "disk".
 
+    Of one on disk `rank` is who manages it there.
     `is_prefix` says whether it was put protected, `protected` whether it is now.
     """
 
@@ -63,6 +64,25 @@ class Found(NamedTuple):
     lo: int
 
 
+class OnDisk(Protocol):
+    """What a reader asks of the disk tier when an index word names a disk cell."""
+
+    def read(self, address: int, room: int, offset: int) -> int:
+        """Local. Read `room` bytes from `offset` of the block that this thread's last get found to be ON_DISK.
+
+        The scratch has its WORD, SLOT, HOME, BUCKET, LENGTH, BEGAN and descriptor, which stays there. The outcome:
+        `room`; MISS if its record is damaged, which is counted and logged there; CHANGED if the index has another word
+        by now.
+        """
+
+    def promote(self, found: Found) -> None:
+        """Local. Bring a block into memory, unless its word has changed meanwhile; StoreFullError: there is no room."""
+
+
+class _NotInMemoryError(CascadeError):
+    """A block that was to be pinned is on disk."""
+
+
 class Reader:
     """The read path of one rank."""
 
@@ -71,6 +91,7 @@ class Reader:
         self._copies = copies
         self._sizing = DESCRIBE_ANY if copies.on else DESCRIBE
         self.waited = 0
+        self.on_disk: OnDisk | None = None  # set by the disk tier, where there is one
 
     # ------------------------------------------------------------------------------------------- one block
 
@@ -103,6 +124,8 @@ class Reader:
             return room
         if outcome == c.CLAIMED:
             return self.settle(self._after_claim(hi, lo, address, room), hi, lo, address, room)
+        if outcome == c.ON_DISK:
+            return self.settle(self._from_disk(hi, lo, address, room, 0, WHOLE), hi, lo, address, room)
         if outcome == c.CORRUPT and again:
             # A checksum that is entered later may have been read half: a second read settles it.
             fabric = self._fabric
@@ -128,6 +151,8 @@ class Reader:
         """Local. Read `room` bytes of a block from `offset`; BufferSizeError if the block ends before."""
         fabric, s = self._fabric, self._fabric.scratch
         outcome = fabric.get(fabric.ctx, s.address, hi, lo, address, room, offset, RANGE)
+        if outcome == c.ON_DISK:
+            outcome = self._from_disk(hi, lo, address, room, offset, RANGE)
         if outcome >= 0:
             return outcome
         if outcome == c.WRONG_SIZE:
@@ -186,18 +211,28 @@ class Reader:
             return None
         mapped = self._fabric.mapped[found.rank]
         path = "self" if found.rank == self._fabric.comm.rank else "node" if mapped else "remote"
+        if is_disk(found.word):
+            path = "disk"
         return Location(
             TIER_NAMES[unpack_word(found.word).tier], found.rank, path, found.nbytes,
             dtype_name(found.dtype), found.shape, bool(found.flags & FLAG_PREFIX),
             unpack_word(found.word).hard,
         )  # fmt: skip
 
-    def pin(self, hi: int, lo: int) -> tuple[Found, Pin] | None:
-        """Local. Find and pin a block; None if there is none."""
+    def pin(self, hi: int, lo: int, *, promote: bool = True) -> tuple[Found, Pin] | None:
+        """Local. Find and pin a block; None if there is none. One that is on disk is brought into memory first.
+
+        StoreFullError: there is no room for that.
+        """
         for _ in range(_PIN_ATTEMPTS):
             found = self.find(hi, lo)
             if found is None:
                 return None
+            if is_disk(found.word):
+                if not promote:
+                    raise _NotInMemoryError(f"block {shown(hi, lo)} is on disk")
+                self._disk(hi, lo).promote(found)
+                continue
             pin = self._pins.pin(found.word, found.rank, found.home, found.bucket, found.slot)
             if pin is not None:
                 return found, pin
@@ -209,7 +244,7 @@ class Reader:
         """Copy with several threads from memory that is mapped here; False if that was not possible or not whole."""
         fabric, s, began = self._fabric, self._fabric.scratch, time.monotonic()
         base = int(fabric.data.table[found.rank, 0])
-        if not base:
+        if not base or is_disk(found.word):
             return False
         self._copier.copy(address, base + fabric.arena_at + found.page * fabric.page_bytes, room)
         # Every thread has fenced. A read of no bytes is the re-check: it finds the same word behind a fence of
@@ -226,9 +261,11 @@ class Reader:
         fabric, s = self._fabric, self._fabric.scratch
         for _ in range(_PIN_ATTEMPTS):
             try:
-                held = self.pin(hi, lo)
-            except NoPinSlotError:  # then only copying helps: try the plain read again
+                held = self.pin(hi, lo, promote=False)
+            except (NoPinSlotError, _NotInMemoryError):  # then only copying helps: try the plain read again
                 outcome = fabric.get(fabric.ctx, s.address, hi, lo, address, room, offset, what)
+                if outcome == c.ON_DISK:
+                    outcome = self._from_disk(hi, lo, address, room, offset, what)
                 if outcome == c.CHANGED:
                     continue
                 return self.settle(outcome, hi, lo, address, room)
@@ -250,6 +287,28 @@ class Reader:
                 self._fail(outcome, hi, lo)
                 return None
         raise CascadeError(f"block {shown(hi, lo)} could not be read: its word changed with every attempt")
+
+    def _from_disk(self, hi: int, lo: int, address: int, room: int, offset: int, what: int) -> int:
+        """Read what the last get of this thread has found on disk: an outcome of a get, but never ON_DISK."""
+        fabric, s = self._fabric, self._fabric.scratch
+        for _ in range(_PIN_ATTEMPTS):
+            outcome = self._disk(hi, lo).read(address, room, offset)
+            if outcome != c.CHANGED:
+                return outcome
+            outcome = fabric.get(fabric.ctx, s.address, hi, lo, address, room, offset, what)
+            if outcome != c.ON_DISK:
+                return outcome
+        raise CascadeError(f"block {shown(hi, lo)} could not be read from disk: its word changed with every attempt")
+
+    def _disk(self, hi: int, lo: int) -> OnDisk:
+        """The disk tier; ProtocolError if this store has none, and there should be no such word."""
+        if self.on_disk is None:
+            word = unpack_word(self._fabric.scratch.words[c.WORD])
+            raise ProtocolError(
+                f"block {shown(hi, lo)}: its word names disk cell {word.page} of rank {word.rank}, and this store was "
+                "opened without a disk tier"
+            )
+        return self.on_disk
 
     def _sum_holds(self, address: int, room: int) -> bool:
         """Does what was just read have the checksum of its descriptor, if that has one?"""

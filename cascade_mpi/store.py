@@ -222,11 +222,12 @@ class Store:
         """
         if offset < 0 or nbytes < 0:
             raise ValueError(f"offset {offset} and nbytes {nbytes} must not be negative")
-        if offset + nbytes > self._fabric.pages * self._fabric.page_bytes:  # no block is that long, nor may a buffer be
+        if offset + nbytes > self._fabric.pages * self._fabric.page_bytes:  # no block in memory, nor may a buffer be
             found = self.locate(key, namespace=namespace)
             if found is None:
                 return None
-            raise range_error(offset, nbytes, found.nbytes)
+            if offset + nbytes > found.nbytes:
+                raise range_error(offset, nbytes, found.nbytes)
         made = np.empty(nbytes, np.uint8) if out is None else out
         address, room = target(made)
         if room != nbytes:

@@ -34,10 +34,12 @@ from cascade_mpi.layout import (
     MAX_RANKS,
     RANK_SHIFT,
     TIER_ALIAS,
+    TIER_DISK,
     TIER_DRAM,
     TIER_NAMES,
     TIER_SHIFT,
     is_alias,
+    is_disk,
 )
 from cascade_mpi.onesided import DESCRIBE
 from cascade_mpi.pool import Cell, Pool
@@ -347,11 +349,12 @@ class Writer:
         return -1, 0, 0
 
     def keeps(self, hi: int, lo: int, nbytes: int, exists: Exists, *, counts: bool = True) -> PutResult:
-        """Local. What a put says that found its key there: KeyExistsError, or that the block was kept."""
+        """Local. What a put says whose look-up has just found its key: KeyExistsError, or that the block was kept."""
         if exists == "error":
             raise KeyExistsError(f'block {shown(hi, lo)} is stored already and exists="error": delete it first')
         self.kept += counts
-        return PutResult(kept=True, bytes=nbytes, tier=TIER_NAMES[TIER_DRAM])
+        on_disk = is_disk(self._fabric.scratch.words[c.FOUND_WORDS + 1])  # the word that was found
+        return PutResult(kept=True, bytes=nbytes, tier=TIER_NAMES[TIER_DISK if on_disk else TIER_DRAM])
 
     # ---------------------------------------------------------------------------- words that are taken away
 

@@ -15,6 +15,7 @@ RANKS = next(_field)
 RANK = next(_field)
 BUCKETS = next(_field)  # per rank, a power of two
 PAGES = next(_field)  # per rank
+CELLS = next(_field)  # per rank: its pages, and behind them its disk cells
 PAGE_BYTES = next(_field)
 GONE_AT = next(_field)  # byte offsets in every rank's data memory
 TOUCH_AT = next(_field)
@@ -111,6 +112,9 @@ MISS, WRONG_SIZE, CHANGED, MPI_FAILED, CORRUPT = -1, -2, -3, -4, -5
 EXPIRED = -6  # between the steps of a get, which says MISS
 DUE, CLAIMED = -7, -8  # read, and to be copied for this node; not read: another rank of the node is about to
 ALIAS = -9  # between the steps of a get: the descriptor in the scratch has the key of the content
+ON_DISK = -10  # not read: the descriptor in the scratch says where on disk the block is
+# Of get_many only: a result of WRONG_FROM or less is WRONG_FROM - length, a wrong size. All others are above it.
+WRONG_FROM = -16
 
 # Hooks: a test area of words. Mode of a point: 0 nothing, n > 0 spin at random up to n, -1 wait at a gate.
 H_READER = 0  # between the copy and the re-check

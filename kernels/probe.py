@@ -37,10 +37,12 @@ _FP_SHIFT, _FP_IN_KEY = _U(layout.FP_SHIFT), _U(64 - layout.FP_BITS)
 _GENERATION_SHIFT, _GENERATION_MASK = _U(layout.GENERATION_SHIFT), _U(layout.MAX_GENERATION)
 _RANK_SHIFT, _RANK_MASK, _PAGE_MASK = _U(layout.RANK_SHIFT), _U(layout.MAX_RANKS - 1), _U(layout.MAX_PAGES - 1)
 _TIER_SHIFT, _TIER_MASK, _DRAM = _U(layout.TIER_SHIFT), _U(3), _U(layout.TIER_DRAM)
+_DISK = _U(layout.TIER_DISK)
 _ONE, _HARD = _U(1), _U(layout.HARD)
 _MAGIC = _U(layout.MAGIC)
 _FLAG_CHECKSUM, _FLAG_PREFIX = _U(layout.FLAG_CHECKSUM), _U(layout.FLAG_PREFIX)
 _FLAG_COPY, _FLAG_FIXED = _U(layout.FLAG_COPY), _U(layout.FLAG_FIXED)
+_NOT_OF_A_COPY = ~_U(layout.FLAG_PREFIX | layout.FLAG_BACKED | layout.FLAG_DISK)
 _PREFIX_SHIFT, _HARD_SHIFT = _U(layout.FLAG_PREFIX.bit_length() - 1), _U(layout.HARD_SHIFT)
 
 (
@@ -118,18 +120,31 @@ def same_cell(word, other):  # type: ignore[no-untyped-def]
 
 @device
 def in_bounds(ctx, word):  # type: ignore[no-untyped-def]
-    """True if the word names memory of this store: only then may its address be used. Aliases lie in arenas too."""
-    return (
-        ((word >> _TIER_SHIFT) & _TIER_MASK) <= _DRAM
-        and rank_of(word) < field(ctx, c.RANKS)
-        and page_of(word) < field(ctx, c.PAGES)
-    )
+    """True if the word names a cell of this store: only then may its address be used. Aliases lie in arenas too."""
+    tier, page, pages = (word >> _TIER_SHIFT) & _TIER_MASK, page_of(word), field(ctx, c.PAGES)
+    if rank_of(word) >= field(ctx, c.RANKS):
+        return False
+    if tier <= _DRAM:
+        return page < pages
+    return tier == _DISK and page >= pages and page < field(ctx, c.CELLS)
 
 
 @device
 def is_alias(word):  # type: ignore[no-untyped-def]
     """Does a word that is in bounds name an alias?"""
     return ((word >> _TIER_SHIFT) & _TIER_MASK) < _DRAM
+
+
+@device
+def is_disk(word):  # type: ignore[no-untyped-def]
+    """Does a word that is in bounds name a disk cell, which has no memory of an arena?"""
+    return ((word >> _TIER_SHIFT) & _TIER_MASK) > _DRAM
+
+
+@device
+def in_arena(word):  # type: ignore[no-untyped-def]
+    """Does a word that is in bounds name a payload in an arena? Neither an alias nor a disk cell has one."""
+    return ((word >> _TIER_SHIFT) & _TIER_MASK) == _DRAM
 
 
 @device
@@ -144,10 +159,10 @@ def is_cell_of(descriptor, word, hi, lo):  # type: ignore[no-untyped-def]
 
 
 @device
-def fits(ctx, page, length):  # type: ignore[no-untyped-def]
-    """Does a payload of this length that starts at `page` end inside the arena? A torn descriptor's need not."""
-    room = (field(ctx, c.PAGES) - page) * field(ctx, c.PAGE_BYTES)
-    return length >= 0 and length <= room
+def fits(ctx, word, length):  # type: ignore[no-untyped-def]
+    """Does a payload of this length end inside the arena? A torn descriptor's need not. On disk there is no end."""
+    room = (field(ctx, c.PAGES) - page_of(word)) * field(ctx, c.PAGE_BYTES)
+    return length >= 0 and (length <= room or is_disk(word))
 
 
 @device
@@ -338,7 +353,8 @@ def write_copy(ctx, page, generation, origin, described, source):  # type: ignor
         return _U(0)  # damaged, or its descriptor was read while the checksum was entered: not to be handed on
     memcpy(descriptor + 4, described + 4, DESCRIPTOR_BYTES - 4)
     store16(descriptor + O_GENERATION, generation)
-    store16(descriptor + O_FLAGS, (flags | _FLAG_COPY) & ~_FLAG_PREFIX)  # never hard: it can be fetched again
+    # Never hard: it can be fetched again. Nor backed: what says by which disk cell names the origin now.
+    store16(descriptor + O_FLAGS, (flags | _FLAG_COPY) & _NOT_OF_A_COPY)
     store64(descriptor + O_ORIGIN, origin)
     store16(descriptor + O_MANAGER, rank)
     fence_seq_cst()

@@ -23,6 +23,7 @@ from cascade_mpi.kernels.probe import (
     descriptor_address,
     field,
     fits,
+    in_arena,
     in_bounds,
     is_cell_of,
     is_copy,
@@ -59,7 +60,9 @@ def get_copy(ctx, s, hi, lo, target, room, offset, what, origin, began):  # type
     slot = match_from(words, 0, fp)
     while slot >= 0:
         word = load64(words + slot * 8)
-        data = mpi.base(ctx, c.DATA_BASES, rank_of(word)) if in_bounds(ctx, word) else np.int64(0)
+        data = np.int64(0)
+        if in_bounds(ctx, word) and in_arena(word):
+            data = mpi.base(ctx, c.DATA_BASES, rank_of(word))
         if data != 0:
             memcpy(descriptor, descriptor_address(ctx, data, page_of(word)), DESCRIPTOR_BYTES)
             if is_cell_of(descriptor, word, hi, lo) and is_copy(descriptor):
@@ -83,7 +86,7 @@ def _read_copy(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     descriptor = s + c.DESCRIPTOR_COPY * 8
     length, made_from = np.int64(load64(descriptor + O_LENGTH)), load64(descriptor + O_ORIGIN)
-    if not fits(ctx, page_of(word), length):
+    if not fits(ctx, word, length):
         return np.int64(c.MISS)
     if expired(ctx, s, descriptor):
         return np.int64(c.MISS)  # so is the block, unless it was put again: its own word says

@@ -100,11 +100,12 @@ def count_hit(ctx, s, rank, nbytes):  # type: ignore[no-untyped-def]
 
 @device
 def account(ctx, s, outcome, what):  # type: ignore[no-untyped-def]
-    """What every read ends with: its count, and the touch of what was read."""
+    """What every read ends with: its count, and the touch of what was read, or is on disk and yet to be read."""
     read = what not in (DESCRIBE, DESCRIBE_ANY)
-    if outcome >= 0 and read:
+    if (outcome >= 0 or outcome == c.ON_DISK) and read:
         word = load64(s + c.WORD * 8)
-        count_hit(ctx, s, rank_of(word), outcome)
+        if outcome >= 0:
+            count_hit(ctx, s, rank_of(word), outcome)
         note_touch(ctx, s, word)
     elif outcome == c.MISS and read:
         count(s, c.C_MISSES, 1)

@@ -80,7 +80,7 @@ def _describe_chunk(ctx, s, keys, n, descriptors, results, work, flags):  # type
         if (
             state == CANDIDATE
             and is_cell_of(descriptor, word, hi, lo)
-            and fits(ctx, page_of(word), length)
+            and fits(ctx, word, length)
             and not expired(ctx, s, descriptor)
         ):
             # No second look at the word: it named this generation when the bucket was read, and the

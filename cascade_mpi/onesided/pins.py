@@ -11,7 +11,7 @@ import numpy as np
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.intrinsics import fence_seq_cst, store64, store_relaxed
 from cascade_mpi.kernels.jit import device, kernel
-from cascade_mpi.kernels.probe import field, rank_of
+from cascade_mpi.kernels.probe import field, is_disk, rank_of
 from cascade_mpi.onesided import mpi
 from cascade_mpi.onesided.mpi import PINS
 from cascade_mpi.onesided.words import reload_word
@@ -35,8 +35,11 @@ def _write_pin(ctx, s, manager, base, at, word):  # type: ignore[no-untyped-def]
 def pin(ctx, s, word, pin_slot, home, bucket, slot):  # type: ignore[no-untyped-def]
     """Write the word into a hazard slot of its manager, then read the word again: 1 if it is pinned, else 0.
 
-    1 Put + 1 Get + 2 Flushes. The slot is cleared again when the word has left.
+    1 Put + 1 Get + 2 Flushes. The slot is cleared again when the word has left. ON_DISK, and nothing written, for the
+    word of a disk cell: there is no memory to be kept, and its record may be moved under a reader.
     """
+    if is_disk(word):
+        return np.int64(c.ON_DISK)
     manager = rank_of(word)
     base = mpi.base(ctx, c.PIN_BASES, manager)
     at = (field(ctx, c.RANK) * SLOTS_PER_PEER + pin_slot) * 8

@@ -25,9 +25,11 @@ from cascade_mpi.kernels.probe import (
     field,
     fits,
     hook,
+    in_arena,
     in_bounds,
     is_alias,
     is_cell_of,
+    is_disk,
     match_from,
     page_of,
     payload_address,
@@ -62,9 +64,9 @@ _ATTEMPTS = 4  # the first and three more; then the reader pins
 def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: ignore[no-untyped-def]
     """Read the cell that `word` names, if it is the key's: (outcome, word again or 0).
 
-    Outcome: bytes read, MISS for another key's cell, EXPIRED, ALIAS, WRONG_SIZE, CORRUPT, MPI_FAILED. Nothing of it
-    counts before the word was looked at again; where the payload and the word are both mapped
-    (`word_at` not 0) that has been done here, behind the copy.
+    Outcome: bytes read, MISS for another key's cell, EXPIRED, ALIAS, WRONG_SIZE, ON_DISK, CORRUPT, MPI_FAILED. Nothing
+    of it counts before the word was looked at again; where the payload and the word are both mapped (`word_at` not 0)
+    that has been done here, behind the copy.
     """
     rank, page = rank_of(word), page_of(word)
     base = mpi.base(ctx, c.DATA_BASES, rank)
@@ -73,7 +75,7 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
     if base == 0:
         at = field(ctx, c.DESCRIPTOR_AT) + page * DESCRIPTOR_BYTES
         rc = mpi.get(ctx, descriptor, DESCRIPTOR_BYTES, rank, at, DATA)
-        if rc == 0 and what != DESCRIBE and not is_alias(word):
+        if rc == 0 and what != DESCRIBE and in_arena(word):
             at = page * field(ctx, c.PAGE_BYTES) + offset
             nbytes = min(room, field(ctx, c.PAGES) * field(ctx, c.PAGE_BYTES) - at)
             if nbytes > 0:
@@ -88,7 +90,7 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
         return np.int64(c.MISS), _ZERO
     length = np.int64(load64(descriptor + O_LENGTH))
     set_field(s, c.LENGTH, length)
-    if not fits(ctx, page, length):
+    if not fits(ctx, word, length):
         return np.int64(c.MISS), _ZERO
     if expired(ctx, s, descriptor):
         return np.int64(c.EXPIRED), _ZERO
@@ -98,6 +100,8 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
         return length, _ZERO
     if (what == WHOLE and room != length) or (what == RANGE and room > length - offset):
         return np.int64(c.WRONG_SIZE), _ZERO
+    if is_disk(word):
+        return np.int64(c.ON_DISK), _ZERO
     again = _ZERO
     if base != 0:
         source = payload_address(ctx, base, page) + offset
@@ -113,7 +117,9 @@ def _fetch(ctx, s, word, hi, lo, target, room, offset, what, word_at):  # type: 
 
 @device
 def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-def]
-    """The whole read of one word: bytes, or MISS, ALIAS, WRONG_SIZE, CHANGED (pin and read), CORRUPT, MPI_FAILED."""
+    """The whole read of one word: bytes, or MISS, ALIAS, WRONG_SIZE, ON_DISK, CHANGED (pin and read), CORRUPT,
+    MPI_FAILED.
+    """
     home, bucket, fp = place(hi, lo, field(ctx, c.RANKS), field(ctx, c.BUCKETS))
     set_field(s, c.HOME, home)
     set_field(s, c.BUCKET, bucket)
@@ -153,7 +159,7 @@ def _get_one(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-unt
                             changed = True
                             break
                         return outcome
-                    if heed and not claim(ctx, s, hi, lo, word):
+                    if heed and not is_disk(word) and not claim(ctx, s, hi, lo, word):
                         return np.int64(c.CLAIMED)
                 outcome, again = _fetch(ctx, s, word, hi, lo, target, room, offset, parts, word_at)
                 if outcome == c.MPI_FAILED:
@@ -212,9 +218,11 @@ def get_named(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-un
             if outcome in (c.MISS, c.ALIAS):  # evicted; an alias of an alias is none
                 note_gone(ctx, s, alias)  # its manager's sweep takes it out
                 return np.int64(c.MISS), content_hi, content_lo
-            if outcome >= 0 and what not in (DESCRIBE, DESCRIBE_ANY):
-                count(s, c.C_ALIAS_READS, 1)
-                note_touch(ctx, s, alias)  # or it would be taken for cold, however hot the content is
+            if what not in (DESCRIBE, DESCRIBE_ANY):
+                if outcome >= 0:
+                    count(s, c.C_ALIAS_READS, 1)
+                if outcome >= 0 or outcome == c.ON_DISK:
+                    note_touch(ctx, s, alias)  # or it would be taken for cold, however hot the content is
             return outcome, content_hi, content_lo
         if field(ctx, c.COPY_BUCKETS) and field(s, c.CLAIMING):
             drop_claim(ctx, content_hi, content_lo)
@@ -230,6 +238,8 @@ def get(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-
     WHOLE: `room` must be the block's length. RANGE: `room` bytes from `offset`. DESCRIBE: no payload.
     Another node: 4 Gets + 3 Flushes (3 Gets without payload); 1 Get + 1 Flush where this node has a copy, none if the
     key determines the content. DUE: `room` bytes were read, and the block is to be copied. CLAIMED: nothing was read.
+    ON_DISK: nothing was read and no hit counted; WORD named a disk cell, whose descriptor is in the scratch, when it
+    was looked at again. 3 Gets + 3 Flushes then.
     Through an alias WORD and the others are the content's, its key is in the descriptor.
     """
     outcome, hi, lo = get_named(ctx, s, hi, lo, target, room, offset, what)
@@ -242,7 +252,10 @@ def get(ctx, s, hi, lo, target, room, offset, what):  # type: ignore[no-untyped-
 
 @kernel("int64(int64,int64,uint64,uint64,uint64,int64,int64,int64)")
 def get_pinned(ctx, s, word, hi, lo, target, room, offset):  # type: ignore[no-untyped-def]
-    """Read `room` bytes of a cell that this rank has pinned: no re-check, the cell cannot be reused."""
+    """Read `room` bytes of a cell that this rank has pinned: no re-check, the cell cannot be reused.
+
+    ON_DISK for the word of a disk cell, which nobody can pin.
+    """
     outcome, _ = _fetch(ctx, s, word, hi, lo, target, room, offset, RANGE, np.int64(0))
     if outcome >= 0:
         count_hit(ctx, s, rank_of(word), outcome)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from cascade_mpi.kernels import context as c
-from cascade_mpi.kernels.intrinsics import fence_acquire, load64, load_acquire, store64
+from cascade_mpi.kernels.intrinsics import fence_acquire, load64, load_acquire, memcpy, store64
 from cascade_mpi.kernels.jit import device, kernel
 from cascade_mpi.kernels.probe import (
     BUCKET_BYTES,
@@ -19,6 +19,7 @@ from cascade_mpi.kernels.probe import (
     fits,
     hook,
     is_cell_of,
+    is_disk,
     page_of,
     place,
     rank_of,
@@ -75,6 +76,16 @@ def _end_item(ctx, s, i, outcome, results, w):  # type: ignore[no-untyped-def]
 
 
 @device
+def _note_place(s, w):  # type: ignore[no-untyped-def]
+    """Where the long way has found a block, into the key's record."""
+    set_field(w, W_HOME, field(s, c.HOME))
+    set_field(w, W_BUCKET, field(s, c.BUCKET))
+    set_field(w, W_SLOT, field(s, c.SLOT))
+    store64(w + W_WORD * 8, load64(s + c.WORD * 8))
+    memcpy(w + W_DESCRIPTOR * 8, s + c.DESCRIPTOR_COPY * 8, DESCRIPTOR_BYTES)
+
+
+@device
 def _get_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: ignore[no-untyped-def]
     began = ticks(ctx, s)
     copies = field(ctx, c.COPY_BUCKETS) != 0
@@ -107,7 +118,8 @@ def _get_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: 
             if outcome >= 0:
                 _end_item(ctx, s, i, outcome, results, w)
                 continue
-            if not claim(ctx, s, hi, lo, word):
+            set_field(s, c.CLAIMING, 0)
+            if not is_disk(word) and not claim(ctx, s, hi, lo, word):
                 _end_item(ctx, s, i, np.int64(c.CLAIMED), results, w)
                 continue
             set_field(w, W_CLAIMING, field(s, c.CLAIMING))
@@ -116,7 +128,7 @@ def _get_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: 
         rc = mpi.get(ctx, w + W_DESCRIPTOR * 8, DESCRIPTOR_BYTES, rank, at, DATA)
         start = page * field(ctx, c.PAGE_BYTES)
         nbytes = min(field(rooms, i), arena_bytes - start)
-        if rc == 0 and nbytes > 0:
+        if rc == 0 and nbytes > 0 and not is_disk(word):
             rc = mpi.get(ctx, field(targets, i), nbytes, rank, field(ctx, c.ARENA_AT) + start, DATA)
         if rc != 0:
             return mpi.failed(s, rc)
@@ -162,14 +174,14 @@ def _get_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: 
                 and load64(w + W_AGAIN * 8) == word
                 and is_cell_of(descriptor, word, hi, lo)
                 and np.int64(load64(descriptor + O_LENGTH)) == room
-                and fits(ctx, page_of(word), room)
+                and fits(ctx, word, room)
                 and not expired(ctx, s, descriptor)
-                and (not field(ctx, c.VERIFY) or checksum_holds(descriptor, field(targets, i), room))
+                and (not field(ctx, c.VERIFY) or is_disk(word) or checksum_holds(descriptor, field(targets, i), room))
             )
             if whole:
-                outcome = room
+                outcome = np.int64(c.ON_DISK) if is_disk(word) else room
                 store64(s + c.WORD * 8, word)
-                due = copies and is_due(ctx, s, hi, lo, word)
+                due = copies and not is_disk(word) and is_due(ctx, s, hi, lo, word)
             else:
                 state = SLOW
             if copies and not due and field(w, W_CLAIMING):
@@ -179,10 +191,12 @@ def _get_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: 
             if copies and field(s, c.CLAIMING):
                 drop_claim(ctx, hi, lo)
             if outcome == c.WRONG_SIZE:
-                set_field(results, i, -10 - field(s, c.LENGTH))
+                set_field(results, i, c.WRONG_FROM - field(s, c.LENGTH))
                 continue
             if outcome == c.MPI_FAILED:
                 return outcome
+            if outcome == c.ON_DISK:
+                _note_place(s, w)
         account(ctx, s, outcome, WHOLE)
         set_field(results, i, np.int64(c.DUE) if due else outcome)
     store64(s + c.BEGAN * 8, began)  # of what is due: who went the long way has begun later
@@ -191,10 +205,12 @@ def _get_chunk(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: 
 
 @kernel("int64(int64,int64,int64,int64,int64,int64,int64,int64,int64)")
 def get_many(ctx, s, keys, n, targets, rooms, results, work, flags):  # type: ignore[no-untyped-def]
-    """Read n blocks: results[i] = bytes, or an outcome of `get`, or -10 - length for a wrong size.
+    """Read n blocks: results[i] = bytes, or an outcome of `get`, or WRONG_FROM - length for a wrong size.
 
     All areas by address: keys uint64[n, 2]; targets, rooms, results int64[n]; work uint64[BATCH, WORK_WORDS];
     flags int64[ranks], zero. 4 Gets a key, and one Flush per target and phase for each BATCH keys.
+    ON_DISK: W_HOME, W_BUCKET, W_SLOT, W_WORD and W_DESCRIPTOR of the key's record in `work` say where the block is,
+    until the next BATCH keys; 3 Gets.
     """
     done = np.int64(0)
     while done < n:

@@ -16,6 +16,7 @@ from cascade_mpi.layout import (
     FLAG_CHECKSUM,
     FLAG_COPY,
     FLAG_FIXED,
+    is_disk,
     same_cell,
     unpack_word,
 )
@@ -37,14 +38,12 @@ class Copies(Hints):
         table, descriptor = self._base(INDEX, rank), s.at(c.DESCRIPTOR_COPY)
         probe.copy_bucket(table, bucket, s.at(c.COPIES_COPY))
         for slot, word in matches(s.unsigned[c.COPIES_COPY : c.COPIES_COPY + BUCKET_WORDS].tolist(), fp):
-            data = self._base(DATA, unpack_word(word).rank) if self._in_bounds(word) else 0
+            data = self._base(DATA, unpack_word(word).rank) if self._in_bounds(word) and not is_disk(word) else 0
             if not data:
                 continue
             self._copy_descriptor(data, unpack_word(word).page, descriptor)
             cell = Cell.read(descriptor)
-            if not (
-                cell.holds(word, hi, lo) and cell.flags & FLAG_COPY and self._fits(unpack_word(word).page, cell.length)
-            ):
+            if not (cell.holds(word, hi, lo) and cell.flags & FLAG_COPY and self._fits(word, cell.length)):
                 continue
             if self._expired(s, cell):
                 continue  # so is the block, unless it was put again: its own word says

@@ -12,7 +12,7 @@ from cascade_mpi.layout import unpack_word
 from cascade_mpi.onesided.mpi import DATA
 from cascade_mpi.onesided.words import DESCRIBE, DESCRIBE_ANY, TICKS
 from cascade_mpi.onesided_python.mpi import reporting
-from cascade_mpi.onesided_python.records import MASK64, MISS, MIX, Scratch
+from cascade_mpi.onesided_python.records import MASK64, MISS, MIX, ON_DISK, Scratch
 from cascade_mpi.onesided_python.words import IndexWords
 
 
@@ -63,9 +63,10 @@ class Hints(IndexWords):
 
     def _account(self, s: Scratch, outcome: int, what: int) -> None:
         read = what not in (DESCRIBE, DESCRIBE_ANY)
-        if outcome >= 0 and read:
+        if (outcome >= 0 or outcome == ON_DISK) and read:
             word = s.unsigned[c.WORD]
-            self._count_hit(s, unpack_word(word).rank, outcome)
+            if outcome >= 0:
+                self._count_hit(s, unpack_word(word).rank, outcome)
             self._note_touch(s, word)
         elif outcome == MISS and read:
             s.count(c.C_MISSES)

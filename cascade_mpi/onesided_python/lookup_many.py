@@ -37,7 +37,7 @@ class ManyLookUps(Batches, Reads):
             outcome, descriptor = MISS, item.descriptor
             if item in candidates:
                 cell = Cell.read(descriptor)
-                fits = self._fits(unpack_word(item.word).page, cell.length)
+                fits = self._fits(item.word, cell.length)
                 item.doubt = not (fits and cell.holds(item.word, item.hi, item.lo)) or self._expired(s, cell)
                 outcome = cell.length
             if item.doubt:

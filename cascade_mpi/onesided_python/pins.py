@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels import probe
-from cascade_mpi.layout import unpack_word
+from cascade_mpi.layout import is_disk, unpack_word
 from cascade_mpi.onesided.mpi import PINS
 from cascade_mpi.onesided.pins import SLOTS_PER_PEER
 from cascade_mpi.onesided_python.mpi import reporting
-from cascade_mpi.onesided_python.records import Scratch
+from cascade_mpi.onesided_python.records import ON_DISK, Scratch
 from cascade_mpi.onesided_python.words import IndexWords
 
 
@@ -33,7 +33,12 @@ class Pins(IndexWords):
 
     @reporting
     def pin(self, ctx: int, s: int, word: int, pin_slot: int, home: int, bucket: int, slot: int) -> int:
-        """Local. Write the word into a hazard slot of its manager, then read it again: 1 if pinned, else 0."""
+        """Local. Write the word into a hazard slot of its manager, then read it again: 1 if pinned, else 0.
+
+        ON_DISK, and nothing written, for the word of a disk cell.
+        """
+        if is_disk(word):
+            return ON_DISK
         scratch, manager = Scratch(s), unpack_word(word).rank
         self._write_pin(scratch, manager, pin_slot, word)
         if self._reload(scratch, home, bucket, slot) == word:

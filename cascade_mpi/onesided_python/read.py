@@ -8,7 +8,7 @@ from __future__ import annotations
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels import probe
 from cascade_mpi.kernels.copy import copy_bytes
-from cascade_mpi.layout import BUCKET_BYTES, DESCRIPTOR_BYTES, is_alias, unpack_word
+from cascade_mpi.layout import BUCKET_BYTES, DESCRIPTOR_BYTES, is_alias, is_disk, unpack_word
 from cascade_mpi.onesided.mpi import DATA, INDEX
 from cascade_mpi.onesided.words import DESCRIBE, DESCRIBE_ANY, FETCH, RANGE, WHOLE
 from cascade_mpi.onesided_python.claims import Claims
@@ -22,6 +22,7 @@ from cascade_mpi.onesided_python.records import (
     EXPIRED,
     MASK64,
     MISS,
+    ON_DISK,
     WRONG_SIZE,
     Cell,
     Scratch,
@@ -44,14 +45,14 @@ class Reads(Claims, Copies):
             self._copy_descriptor(base, page, descriptor)
         else:
             self._get(descriptor, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
-            if what != DESCRIBE and not is_alias(word):
+            if what != DESCRIBE and not is_alias(word) and not is_disk(word):
                 self._get_payload(target, room, rank, page, offset)
             self._flush(rank, DATA)
         cell = Cell.read(descriptor)
         if not cell.holds(word, hi, lo):
             return MISS, None
         s.unsigned[c.LENGTH] = cell.length
-        if not self._fits(page, cell.length):
+        if not self._fits(word, cell.length):
             return MISS, None
         if self._expired(s, cell):
             return EXPIRED, None
@@ -61,6 +62,8 @@ class Reads(Claims, Copies):
             return cell.length, None
         if (what == WHOLE and room != cell.length) or (what == RANGE and offset + room > cell.length):
             return WRONG_SIZE, None
+        if is_disk(word):
+            return ON_DISK, None
         again = None
         if base and word_at:
             source = base + self._payload_at(page) + offset
@@ -100,7 +103,7 @@ class Reads(Claims, Copies):
                             return outcome
                         changed = True
                         break
-                    if heed and not self._claim(s, hi, lo, word):
+                    if heed and not is_disk(word) and not self._claim(s, hi, lo, word):
                         return CLAIMED
                 outcome, again = self._fetch(s, word, hi, lo, target, room, offset, parts, word_at)
                 # Any doubt is settled by the word, not by the descriptor: look at it again, match or not.
@@ -140,9 +143,10 @@ class Reads(Claims, Copies):
                 if outcome in (MISS, ALIAS):  # evicted; an alias of an alias is none
                     self._note_gone(s, alias)  # its manager's sweep takes it out
                     return MISS, *content
-                if outcome >= 0 and what not in (DESCRIBE, DESCRIBE_ANY):
-                    s.count(c.C_ALIAS_READS)
-                    self._note_touch(s, alias)  # or it would be taken for cold, however hot the content is
+                if what not in (DESCRIBE, DESCRIBE_ANY):
+                    s.count(c.C_ALIAS_READS, int(outcome >= 0))
+                    if outcome >= 0 or outcome == ON_DISK:
+                        self._note_touch(s, alias)  # or it would be taken for cold, however hot the content is
                 return outcome, *content
             if self._field(c.COPY_BUCKETS) and s.signed[c.CLAIMING]:
                 self._drop_claim(*content)

@@ -5,17 +5,30 @@ Every doubt goes the long way, one key at a time (`read`).
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels import probe
-from cascade_mpi.layout import BUCKET_BYTES, DESCRIPTOR_BYTES, unpack_word
+from cascade_mpi.layout import BUCKET_BYTES, DESCRIPTOR_BYTES, is_disk, unpack_word
+from cascade_mpi.onesided.batch import W_BUCKET, W_BUCKET_COPY, W_HOME, W_SLOT, W_WORD, WORK_WORDS
 from cascade_mpi.onesided.mpi import DATA, INDEX
 from cascade_mpi.onesided.words import WHOLE
 from cascade_mpi.onesided_python.batch import Batches
 from cascade_mpi.onesided_python.mpi import reporting
 from cascade_mpi.onesided_python.read import Reads
-from cascade_mpi.onesided_python.records import CLAIMED, DUE, MASK64, MISS, WRONG_SIZE, Cell, Item, Scratch, Words
+from cascade_mpi.onesided_python.records import (
+    CLAIMED,
+    DUE,
+    MASK64,
+    MISS,
+    ON_DISK,
+    WRONG_SIZE,
+    Cell,
+    Item,
+    Scratch,
+    Words,
+)
 
 
 class ManyReads(Batches, Reads):
@@ -38,7 +51,8 @@ class ManyReads(Batches, Reads):
         if outcome >= 0 and self._too_late(s, began):
             item.doubt = True
             return True
-        if outcome < 0 and not self._claim(s, item.hi, item.lo, item.word):
+        s.signed[c.CLAIMING] = 0
+        if outcome < 0 and not is_disk(item.word) and not self._claim(s, item.hi, item.lo, item.word):
             outcome = CLAIMED
         if outcome == MISS:
             item.claiming = bool(s.signed[c.CLAIMING])
@@ -66,10 +80,20 @@ class ManyReads(Batches, Reads):
             item.again.unsigned[0] == item.word
             and cell.holds(item.word, item.hi, item.lo)
             and cell.length == room
-            and self._fits(unpack_word(item.word).page, room)
+            and self._fits(item.word, room)
             and not self._expired(s, cell)
-            and self._checksum_holds(cell, target, room)
+            and (is_disk(item.word) or self._checksum_holds(cell, target, room))
         )
+
+    def _note_place(self, s: Scratch, item: Item) -> None:
+        """Where a block on disk was found, into the key's record."""
+        work = Words(item.bucket_copy - W_BUCKET_COPY * 8, WORK_WORDS)
+        if item.doubt:  # it was found the long way
+            for into, field in ((W_HOME, c.HOME), (W_BUCKET, c.BUCKET), (W_SLOT, c.SLOT), (W_WORD, c.WORD)):
+                work.unsigned[into] = s.unsigned[field]
+            ctypes.memmove(item.descriptor, s.at(c.DESCRIPTOR_COPY), DESCRIPTOR_BYTES)
+        else:
+            work.signed[W_HOME], work.signed[W_BUCKET] = item.home, item.bucket
 
     def _get_chunk(self, s: Scratch, items: list[Item], targets: Any, rooms: Any, results: Any) -> None:
         began, flags = self._ticks(s), set()
@@ -86,7 +110,8 @@ class ManyReads(Batches, Reads):
             if copies and self._copy_decides(s, item, targets[item.number], rooms[item.number], results, began):
                 continue
             self._get(item.descriptor, DESCRIPTOR_BYTES, rank, self._descriptor_at(page), DATA)
-            self._get_payload(targets[item.number], rooms[item.number], rank, page, 0)
+            if not is_disk(item.word):
+                self._get_payload(targets[item.number], rooms[item.number], rank, page, 0)
             flags.add(rank)
             remote.append(item)
         self._flush_all(flags, DATA)
@@ -98,8 +123,9 @@ class ManyReads(Batches, Reads):
             room, outcome, due = rooms[item.number], MISS, False
             if item in remote:
                 item.doubt = late or not self._is_whole(s, item, targets[item.number], room)
-                outcome, s.unsigned[c.WORD] = room, item.word
-                due = copies and not item.doubt and self._is_due(s, item.hi, item.lo, item.word)
+                on_disk, s.unsigned[c.WORD] = is_disk(item.word), item.word
+                outcome = ON_DISK if on_disk else room
+                due = copies and not item.doubt and not on_disk and self._is_due(s, item.hi, item.lo, item.word)
                 if item.claiming and not due:
                     self._drop_claim(item.hi, item.lo)
             if item.doubt:
@@ -107,8 +133,10 @@ class ManyReads(Batches, Reads):
                 if copies and s.signed[c.CLAIMING]:
                     self._drop_claim(*read)
             if outcome == WRONG_SIZE:
-                results[item.number] = -10 - s.signed[c.LENGTH]
+                results[item.number] = c.WRONG_FROM - s.signed[c.LENGTH]
                 continue
+            if outcome == ON_DISK:
+                self._note_place(s, item)
             self._account(s, outcome, WHOLE)
             results[item.number] = DUE if due else outcome
         s.unsigned[c.BEGAN] = began & MASK64  # of what is due: who went the long way has begun later
@@ -117,7 +145,7 @@ class ManyReads(Batches, Reads):
     def get_many(
         self, ctx: int, s: int, keys: int, n: int, targets: int, rooms: int, results: int, work: int, flags: int
     ) -> int:
-        """Local. Read n blocks: results[i] = bytes, an outcome of `get`, or -10 - length for a wrong size."""
+        """Local. Read n blocks: results[i] = bytes, an outcome of `get`, or WRONG_FROM - length for a wrong size."""
         if n:
             areas = [Words(address, n).signed for address in (targets, rooms, results)]
             for items in self._items(keys, n, work):

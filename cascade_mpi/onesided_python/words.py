@@ -10,7 +10,17 @@ from collections.abc import Iterator
 
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels import probe
-from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, DESCRIPTOR_BYTES, FP_SHIFT, TIER_DRAM, place, unpack_word
+from cascade_mpi.layout import (
+    BUCKET_BYTES,
+    BUCKET_WORDS,
+    DESCRIPTOR_BYTES,
+    FP_SHIFT,
+    TIER_DISK,
+    TIER_DRAM,
+    is_disk,
+    place,
+    unpack_word,
+)
 from cascade_mpi.onesided.mpi import DATA, INDEX
 from cascade_mpi.onesided.words import REALTIME_COARSE, TICKS
 from cascade_mpi.onesided_python.mpi import Mpi
@@ -42,15 +52,22 @@ class IndexWords(Mpi):
         return rank, self._field(c.BUCKETS) + bucket, fp
 
     def _in_bounds(self, word: int) -> bool:
-        """True if the word names memory of this store: only then may its address be used. Aliases lie in arenas too."""
-        named = unpack_word(word)
-        return named.tier <= TIER_DRAM and named.rank < self._field(c.RANKS) and named.page < self._field(c.PAGES)
+        """True if the word names a cell of this store: only then may its address be used. Aliases lie in arenas too."""
+        named, pages = unpack_word(word), self._field(c.PAGES)
+        if named.rank >= self._field(c.RANKS):
+            return False
+        if named.tier <= TIER_DRAM:
+            return named.page < pages
+        return named.tier == TIER_DISK and pages <= named.page < self._field(c.CELLS)
 
     def _expired(self, s: Scratch, cell: Cell) -> bool:
         return cell.expiry != 0 and self._ticks(s) >= cell.expiry * TICKS
 
-    def _fits(self, page: int, length: int) -> bool:
-        return length <= self._arena_bytes - page * self._field(c.PAGE_BYTES)
+    def _fits(self, word: int, length: int) -> bool:
+        """Does a payload of this length end inside the arena? On disk there is no end."""
+        if is_disk(word):
+            return length < 1 << 63
+        return length <= self._arena_bytes - unpack_word(word).page * self._field(c.PAGE_BYTES)
 
     def _read_bucket(self, s: Scratch, home: int, bucket: int) -> list[int]:
         base, copy_to = self._base(INDEX, home), s.at(c.BUCKET_COPY)

@@ -269,7 +269,8 @@ class MemoryStore:
 
     `index`, `data` and `pins` are the ranks that are mapped in each window (None: all); `calls` is "compiled"
     or "python"; `backed` bytes of each arena exist (None: all). With `copy_buckets` the ranks that are mapped in the
-    index window share a copy table. After each call the emulation is checked.
+    index window share a copy table. Behind its pages a rank has `disk_blocks` disk cells. After each call the emulation
+    is checked.
     """
 
     def __init__(
@@ -286,13 +287,15 @@ class MemoryStore:
         pins: set[int] | None = None,
         backed: int | None = None,
         copy_buckets: int = 0,
+        disk_blocks: int = 0,
     ) -> None:
         everybody = set(range(ranks))
         self.ranks, self.rank, self.pages, self.page_bytes, self.buckets = ranks, rank, pages, page_bytes, buckets
         # Not the offsets of the real store: the calls must take them from the context.
-        self.gone_at, self.touch_at = 192, 192 + pages
-        self.descriptor_at = -(-(self.touch_at + 4 * pages) // 128) * 128
-        self.arena_at = self.descriptor_at + 128 * pages + 64
+        self.cells_each = cells = pages + disk_blocks
+        self.gone_at, self.touch_at = 192, -(-(192 + cells) // 4) * 4
+        self.descriptor_at = -(-(self.touch_at + 4 * cells) // 128) * 128
+        self.arena_at = self.descriptor_at + 128 * cells + 64
         mapped = [everybody if each is None else each for each in (index, data, pins)]
         self.copy_buckets, self.node_ranks = copy_buckets, np.array(sorted(mapped[INDEX]), np.int64)
         self.read_counts = np.zeros(8 + c.READ_COUNT_BYTES, np.uint8)
@@ -322,7 +325,7 @@ class MemoryStore:
         tables = [window.table.ctypes.data for window in self.windows]
         for name, value in {
             c.RANKS: self.ranks, c.RANK: self.rank, c.BUCKETS: self.buckets, c.PAGES: self.pages,
-            c.PAGE_BYTES: self.page_bytes, c.GONE_AT: self.gone_at, c.TOUCH_AT: self.touch_at,
+            c.CELLS: self.cells_each, c.PAGE_BYTES: self.page_bytes, c.GONE_AT: self.gone_at, c.TOUCH_AT: self.touch_at,
             c.DESCRIPTOR_AT: self.descriptor_at, c.ARENA_AT: self.arena_at,
             c.INDEX_BASES: tables[INDEX], c.DATA_BASES: tables[DATA], c.PIN_BASES: tables[PINS],
             c.INDEX_WIN: HANDLES[INDEX], c.DATA_WIN: HANDLES[DATA], c.PIN_WIN: HANDLES[PINS],
@@ -372,14 +375,14 @@ class MemoryStore:
         return self.windows[PINS].memory[manager].view(np.uint64).reshape(self.ranks, onesided.SLOTS_PER_PEER)
 
     def gone(self, rank: int) -> np.ndarray:
-        return self.windows[DATA].memory[rank][self.gone_at : self.gone_at + self.pages]
+        return self.windows[DATA].memory[rank][self.gone_at : self.gone_at + self.cells_each]
 
     def touched(self, rank: int) -> np.ndarray:
-        return self.windows[DATA].memory[rank][self.touch_at : self.touch_at + 4 * self.pages].view(np.uint32)
+        return self.windows[DATA].memory[rank][self.touch_at : self.touch_at + 4 * self.cells_each].view(np.uint32)
 
     def records(self, rank: int) -> np.ndarray:
         at = self.descriptor_at
-        return self.windows[DATA].memory[rank][at : at + 128 * self.pages].view(layout.DESCRIPTOR)
+        return self.windows[DATA].memory[rank][at : at + 128 * self.cells_each].view(layout.DESCRIPTOR)
 
     def arena(self, rank: int) -> np.ndarray:
         return self.windows[DATA].memory[rank][self.arena_at :]
@@ -417,6 +420,28 @@ class MemoryStore:
         slot = int(np.flatnonzero(row == 0)[0]) if slot is None else slot
         row[slot] = word
         return Placed(key, word, home, bucket, slot, rank, page, payload)
+
+    def write_disk_cell(
+        self, rank: int, cell: int, key: Key, length: int, generation: int = 1, *, expiry: int = 0, hard: bool = False
+    ) -> int:
+        """Fill the descriptor of a disk cell as its manager would, and return the word that names it."""
+        record = self.records(rank)[cell]
+        record["magic"], record["generation"], record["length"] = layout.MAGIC, generation, length
+        record["key_hi"], record["key_lo"] = key
+        record["flags"], record["checksum"], record["expiry"] = layout.FLAG_CHECKSUM | layout.FLAG_DISK, 77, expiry
+        record["content_hi"], record["manager"] = layout.pack_location(5, 3), rank
+        return layout.pack_word(self.place(key).fp, generation, layout.TIER_DISK, rank, cell, hard)
+
+    def put_on_disk(
+        self, key: Key, rank: int, cell: int, length: int, generation: int = 1, slot: int | None = None, **more: Any
+    ) -> Placed:
+        """Write a disk cell and its word, in the lowest free slot or in `slot`."""
+        word = self.write_disk_cell(rank, cell, key, length, generation, **more)
+        home, bucket, _ = self.place(key)
+        row = self.words(home)[bucket]
+        slot = int(np.flatnonzero(row == 0)[0]) if slot is None else slot
+        row[slot] = word
+        return Placed(key, word, home, bucket, slot, rank, cell, b"")
 
     def put_copy(
         self, of: Placed, rank: int, page: int, payload: bytes | None = None, generation: int = 1, *,

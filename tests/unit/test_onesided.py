@@ -282,7 +282,7 @@ def test_block_replaced_by_another_size_between_copy_and_recheck(store):
     assert (outcome, store.scratch[c.LENGTH]) == (c.WRONG_SIZE, 3)
     placed = store.put(key_at(store, skip=1), 1, 3, pattern(1, 3000))
     results, _ = store.race(lambda: store.get_many([placed.key], [3000]), lambda: replace(store, placed, 8, b"newer"))
-    assert results == [-10 - 5]
+    assert results == [c.WRONG_FROM - 5]
 
 
 def test_cell_reused_for_the_same_key_between_copy_and_recheck(store):
@@ -432,7 +432,7 @@ def mixture():
             case 0:
                 lines.append(((5, int(i)), 10, c.MISS, None))
             case 1:
-                lines.append((key, len(payload) + 1 + int(i) % 3, -10 - len(payload), None))
+                lines.append((key, len(payload) + 1 + int(i) % 3, c.WRONG_FROM - len(payload), None))
             case _:
                 lines.append((key, len(payload), len(payload), payload))
     return blocks, lines

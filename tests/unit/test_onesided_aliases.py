@@ -68,7 +68,7 @@ def test_a_part_is_read_and_a_wrong_size_said(store):
     for room in (0, 1, 4999, 5001):
         assert store.get(name.key, room)[0] == c.WRONG_SIZE
         assert store.scratch[c.LENGTH] == 5000
-        assert store.get_many([name.key], [room])[0] == [-10 - 5000]
+        assert store.get_many([name.key], [room])[0] == [c.WRONG_FROM - 5000]
 
 
 def test_name_and_content_are_touched(store):

@@ -351,7 +351,7 @@ def test_a_block_that_another_rank_is_about_to_copy_is_left_to_it(store, how):
 def test_a_read_that_is_not_due_leaves_no_claim(store, how):
     placed = away(store, 2)
     store.context[c.COPY_AFTER] = 1
-    assert read(store, how, placed.key, 2999)[0] in (c.WRONG_SIZE, -10 - 3000)
+    assert read(store, how, placed.key, 2999)[0] in (c.WRONG_SIZE, c.WRONG_FROM - 3000)
     claims = store.windows[INDEX].memory[0][-8 * store.copy_buckets :], store.windows[INDEX].memory[1][-16:]
     assert not any(each.any() for each in claims)
 
