@@ -94,6 +94,8 @@ class BatchReader:
                 wrong = wrong or wrong_size(int(rooms[i]), c.WRONG_FROM - result)
                 wrong.add_note(f"key number {i}")
                 got.append(None)
+            elif result == c.ON_DISK:  # which one is not in the scratch any more: look again, then read
+                got.append(self._reader.into(hi, lo, int(targets[i]), int(rooms[i])))
             else:
                 got.append(self._reader.settle(result, hi, lo, int(targets[i]), int(rooms[i])))
         if wrong is not None:
