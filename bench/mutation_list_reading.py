@@ -126,14 +126,15 @@ MUTATIONS = (
         "out-of-bounds-tier",
         "a word of a tier that is off is never followed",
         PROBE,
-        (("        ((word >> _TIER_SHIFT) & _TIER_MASK) <= _DRAM\n        and rank_of", "        rank_of"),),
+        (("    if tier <= _DRAM:\n        return page < pages\n    return tier == _DISK and",
+          "    if tier <= _U(2):\n        return page < pages\n    return tier == _DISK and"),),
         (f"{CALLS}test_a_stray_word_is_never_followed",),
     ),
     Mutation(
         "out-of-bounds-page",
         "nor one that names no page of the arena",
         PROBE,
-        (("        and page_of(word) < field(ctx, c.PAGES)\n", ""),),
+        (("    if tier <= _DRAM:\n        return page < pages\n", "    if tier <= _DRAM:\n        return True\n"),),
         (f"{CALLS}test_a_stray_word_is_never_followed[remote-compiled]",),  # in mapped memory it crashes
     ),
     Mutation(

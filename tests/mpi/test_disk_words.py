@@ -226,6 +226,16 @@ def test_writers_take_it_away_and_tell_the_manager(demoted, assert_all, comm):
     assert_all(comm, same, str(got))
 
 
+def test_disk_words_are_no_cells_of_an_arena(demoted, comm):
+    """Not even with a number that the arena has too: no tier of it may be asked about them."""
+    pool, key = demoted.store._pool, demoted.mine[0]
+    found = demoted.store._reader.find(0, key)
+    assert found is not None
+    assert pool.tier_of(found.word) is None
+    assert not pool.retire(found.word)
+    assert demoted.store.put(key, block(1)).stored
+
+
 def test_a_view_brings_it_into_memory(demoted, assert_all, raises_all, comm):
     store, key = demoted.store, demoted.mine[0]
     demoted.full = True
