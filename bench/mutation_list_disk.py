@@ -38,7 +38,7 @@ MUTATIONS = (
         "disk-bounds-unchecked",
         "a disk word that names no cell of its rank is never followed",
         PROBE,
-        (("    return tier == _DISK and page >= pages and page < field(ctx, c.CELLS)\n", "    return tier == _DISK\n"),),
+        (("tier == _DISK and page >= pages and page < field(ctx, c.CELLS)\n", "tier == _DISK\n"),),
         (f"{DISK}test_a_stray_word_is_never_followed[remote-compiled]",),
     ),
     Mutation(

@@ -141,7 +141,7 @@ MUTATIONS = (
         "out-of-bounds-length",
         "a length that leaves the arena is not believed",
         PROBE,
-        (("    return length >= 0 and length <= room\n", "    return length >= 0\n"),),
+        (("    return length >= 0 and (length <= room or is_disk(word))\n", "    return length >= 0\n"),),
         (f"{CALLS}test_a_length_that_leaves_the_arena_is_not_believed[remote-compiled-8193]",),
     ),
     Mutation(
