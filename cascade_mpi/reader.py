@@ -72,7 +72,7 @@ class OnDisk(Protocol):
 
         The scratch has its WORD, SLOT, HOME, BUCKET, LENGTH, BEGAN and descriptor, which stays there. The outcome:
         `room`; MISS if its record is damaged, which is counted and logged there; CHANGED if the index has another word
-        by now.
+        by now, or BEGAN is longer ago than an attempt may take (`Fabric.attempt`).
         """
 
     def promote(self, found: Found) -> None:
