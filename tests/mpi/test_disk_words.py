@@ -28,6 +28,7 @@ from cascade_mpi.layout import (
     MAX_DISK_CELLS,
     MAX_PAGES,
     TIER_DISK,
+    is_disk,
     pack_location,
     pack_word,
     unpack_word,
@@ -86,6 +87,7 @@ class Demoted:
         self.reads += 1
         word, record = s.words[c.WORD], s.descriptor.view(DESCRIPTOR)[0]
         named = unpack_word(word)
+        assert is_disk(word), "the scratch is of another block"
         found = self.bytes[named.rank, named.page][offset : offset + room]
         assert (len(found), int(record["flags"]) & FLAG_DISK) == (room, FLAG_DISK)
         if room:
