@@ -29,7 +29,7 @@ from cascade_mpi.dram import DramTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels.probe import full_fence
 from cascade_mpi.layout import MAX_PAGES, MAX_RANKS, RANK_SHIFT, place
-from cascade_mpi.leases import LeaseTable, holder_of, holders_of, is_recalled, was_held
+from cascade_mpi.leases import LeaseTable, holders_of, is_recalled, was_held
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.registry import Registry
 
@@ -501,12 +501,23 @@ class Pool:
     @property
     def free_pages(self) -> int:
         """Local. Pages of the own arena that are free, whoever may take them."""
-        free = self.own.allocator.free_pages
-        if self.table is not None:
-            free += sum(
-                self.table.pages_of(extent)[1] for extent, word in enumerate(self._words()) if holder_of(word) is None
-            )
-        return free
+        return self.own.allocator.free_pages + self.not_used()[0]
+
+    def not_used(self) -> tuple[int, int]:
+        """Local. Pages of the own arena's extents that this rank does not use: that others do not either, that they do.
+
+        Nobody uses what is free, and what was given back to this rank and is not entered yet.
+        """
+        if self.table is None:
+            return 0, 0
+        known, nobody, lent = self.own.allocator.ranges, 0, 0
+        for extent, holder in enumerate(holders_of(self._words())):
+            start, pages = self.table.pages_of(extent)
+            if holder not in (-1, self._rank):
+                lent += pages
+            elif start not in known:
+                nobody += pages
+        return nobody, lent
 
 
 def open_pool(fabric: Fabric, config: Config, registry: Registry, protected: ProtectedBytes) -> Pool:

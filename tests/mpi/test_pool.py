@@ -98,6 +98,19 @@ def wrong_blocks(store: Store, kept: dict[int, int], size: int, *, all_there: bo
     return wrong
 
 
+def test_an_arena_that_is_lent_adds_up(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
+    """Rank 0 fills its own arena and more than half of the others': what they lend is neither live nor free."""
+    store = open_store(comm, **POOL)
+    fill_from(store, list(range(comm.size)), 30_000, 0.7)
+    stats, extent_bytes = store.stats(), store.report()["pool"].get("extent_bytes", 0)
+    arena, pool = stats["arena"], stats["pool"]
+    parts = {name: arena[name] for name in ("live", "limbo", "free", "lent")}
+    assert_all(comm, sum(parts.values()) == arena["bytes"] == ARENA, f"{parts} of {arena['bytes']}")
+    assert_all(comm, parts["lent"] == pool.get("lent", 0) * extent_bytes, f"{parts['lent']} bytes, {pool}")
+    assert comm.size == 1 or comm.allreduce(parts["lent"]) > 0
+    comm.Barrier()
+
+
 @pytest.mark.parametrize("protected", [False, True])
 def test_a_lessor_gets_its_memory_back(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll, protected: bool
