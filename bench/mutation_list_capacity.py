@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bench.mutation import DRAM, REGISTRY, WRITER, Mutation
 
-COLDEST, SESSIONS, STORE = "cascade_mpi/coldest.py", "cascade_mpi/sessions.py", "cascade_mpi/store.py"
+COLDEST, SESSIONS = "cascade_mpi/coldest.py", "cascade_mpi/sessions.py"
 VICTIMS, CHOICE = "cascade_mpi/victims.py", "tests/unit/test_victims.py::"
 ARENA, RULES = "tests/mpi/test_arena.py::", "tests/mpi/test_protection_rules.py::"
 

@@ -22,7 +22,7 @@ MUTATIONS = (
     Mutation(
         "epoch-not-looked-at-again-in-get",
         "the shortest path of a get does so too",
-        "cascade_mpi/store.py",
+        "cascade_mpi/store_reads.py",
         (("        if outcome >= 0 and not (self._mixed[0] if space is None else self._registry.has_passed(space)):",
           "        if outcome >= 0:"),),
         (f"{SPACES}test_what_began_before_a_bump_returns_nothing_old[get-out-named]",

@@ -519,7 +519,7 @@ def test_a_torn_description_is_no_array() -> None:
 def test_a_refused_progress_thread_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, comm: MPI.Intracomm) -> None:
     opened: list[object] = []
     monkeypatch.setattr(MPI, "Query_thread", lambda: MPI.THREAD_FUNNELED)
-    monkeypatch.setattr("cascade_mpi.store.Fabric", lambda *_: opened.append(1))
+    monkeypatch.setattr("cascade_mpi.store_life.Fabric", lambda *_: opened.append(1))
     with pytest.raises(ConfigError, match="funneled"):
         Store(comm, dram_bytes="1MiB", progress="thread")
     assert not opened
