@@ -45,7 +45,7 @@ MUTATIONS = (
     Mutation(
         "epoch-not-in-the-key",
         "a weight epoch is part of every key",
-        REGISTRY,
+        "cascade_mpi/spaces.py",
         (("self.digest = namespace.digest(self.epoch)", "self.digest = namespace.digest(0)"),),
         (f"{SPACES}test_nothing_of_the_old_epoch_is_found_after_a_bump[allocate-compiled-name]",),
     ),
@@ -66,14 +66,14 @@ MUTATIONS = (
     Mutation(
         "quota-counts-only-up",
         "what leaves a namespace leaves its quota",
-        REGISTRY,
+        "cascade_mpi/quotas.py",
         (("self._released[at] = self._released.get(at, 0) + nbytes", "self._released[at] = 0"),),
         (f"{SPACES}test_one_rank_may_use_the_whole_quota_and_not_a_byte_more",),
     ),
     Mutation(
         "quota-not-looked-at",
         "a put beyond a quota is refused",
-        REGISTRY,
+        "cascade_mpi/quotas.py",
         (("over = max(used + nbytes - quota, 0)", "over = 0"),),
         (f"{SPACES}test_a_quota_holds_over_all_ranks[allocate-compiled]",),
     ),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from bench.mutation import ALLOCATOR, DRAM, WRITER, Mutation
 
-AREA, LEASES, POOL, MOVER = (f"cascade_mpi/{name}.py" for name in ("area", "leases", "pool", "mover"))
+AREA, LEASES, POOL, MOVER, EXTENTS = (
+    f"cascade_mpi/{name}.py" for name in ("area", "leases", "pool", "mover", "extents")
+)
 TESTS = "tests/mpi/test_pool.py::"
 VIEW, GENERATIONS = f"{TESTS}test_a_view_keeps_its_extent_from_being_given_back", f"{TESTS}test_generations_go_on"
 BACK = f"{TESTS}test_a_lessor_gets_its_memory_back"
@@ -31,7 +33,7 @@ _RULES = (
     Mutation(
         "generations-begin-again",
         "the next holder of an extent goes on from the generations that stand in its descriptors",
-        POOL,
+        EXTENTS,
         ((" if described else None\n", " if False else None\n"),),
         (f"{GENERATIONS}_from_holder_to_holder",),
     ),
@@ -82,7 +84,7 @@ _RULES = (
     Mutation(
         "moved-into-what-is-recalled",
         "nothing new comes into an extent that is to be given back",
-        POOL,
+        EXTENTS,
         (("                        tier.allocator.close(start)\n", "                        pass\n"),),
         (VIEW,),
     ),

@@ -31,7 +31,8 @@ from cascade_mpi.namespaces import Hash, Namespace
 from cascade_mpi.pool import Pool
 from cascade_mpi.protection import Protection
 from cascade_mpi.reader import decode
-from cascade_mpi.registry import Registry, Space
+from cascade_mpi.registry import Registry
+from cascade_mpi.spaces import Space
 from cascade_mpi.values import Source
 from cascade_mpi.writer import Draft, Exists, PutResult, Writer
 

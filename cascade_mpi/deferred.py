@@ -11,7 +11,7 @@ from typing import Any
 from cascade_mpi.errors import StoreFullError
 from cascade_mpi.layout import HARD, unpack_word
 from cascade_mpi.listing import integer_key
-from cascade_mpi.registry import Space
+from cascade_mpi.spaces import Space
 from cascade_mpi.values import source
 from cascade_mpi.writer import Draft, Exists, PutResult, Writer
 

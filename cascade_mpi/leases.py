@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cascade_mpi.errors import ProtocolError
-from cascade_mpi.registry import Registry, table_bytes
+from cascade_mpi.shared_words import SharedWords, table_bytes
 
 _RECALL = 1 << 31  # the rank of the arena wants it back
 _HOLDER = (1 << 13) - 1  # the rank that holds it, plus 1; 0: it is free
@@ -50,9 +50,9 @@ def was_held(word: int) -> bool:
 class LeaseTable:
     """The extents of all arenas, as one rank sees and changes them."""
 
-    def __init__(self, registry: Registry, rank: int, slots: int, extents: int, pages: int) -> None:
+    def __init__(self, shared: SharedWords, rank: int, slots: int, extents: int, pages: int) -> None:
         """`extents` is how many are wanted of each arena of so many pages; `slots` those of the table before it."""
-        self._registry, self._rank = registry, rank
+        self._shared, self._rank = shared, rank
         self._at = table_bytes(slots) // 8
         self.extent_pages = -(-pages // extents)
         self._pages = pages
@@ -61,7 +61,7 @@ class LeaseTable:
 
     def look(self, rank: int) -> list[int]:
         """Local. The words of an arena. No MPI call on the same node."""
-        found: list[int] = self._registry.read_many(rank, self._at, self.count).tolist()
+        found: list[int] = self._shared.read_many(rank, self._at, self.count).tolist()
         return found
 
     def pages_of(self, extent: int) -> tuple[int, int]:
@@ -109,4 +109,4 @@ class LeaseTable:
         return asked
 
     def _swap(self, rank: int, extent: int, old: int, new: int) -> bool:
-        return self._registry.swap(rank, self._at + extent, old, new)
+        return self._shared.swap(rank, self._at + extent, old, new)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from cascade_mpi.dram import DramTier
 from cascade_mpi.layout import FLAG_CONTENT, HARD
-from cascade_mpi.registry import Space
+from cascade_mpi.spaces import Space
 from cascade_mpi.values import decode_dims, dtype_name, result_dtype
 
 _AT_ONCE = 1024  # blocks that are looked at under one lock

@@ -43,8 +43,9 @@ from cascade_mpi.progress import ProgressThread, paused
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.protection import Protection
 from cascade_mpi.reader import Reader
-from cascade_mpi.registry import Registry, Space
+from cascade_mpi.registry import Registry
 from cascade_mpi.sessions import SharedBlocks
+from cascade_mpi.spaces import Space
 from cascade_mpi.writer import Writer
 
 _SWEEP_S = 0.05

@@ -16,7 +16,8 @@ from cascade_mpi.errors import (
 )
 from cascade_mpi.listing import BlockInfo
 from cascade_mpi.namespaces import AnyNamespace, as_namespace
-from cascade_mpi.registry import MAX_QUOTA, NamespaceInfo
+from cascade_mpi.quotas import MAX_QUOTA
+from cascade_mpi.spaces import NamespaceInfo
 from cascade_mpi.store_life import OpenStore
 
 

@@ -18,7 +18,7 @@ from patterns import block
 
 from cascade_mpi.errors import ProtocolError, StoreFullError
 from cascade_mpi.kernels import context as c
-from cascade_mpi.registry import PROTECTED
+from cascade_mpi.shared_words import PROTECTED
 from cascade_mpi.store import Store
 
 PAGE = 4096
