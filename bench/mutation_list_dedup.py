@@ -6,7 +6,7 @@ Covers reads through aliases, puts by alias, and the collection of contents. Doe
 
 from __future__ import annotations
 
-from bench.mutation import DRAM, ONESIDED, TWIN, WRITER, Mutation
+from bench.mutation import CELLS, ONESIDED, TWIN, WRITER, Mutation
 
 DEDUP, PROTECTION = "cascade_mpi/dedup.py", "cascade_mpi/protection.py"
 ALIASES, STEPS = "tests/unit/test_onesided_aliases.py::", "tests/mpi/test_dedup_steps.py::"
@@ -108,7 +108,7 @@ MUTATIONS = (
     Mutation(
         "hint-removes-a-name",
         "a hint that the content is gone is not the permission to take the name out",
-        DRAM,
+        CELLS,
         (("and not everything and self._names_nothing(first):", "and not everything:"),),
         (f"{STEPS}test_a_hint_is_no_permission",),
     ),

@@ -6,7 +6,7 @@ edits are applied (`mutations`).
 
 from __future__ import annotations
 
-from bench.mutation import DRAM, REGISTRY, WRITER, Mutation
+from bench.mutation import PASSING, REGISTRY, WRITER, Mutation
 
 SPACES = "tests/mpi/test_namespaces.py::"
 
@@ -59,7 +59,7 @@ MUTATIONS = (
     Mutation(
         "passed-blocks-stay",
         "blocks of a passed epoch make room, protected ones too",
-        DRAM,
+        PASSING,
         (("& (at < begun[place])", "& (at > begun[place])"),),
         (f"{SPACES}test_blocks_of_a_passed_epoch_leave_memory",),
     ),

@@ -1,12 +1,12 @@
 """The rules of leased extents, each broken on purpose: what to change, and the tests that must notice.
 
 Covers who holds an extent, when it may be given back, and the move of blocks out of it. Does not cover the cells
-themselves (`mutation_list`) nor how the edits are applied (`mutations`).
+themselves (`mutation_list_cells`) nor how the edits are applied (`mutations`).
 """
 
 from __future__ import annotations
 
-from bench.mutation import ALLOCATOR, DRAM, WRITER, Mutation
+from bench.mutation import ALLOCATOR, CELLS, EVICTIONS, WRITER, Mutation
 
 AREA, LEASES, POOL, MOVER, EXTENTS = (
     f"cascade_mpi/{name}.py" for name in ("area", "leases", "pool", "mover", "extents")
@@ -47,7 +47,7 @@ _RULES = (
     Mutation(
         "lessor-clears-the-lessees-hints",
         "a sweep clears the hints of the pages that its rank holds, and no others",
-        DRAM,
+        CELLS,
         (("                hints[~self.owned] = 0\n", "                pass\n"),),
         (f"{TESTS}test_the_lessor_of_a_block_deletes_it",),
     ),
@@ -100,7 +100,7 @@ _RULES = (
     Mutation(
         "protected-blocks-go-on-recall",
         "a protected block stays in an extent that is recalled until there is room for it",
-        DRAM,
+        EVICTIONS,
         (("        return self._evict_one(first) is not None\n", "        return self.remove(first) is not None\n"),),
         (f"{BACK}[True]",),
     ),

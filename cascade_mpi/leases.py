@@ -1,12 +1,12 @@
 """Who holds which part of which arena: a word for each extent, which any rank changes by compare-and-swap.
 
-Covers the words: take, give back, recall, look. Does not cover what stands in an extent (`dram`), when one is taken or
-given back (`pool`), nor how blocks get out of one (`mover`).
+Covers the words: take, give back, recall, look. Does not cover what stands in an extent (`cells`), when one is taken or
+given back (`extents`), nor how blocks get out of one (`mover`).
 
 An extent is free or held by one rank, which may be its arena's. The holder alone is the manager of the cells in it.
 No rank has to answer for another to take one: the memory of a rank that computes is used as well. The word has a
 number that goes up whenever an extent is given back, so that a compare-and-swap with an old look at it fails. The
-words stand behind the table of namespaces, in a window that takes MPI atomics alone; see `registry`.
+words stand behind the table of namespaces, in a window that takes MPI atomics alone; see `shared_words`.
 """
 
 from __future__ import annotations

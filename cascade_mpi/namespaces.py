@@ -1,7 +1,7 @@
 """Namespaces: what else than its own key must be equal for two blocks to be the same.
 
 Covers the parts of a namespace and the digests that make it part of every key. Does not cover which
-epoch a namespace is at, nor its quota (see `registry`). Knows no MPI.
+epoch a namespace is at, nor its quota (see `registry`, `quotas`). Knows no MPI.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Hazard-slot pins: keep a cell from being reused while somebody looks at it.
 
 Covers this rank's slots at every manager and the order in which they are written. Does not cover what is
-pinned (`view`) nor the manager's look at the slots (`dram`). Each slot is written by one rank only.
+pinned (`view`) nor the manager's look at the slots (`cells`). Each slot is written by one rank only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The namespaces in use in a store, the same on all ranks: their slots and weight epochs.
 
 Covers the table of namespaces and the replicated epochs. Does not cover what a namespace is (`namespaces`), its quota
-(`quotas`), nor what happens to the blocks of a passed epoch (`dram`).
+(`quotas`), nor what happens to the blocks of a passed epoch (`passing`).
 
 Each rank has one array of words (`shared_words`). Rank 0's ids say which slot a namespace has; a slot is never given
 back. Epochs are on every rank: a reader compares one word of its own memory, without MPI. The number of the next epoch
@@ -22,8 +22,6 @@ from cascade_mpi.namespaces import DEFAULT, MAX_EPOCH, AnyNamespace, Namespace, 
 from cascade_mpi.quotas import Quotas
 from cascade_mpi.shared_words import CHANGES, HEADER, table_bytes
 from cascade_mpi.spaces import NamespaceInfo, Space
-
-__all__ = ["Registry", "Space"]
 
 _BEGIN_S = 60.0
 

@@ -42,7 +42,8 @@ from cascade_mpi.layout import (
 from cascade_mpi.onesided import DESCRIBE
 from cascade_mpi.pool import Cell, Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
-from cascade_mpi.registry import Registry, Space
+from cascade_mpi.registry import Registry
+from cascade_mpi.spaces import Space
 from cascade_mpi.values import Source, encode_dims
 
 Exists = Literal["replace", "keep", "error"]
