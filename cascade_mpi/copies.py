@@ -1,7 +1,7 @@
 """Copies of other nodes' blocks, which this rank keeps for the ranks of its node.
 
 Covers when what was just read becomes a copy, its cell and its word in the node's copy table, and `replicate`.
-Does not cover the read of a copy (`onesided`) nor when it goes (`evictions`: like any cell, only sooner or in its turn).
+Does not cover the read of a copy (`onesided`) nor when it goes (`evictions`: like any cell, or sooner).
 
 A copy is never in the index, so replace, delete, move and protect need not know of it. Its descriptor has the index
 word that it was made from; until the expiry of its block it counts for a reader who has found that word in the index,

@@ -1,6 +1,6 @@
 """What an arena holds of a namespace: its blocks one by one, and the removal of many of them.
 
-Covers this rank's part. Does not cover the other ranks' (`store_namespaces` gathers) nor namespaces as a whole (`registry`).
+Covers this rank's part. Does not cover the other ranks' (`store_namespaces`) nor namespaces as a whole (`registry`).
 
 A block is listed under the integer that names it in its namespace: `get`, `delete` and `protect` take it as a key.
 Of a block that was put under an integer it is that integer. Of one that was put under a str or bytes it is their
