@@ -53,7 +53,7 @@ class Pool(Extents):
         self._hashed = hashed and table is not None
         self._wait_again = 0.0
 
-    # -- one block ---------------------------------------------------------------------------------
+    # -------------------------------------------------------------------------------------------------------- one block
 
     def reserve(self, nbytes: int, hi: int, lo: int) -> Cell | None:
         """Local. A cell for the block of this key, or None if no arena has room for it.
@@ -180,7 +180,7 @@ class Pool(Extents):
         self._wait_again = time.monotonic() + _WAIT_AGAIN_S
         return None
 
-    # -- of all tiers together ---------------------------------------------------------------------
+    # -------------------------------------------------------------------------------------------- of all tiers together
 
     def tier_of(self, word: int) -> DramTier | None:
         """Local. The tier that may hold the cell of a word, None: this rank has nothing in that arena."""

@@ -42,7 +42,7 @@ class Registry(Quotas):
         self._spaces: dict[AnyNamespace, Space] = {"": default, DEFAULT: default}
         self._by_id[0] = default
 
-    # -- look-up -----------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------------------------- look-up
 
     def current(self, namespace: AnyNamespace, *, register: bool = False) -> Space:
         """Local. The namespace at its present epoch. No MPI call but for the first use of a namespace on this rank.
@@ -133,7 +133,7 @@ class Registry(Quotas):
         space = self._by_id.get(namespace_id)
         return None if space is None else self.current(space.namespace)
 
-    # -- epochs ------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------------- epochs
 
     def bump(self, namespace: AnyNamespace) -> int:
         """Local. Let a new epoch begin on all ranks: its number. 1 fetch-and-add, 3 accumulates for each rank.
@@ -162,7 +162,7 @@ class Registry(Quotas):
             epochs = {space.id: (self.epochs[space.slot] + 1) // 2 for space in self._by_id.values()}
         return {namespace_id: epoch for namespace_id, epoch in epochs.items() if epoch}
 
-    # -- lists -------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------------------------ lists
 
     def list(self, held: Callable[[int, int], tuple[int, int, int]]) -> list[NamespaceInfo]:
         """Collective. What the blocks of all ranks belong to, by slot; `held` as `Pool.held`, of this rank."""
