@@ -247,6 +247,7 @@ def test_publish_needs_no_thread(open_store: Callable[..., Store], comm: MPI.Int
         comm.Barrier()
 
 
+@pytest.mark.usefixtures("every_self_test")
 def test_the_report_says_what_was_chosen(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
     waits = {}
     for progress in ("none", "auto", "thread"):
@@ -257,6 +258,7 @@ def test_the_report_says_what_was_chosen(open_store: Callable[..., Store], comm:
         assert progress in report["progress"]["reason"]
 
 
+@pytest.mark.usefixtures("every_self_test")
 def test_a_prober_that_comes_too_late_proves_nothing(
     open_store: Callable[..., Store], comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +278,7 @@ def test_a_prober_that_comes_too_late_proves_nothing(
     assert report["progress"]["thread"] == (comm.size > 1)
 
 
+@pytest.mark.usefixtures("every_self_test")
 def test_the_thread_of_another_store_does_not_mislead(open_store: Callable[..., Store], comm: MPI.Intracomm) -> None:
     """That thread may end first: the self-test of the second store must not count on it."""
     first = open_store(comm, progress="none")
