@@ -231,6 +231,7 @@ def test_a_quota_counts_what_is_stored(open_store: Open, comm: MPI.Intracomm) ->
     store.check()
 
 
+@pytest.mark.nodes
 @pytest.mark.parametrize("mode", ["inline", "behind"])
 def test_contents_and_names_in_the_memory_of_others(
     open_store: Open, comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch, mode: str
