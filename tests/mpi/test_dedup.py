@@ -405,6 +405,7 @@ def test_an_acknowledged_name_is_there_where_nothing_is_evicted(open_store: Open
 # -------------------------------------------------------------------------------------------- beside a dictionary
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", ["inline", "behind"])
 @pytest.mark.parametrize("when_full", ["refuse", "evict"])
 def test_random_calls_beside_a_dictionary(mode: str, when_full: str, open_store: Open) -> None:
@@ -457,6 +458,7 @@ def test_random_calls_beside_a_dictionary(mode: str, when_full: str, open_store:
 # ------------------------------------------------------------------------------------------------------- bench
 
 
+@pytest.mark.alone
 def test_the_bench_saves_what_it_expects(comm: MPI.Intracomm) -> None:
     rows, _ = measure(24, 8192, (10, 70), 3, comm)
     shares = [row for row in rows if row["case"].startswith("dedup_saved")]

@@ -188,6 +188,7 @@ def test_what_is_deleted_while_everything_moves_is_gone(
 # ----------------------------------------------------------------------------------------------------- quotas
 
 
+@pytest.mark.alone
 def test_a_quota_counts_the_blocks_of_all_arenas(open_store: Open, comm: MPI.Intracomm, assert_all: AssertAll) -> None:
     """One rank's namespace, in its own arena and in what it has leased: counted once wherever a block goes."""
     store = open_store(comm, when_full="refuse", **POOL)
@@ -224,6 +225,7 @@ def test_a_quota_counts_the_blocks_of_all_arenas(open_store: Open, comm: MPI.Int
     comm.Barrier()
 
 
+@pytest.mark.alone
 def test_a_quota_evicts_from_all_arenas_together(open_store: Open, comm: MPI.Intracomm) -> None:
     """A block larger than what may go in each: some go from both. One that is too large for both: none goes."""
     store = open_store(comm, evict_ahead=0, **POOL)
