@@ -169,4 +169,11 @@ MUTATIONS = (
           'value.dtype, value.nbytes,\n                       *([0] * len(value.shape)))'),),
         ("tests/unit/test_contents.py::test_what_makes_another_content",),
     ),
+    Mutation(
+        "sessions-protect-beside-collect",
+        "no block of a content becomes protected while the names are counted",
+        "cascade_mpi/sessions.py",
+        (("            with self._protecting:\n", "            if True:\n"),),
+        (f"{STEPS}test_no_session_protects_a_name_while_contents_are_collected",),
+    ),
 )  # fmt: skip

@@ -98,6 +98,27 @@ _RULES = (
         (f"{TESTS}test_one_writer_fills_the_memory_of_all",),
     ),
     Mutation(
+        "list-does-not-follow-moves",
+        "a block that moves while a list is made is listed once",
+        POOL,
+        (("            each.moved(tier, first, to, new)\n", "            pass\n"),),
+        ("tests/mpi/test_moves_beside.py::test_a_list_has_each_block_once_while_they_move",),
+    ),
+    Mutation(
+        "blocks-move-past-a-deletion",
+        "no block moves from what delete_all has not looked at to what it has",
+        "cascade_mpi/store_namespaces.py",
+        (("        with self._pool.lock:  # no block moves past the look\n", "        if True:\n"),),
+        ("tests/mpi/test_moves_beside.py::test_no_block_moves_past_a_deletion[all]",),
+    ),
+    Mutation(
+        "quota-leaves-what-moves",
+        "a block that moves to another arena counts against its quota there",
+        MOVER,
+        (("        to.counted[cell.first] = tier.counted[first]\n", "        to.counted[cell.first] = False\n"),),
+        ("tests/mpi/test_moves_beside.py::test_a_quota_counts_the_blocks_of_all_arenas",),
+    ),
+    Mutation(
         "protected-blocks-go-on-recall",
         "a protected block stays in an extent that is recalled until there is room for it",
         EVICTIONS,

@@ -166,6 +166,7 @@ class Mover:
         if not to.is_live(new):
             unsummed = self._later and not to.area.far and not summed
             to.enter(new, nbytes, unsummed=unsummed, touch=int(tier.area.touched[first]))
+        self._pool.has_moved(tier, first, to, cell.first)
         to.counted[cell.first] = tier.counted[first]
         tier.counted[first] = False  # it is the same block: nothing is given back
         space = self._registry.by_id(int(to.records["namespace"][cell.first]))

@@ -13,9 +13,10 @@ cells have rested and nobody has them pinned.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,13 @@ class Cell(NamedTuple):
     generation: int
 
 
+class Follower(Protocol):
+    """Who goes through the cells of a rank, and is to hear of the blocks that move meanwhile."""
+
+    def moved(self, tier: DramTier, first: int, to: DramTier, new: int) -> None:
+        """Local. A block has gone from one cell to another. The caller holds the lock."""
+
+
 class Pool(Extents):
     """What one rank manages, in all arenas. Public methods take the lock of its tiers."""
 
@@ -51,6 +59,7 @@ class Pool(Extents):
     ) -> None:
         super().__init__(fabric, own, make, table)
         self._hashed = hashed and table is not None
+        self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._wait_again = 0.0
 
     # -------------------------------------------------------------------------------------------------------- one block
@@ -191,6 +200,11 @@ class Pool(Extents):
         tier = self.tier_of(word)
         return tier is not None and tier.retire(word)
 
+    def has_moved(self, tier: DramTier, first: int, to: DramTier, new: int) -> None:
+        """Local. A block has gone from one cell to another: all who follow hear of it. The caller holds the lock."""
+        for each in self.followers:
+            each.moved(tier, first, to, new)
+
     def give_up(self, word: int) -> None:
         """Local. A reserved cell whose word is nowhere and will never be published goes to limbo."""
         tier = self.tier_of(word)
@@ -249,7 +263,8 @@ class Pool(Extents):
 
     def held(self, namespace_id: int, epoch: int) -> tuple[int, int, int]:
         """Local. `DramTier.held` of all together."""
-        blocks, nbytes, passed = np.sum([t.held(namespace_id, epoch) for t in list(self.tiers.values())], axis=0)
+        with self.lock:  # no block moves past the look, nor is seen twice
+            blocks, nbytes, passed = np.sum([t.held(namespace_id, epoch) for t in self.tiers.values()], axis=0)
         return int(blocks), int(nbytes), int(passed)
 
     def count(self, namespace_id: int, epoch: int, drafts: set[int], *, on: bool) -> int:
@@ -268,7 +283,8 @@ class Pool(Extents):
 
     def protected(self) -> tuple[int, int]:
         """Local. The protected blocks and their payload bytes."""
-        found = [tier.protected() for tier in list(self.tiers.values())]
+        with self.lock:
+            found = [tier.protected() for tier in self.tiers.values()]
         return sum(blocks for blocks, _ in found), sum(nbytes for _, nbytes in found)
 
     def why_full(self, nbytes: int) -> str:

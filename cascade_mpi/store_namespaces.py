@@ -6,7 +6,6 @@ Covers what all ranks must agree on before. Does not cover the table of namespac
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 from cascade_mpi import listing
@@ -47,12 +46,12 @@ class Namespaces(OpenStore):
         """Local. The blocks of a namespace that this rank manages, at its present epoch, expired ones left out.
 
         Each under the integer that names it there (see `BlockInfo`); what is stored or leaves meanwhile may be listed
-        or not. Of a salted namespace only who has the salt can ask. No MPI call but for the hints that others left.
+        or not; what moves is listed once. Of a salted namespace only who has the salt can ask. No MPI call but for the
+        hints that others left.
         """
         space = self._space(namespace)
         self._pool.sweep_hinted()
-        scans = [listing.scan(tier, space, self._check_open) for tier in list(self._pool.tiers.values())]
-        return itertools.chain.from_iterable(scans)
+        return listing.scan(self._pool, space, self._check_open)
 
     def scan_all(self, namespace: AnyNamespace | None = None) -> list[BlockInfo]:
         """Collective. The same of all ranks, by rank; every rank gets the whole list."""

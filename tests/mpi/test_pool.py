@@ -55,6 +55,7 @@ def all_until(comm: MPI.Intracomm, store: Store, condition: Callable[[], bool]) 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 @pytest.mark.core
+@pytest.mark.nodes
 def test_one_writer_fills_the_memory_of_all(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll, variant: str
 ) -> None:
@@ -379,6 +380,7 @@ def test_rebalance_evens_out_the_arenas(comm: MPI.Intracomm, open_store: Open, a
     store.check()
 
 
+@pytest.mark.nodes
 def test_placement_by_hash_spreads_what_one_rank_puts(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll
 ) -> None:
