@@ -79,13 +79,13 @@ def test_a_list_has_each_block_once_while_they_move(
     mine = in_two_arenas(store, comm)
     chance, own, other = random.Random(comm.rank), comm.rank, following(comm)
     moved = 0
-    for _ in range(6):
+    for _ in range(4):
         listed = []
         for each in store.scan():
             listed.append(each.key)
             moved += carry(store, *chance.choice([(own, other), (other, own)]), chance.randrange(EACH))
         assert_all(comm, sorted(listed) == mine, f"listed {sorted(listed)} of {mine}")
-    assert moved > 20
+    assert moved > 10
     whole = store.scan_all()
     assert len(whole) == EACH * comm.size
     assert are_read(store, [each.key for each in whole])
