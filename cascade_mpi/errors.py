@@ -5,6 +5,9 @@ A miss is never an exception: it is ``None`` or ``False``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class CascadeError(Exception):
     """Base of everything that Cascade raises on purpose."""
@@ -111,3 +114,29 @@ class StoreIdentityError(CascadeError, ValueError):
 
 class TraceError(CascadeError, ValueError):
     """A trace file is malformed; the text names file, line and field."""
+
+
+class DamagedError(CascadeError):
+    """Bytes of a file are not what was written there, or stand where they do not belong; none of them was used.
+
+    `path`, `offset` (bytes) and `what` are the parts of its text.
+    """
+
+    def __init__(self, path: str, offset: int, what: str) -> None:
+        super().__init__(path, offset, what)
+        self.path, self.offset, self.what = path, offset, what
+
+    def __str__(self) -> str:
+        """File, byte and what is wrong there."""
+        return f"{self.path} at byte {self.offset}: {self.what}"
+
+
+class NotDurableError(CascadeError, OSError):
+    """Records that were written may not be on the disk, and never will be known to be: write them again.
+
+    `lost` names them, as `segments.log.Lost`.
+    """
+
+    def __init__(self, text: str, lost: Sequence[Any] = ()) -> None:
+        super().__init__(text)
+        self.lost = lost
