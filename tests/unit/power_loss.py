@@ -555,6 +555,7 @@ class State(NamedTuple):
 
 
 Judge = Callable[[RecordingFiles, tuple[Any, ...]], Iterable[str]]
+_PASSES, _KNOWN_IN_A_ROW = 8, 12
 
 
 @dataclass
@@ -572,22 +573,33 @@ class Outcome:
 
 
 def survey(disk: Disk, judge: Judge, *, seed: int = 0, count: int = 1000, enough: int = 5) -> Outcome:
-    """`count` random states, spread over all moments of the trace. Stops after `enough` that the judge complains of."""
-    outcome, chance, kinds = Outcome(), random.Random(seed), set()
-    replay, moments = Replay(disk), len(disk.trace) + 1
-    for moment in range(moments):
-        if moment:
-            replay.step(disk.trace[moment - 1])
-        wanted = count * (moment + 1) // moments - count * moment // moments
-        for _ in range(wanted if replay.is_open() else min(wanted, 1)):
-            state = replay.build(
-                RandomChooser(chance),
-                piece=chance.choice((SECTOR, PAGE)),
-                journal=chance.random() < 0.3,
-                stale=chance.random() < 0.2,
-            )
-            if _judged(outcome, state, judge, kinds, disk, moment) and outcome.bad >= enough:
-                return outcome
+    """`count` different random states, spread over all moments of the trace; fewer if there are hardly so many.
+
+    Goes over the trace up to 8 times. Stops after `enough` states that the judge complains of.
+    """
+    outcome, chance, kinds, moments = Outcome(), random.Random(seed), set[int](), len(disk.trace) + 1
+    for _ in range(_PASSES):
+        replay, wanted, missing = Replay(disk), 0.0, count - outcome.different
+        for moment in range(moments):
+            if moment:
+                replay.step(disk.trace[moment - 1])
+            wanted += missing / moments  # what one moment does not have, the next ones may
+            known = 0
+            while wanted > 0 and known < _KNOWN_IN_A_ROW:
+                state = replay.build(
+                    RandomChooser(chance),
+                    piece=chance.choice((SECTOR, PAGE)),
+                    journal=chance.random() < 0.3,
+                    stale=chance.random() < 0.2,
+                )
+                if not _judged(outcome, state, judge, kinds, disk, moment):
+                    known += 1
+                    continue
+                known, wanted = 0, wanted - 1
+                if outcome.bad >= enough or outcome.different >= count:
+                    return outcome
+                if not replay.is_open():
+                    break
     return outcome
 
 
@@ -601,22 +613,24 @@ def survey_all(disk: Disk, judge: Judge, *, piece: int = SECTOR, limit: int = 20
         more = True
         while more:
             assert outcome.states < limit, f"more than {limit} states: give a smaller trace"
-            if _judged(outcome, replay.build(every, piece=piece), judge, kinds, disk, moment) and outcome.bad >= enough:
+            _judged(outcome, replay.build(every, piece=piece), judge, kinds, disk, moment)
+            if outcome.bad >= enough:
                 return outcome
             more = every.next()
     return outcome
 
 
 def _judged(outcome: Outcome, state: State, judge: Judge, kinds: set[int], disk: Disk, moment: int) -> bool:
+    """Was it new? Only then it is judged."""
     outcome.states += 1
     kind = hash((frozenset(state.contents.items()), state.folders, len(state.notes)))
     if kind in kinds:
-        return False  # judged already
+        return False
     kinds.add(kind)
     outcome.different += 1
     complaints = list(judge(state.files(), state.notes))
     if not complaints:
-        return False
+        return True
     outcome.bad += 1
     events = "\n    ".join(map(str, disk.trace[max(moment - 12, 0) : moment]))
     files = ", ".join(f"{path} ({len(data)} bytes)" for path, data in state.contents.items())
