@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cascade_mpi.errors import CascadeError
+from cascade_mpi.errors import CascadeError, StoreIdentityError
 from cascade_mpi.job import print_error
 from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.format import FOLDER
 from cascade_mpi.segments.fsck import most_common_store
+from cascade_mpi.segments.identity import NAME, read
 from cascade_mpi.segments.recovery import numbers_in
 
 
@@ -37,9 +38,22 @@ def opened(directory: Path) -> Iterator[Opened | None]:
         yield None
         return
     with files:
+        problems = []
+        identity = None
+        try:
+            identity = read(files)
+        except StoreIdentityError as error:
+            problems.append(str(error))
+        if identity is not None:
+            yield Opened(files, identity.uuid)
+            return
         numbers = numbers_in(files)
-        if not numbers and FOLDER not in files.names(""):
-            print_error(f"{directory}: no store's directory: it has no folder {FOLDER!r}")
+        if not numbers and not problems:
+            print_error(
+                f"{directory} is no store's directory: there is neither a file {NAME} nor a segment in {FOLDER}/"
+            )
             yield None
             return
-        yield Opened(files, most_common_store(files, numbers))
+        if not problems:
+            problems.append(f"{NAME} is not there: no job opens this directory; put it back from a copy")
+        yield Opened(files, most_common_store(files, numbers), problems)

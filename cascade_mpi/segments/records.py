@@ -131,7 +131,7 @@ def _impossible(record: Record, unit: int) -> str:
     if record.ndim > MAX_DIMS:
         return f"a record of {record.ndim} dimensions: at most {MAX_DIMS}"
     if record.length > MAX_LENGTH or (record.kind == TOMBSTONE and record.length):
-        return f"a {KINDS[record.kind]} of {record.length} bytes"
+        return f"a record that is a {KINDS[record.kind]} of {record.length} bytes"
     if not is_place_for(unit, record.length):
         return f"a record with a payload of {record.length} bytes cannot start at unit {unit}"
     return ""
