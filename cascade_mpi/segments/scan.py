@@ -30,6 +30,7 @@ from cascade_mpi.segments.format import (
     Place,
     align,
     end_of,
+    footer_bytes,
     lead,
     unit_after,
 )
@@ -96,6 +97,8 @@ def scan(reader: SegmentReader, header: SegmentHeader | None) -> Scan:
     tail = damages[-1] if damages else None
     if tail is not None and _is_interrupted(reader, header, entries, tail, end):
         return Scan(entries, damages[:-1], end, walk.place, tail)
+    if tail is not None and _is_footer(reader, len(entries), tail, end):
+        return Scan(entries, damages[:-1], end, walk.place, None)
     return Scan(entries, damages, end, walk.place, None)
 
 
@@ -113,6 +116,12 @@ def _is_interrupted(
     return bytes(rest) == expected[: rest.nbytes]
 
 
+def _is_footer(reader: SegmentReader, records: int, tail: Found, end: int) -> bool:
+    """Whether what follows the last record of a sealed segment is its footer, whose damage was told of before."""
+    where = tail.kind == "lost" and tail.start == end and reader.size == footer_bytes(end, records)
+    return where and not reader.path.endswith(".open") and not any(reader.bytes_at(end, align(end, PAGE) - end))
+
+
 class Walk:
     """One walk over a segment, between its header and byte `end` (None: its size); `place` as for `scan`."""
 
@@ -128,11 +137,13 @@ class Walk:
         while position < self._end:
             unit, record = self._next(position)
             start = unit * UNIT if record else self._end
-            if record is None or unit != unit_after(position, record.length):
-                if record or self._nonzero(position, start):
-                    yield Found("lost", position, start, problem=self._why_none(position, start))
-            elif self._nonzero(position, start):
-                yield _padding(position, start)
+            boundary = min(align(position, UNIT), start)
+            expected = record is not None and unit == unit_after(position, record.length)
+            if (record is not None and not expected) or self._nonzero(boundary, start):
+                # Also before a large record, where zeros are expected: a small one may have stood there.
+                yield Found("lost", position, start, problem=self._why_none(position, start))
+            elif self._nonzero(position, boundary):
+                yield _padding(position, boundary)
             if record is None:
                 return
             stop = end_of(unit, record.length)

@@ -54,12 +54,12 @@ def test_an_undamaged_store_is_read_and_clean() -> None:
 
 def test_every_flipped_bit_is_seen() -> None:
     """Of the records and the zeros between them; those of the pages have tests of their own (`test_segment_format`)."""
-    files, _ = a_store(SIZES)
+    files, _ = a_store([300, 768])  # two units: the zeros behind the first belong to it
     data = files.contents[FIRST]
     reader = open_segment(files, STORE, 0)
     trailer, entries = reader.footer()
-    assert trailer.data_end == DATA_END
-    for bit in range(8 * f.PAGE, 8 * DATA_END):
+    assert trailer.data_end == f.PAGE + 2 * f.UNIT
+    for bit in range(8 * f.PAGE, 8 * trailer.data_end):
         data[bit // 8] ^= 1 << bit % 8
         pieces = list(Walk(reader, trailer.place, trailer.data_end).pieces())
         assert any(piece.kind != "record" for piece in pieces), f"bit {bit} of byte {bit // 8} is not seen"
@@ -226,12 +226,19 @@ def test_damage_in_the_middle_does_not_hide_what_follows() -> None:
     sizes = [500, 70_000, 500, 2_000, 100_000, 500]
     files, contents = a_store(sizes, segment_bytes=1 << 20, seal=False)
     data = files.contents[OPEN]
-    for start, length, left in ((f.PAGE + 3, 1, 5), (f.PAGE + 600 + f.UNIT, 20_000, 5), (f.PAGE, 80_000, 3)):
+    for start, length, left in (
+        (f.PAGE + 3, 1, 5),
+        (f.PAGE + 600 + f.UNIT, 20_000, 5),
+        (f.PAGE, 70_000, 4),
+        (f.PAGE, 80_000, 2),
+    ):
         changed = bytearray(data)
         changed[start : start + length] = b"?" * length
         damaged = with_file(files, OPEN, changed)
         assert len(must_be_right(damaged, contents)) == left
-        assert len(recover(damaged, STORE).problems) >= 1
+        assert any(
+            "that are no record" in each or "not what was written" in each for each in recover(damaged, STORE).problems
+        )
 
 
 def test_a_header_page_that_is_lost_costs_nothing() -> None:
@@ -316,10 +323,9 @@ def test_no_damage_ever_gives_wrong_bytes(request: pytest.FixtureRequest, which:
     damaged = with_file(files, path, changed)
     found = must_be_right(damaged, contents)
     report = fsck(damaged, STORE)
-    if len(found) < len(contents):
-        assert report.findings
-    if which == "sealed" and changed != data:
-        assert report.damaged
+    if which == "sealed":  # an open one that ends earlier, at a record's end, is as good as any
+        assert report.damaged == (changed != data)
+        assert report.damaged or found == contents
 
 
 MAGICS = [f.SEGMENT_MAGIC, f.RECORD_MAGIC, f.TRAILER_MAGIC]
