@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,12 +48,14 @@ class Event(NamedTuple):
     child: int = 0
     other: int = 0
     new: str = ""
-    note: Any = None
+    note: Any = None  # of a sync: the function that called it, for mutations
 
     def __str__(self) -> str:
         detail = {
             "write": f"{len(self.data)} bytes at {self.offset} of file {self.inode}",
             "note": f"{self.note}",
+            "sync": f"file {self.inode} in {self.note}",
+            "sync folder": f"{self.inode} in {self.note}",
             "link": f"{self.name} in {self.inode} is file {self.child}",
             "folder": f"{self.name} in {self.inode} is folder {self.child}",
             "unlink": f"{self.name} in {self.inode}",
@@ -179,7 +182,7 @@ class RecordingFiles:
     def sync_folder(self, path: str) -> None:
         with _errors("syncing the folder", path):
             folder = self._folder(path)
-        self._record("sync folder", inode=folder)
+        self._record("sync folder", inode=folder, note=sys._getframe(1).f_code.co_name)
 
     def _folder(self, path: str) -> int:
         if not path:
@@ -235,7 +238,7 @@ class RecordingFile:
 
     def sync(self) -> None:
         self._bytes()
-        self._files._record("sync", inode=self.inode)
+        self._files._record("sync", inode=self.inode, note=sys._getframe(1).f_code.co_name)
 
     def sync_fails(self) -> None:
         """What a failed sync leaves: the living still read the bytes, and nobody knows what the disk has."""
@@ -649,6 +652,9 @@ class Attempt(NamedTuple):
     key: Hashable
     version: int  # higher is newer, over all writers
     value: bytes | None
+
+    def __str__(self) -> str:
+        return f"{self.key} version {self.version}: {'delete' if self.value is None else f'{len(self.value)} bytes'}"
 
 
 class Acknowledged(NamedTuple):
