@@ -131,12 +131,12 @@ class DamagedError(CascadeError):
         return f"{self.path} at byte {self.offset}: {self.what}"
 
 
-class NotDurableError(CascadeError, OSError):
+class NotDurableError(DiskError):
     """Records that were written may not be on the disk, and never will be known to be: write them again.
 
     `lost` names them, as `segments.log.Lost`.
     """
 
-    def __init__(self, text: str, lost: Sequence[Any] = ()) -> None:
-        super().__init__(text)
+    def __init__(self, number: int | None, text: str, lost: Sequence[Any] = ()) -> None:
+        super().__init__(number, text)
         self.lost = lost

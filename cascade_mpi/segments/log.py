@@ -251,11 +251,8 @@ class SegmentLog:
         if self._lost:
             lost, cause = self._lost, self._cause
             self._lost, self._cause = [], None
-            raise NotDurableError(
-                f"{len(lost)} records that were written are not on the disk ({cause}): they must be written again, "
-                "nothing of them was promised",
-                lost,
-            ) from cause
+            text = f"{len(lost)} records that were written are not sure to be on the disk, write them again: {cause}"
+            raise NotDurableError(cause.errno if cause is not None else None, text, lost) from cause
         return self.highest
 
     def _settle(self, segments: list[_Open], least: int) -> None:

@@ -53,7 +53,7 @@ class Trailer(NamedTuple):
 
     place: Place
     writer: int
-    count: int
+    records: int
     table_at: int
     table_bytes: int
     table_check: int

@@ -103,10 +103,12 @@ def decode_record(header: bytes | memoryview, place: Place, unit: int, room: int
     payload_at, segment, run, own_unit, _, store = values[26:]
     if version != VERSION:
         raise DamagedError(path, offset, f"a record of format {version}: this version of Cascade reads {VERSION}")
-    there = (store, segment, run, own_unit)
-    for name, found, expected in zip(("store", "segment", "run", "unit"), there, (*place, unit), strict=True):
-        if found != expected:
-            raise DamagedError(path, offset, f"a record of {name} {_shown(found)}, not {_shown(expected)}")
+    if store != place.store:
+        raise DamagedError(path, offset, f"a record of the store {store.hex()}, not {place.store.hex()}")
+    there, here = (segment, run, own_unit), (place.segment, place.run, unit)
+    if there != here:
+        raise DamagedError(path, offset, "a record of segment {:x}, run {:x}, unit {:x}, not ".format(*there)
+                           + "segment {:x}, run {:x}, unit {:x}".format(*here))  # fmt: skip
     record = Record(
         kind, key_hi, key_lo, sequence, length, flags, marks, dtype, ndim, dim0, values[19:26], content_hi, content_lo,
         checksum, namespace, epoch, expiry, depth,
@@ -129,11 +131,7 @@ def _impossible(record: Record, unit: int) -> str:
     if record.ndim > MAX_DIMS:
         return f"a record of {record.ndim} dimensions: at most {MAX_DIMS}"
     if record.length > MAX_LENGTH or (record.kind == TOMBSTONE and record.length):
-        return f"a {KINDS[record.kind]} of {record.length} bytes"
+        return f"a record that is a {KINDS[record.kind]} of {record.length} bytes"
     if not is_place_for(unit, record.length):
         return f"a record with a payload of {record.length} bytes cannot start at unit {unit}"
     return ""
-
-
-def _shown(value: bytes | int) -> str:
-    return value.hex() if isinstance(value, bytes) else f"{value:x}"

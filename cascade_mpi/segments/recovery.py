@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cascade_mpi.errors import DamagedError
+from cascade_mpi.errors import DamagedError, DiskGoneError
 from cascade_mpi.segments.format import ENTRY, FOLDER, TOMBSTONE, Place, parse_name
 from cascade_mpi.segments.reader import SegmentReader
 from cascade_mpi.segments.scan import scan
@@ -77,15 +77,21 @@ def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync
         Make durable what is found by a scan: a job that was killed may have left it in the page cache, and it must not
         vanish after it was found. False for who may not write, or only looks.
 
-    A segment without a valid footer is read as a whole. What cannot be read is left out and told of in `problems`; an
-    error of the directory itself is raised as it is.
+    A segment without a valid footer is read as a whole. What cannot be read is left out and told of in `problems`;
+    DiskError is raised if the directory itself cannot be listed, or is gone.
     """
     numbers = numbers_in(files)
     problems: list[str] = []
     indexes = []
     scanned = False
     for number in sorted(numbers)[share[0] :: share[1]]:
-        index = _index(files, store, number, numbers[number], sync, problems)
+        try:
+            index = _index(files, store, number, numbers[number], sync, problems)
+        except DiskGoneError:
+            raise
+        except OSError as error:
+            problems.append(f"segment {number:x} is left out, it cannot be read: {error}")
+            continue
         if index is not None:
             indexes.append(index)
             scanned |= not index.sealed

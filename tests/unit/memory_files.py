@@ -14,12 +14,12 @@ class MemoryFile:
     def write_at(self, offset: int, *parts: bytes | bytearray | memoryview) -> None:
         assert not self.closed
         for part in parts:
-            part = memoryview(part).cast("B")
+            view = memoryview(part).cast("B")
             self.files.writes += 1
-            if len(self.data) < offset + part.nbytes:
-                self.data.extend(bytes(offset + part.nbytes - len(self.data)))
-            self.data[offset : offset + part.nbytes] = part
-            offset += part.nbytes
+            if len(self.data) < offset + view.nbytes:
+                self.data.extend(bytes(offset + view.nbytes - len(self.data)))
+            self.data[offset : offset + view.nbytes] = view
+            offset += view.nbytes
 
     def read_at(self, offset: int, out: bytearray | memoryview) -> int:
         assert not self.closed
