@@ -370,6 +370,10 @@ class PosixFile:
                     os.fsync(descriptor)
             except OSError as error:
                 self._lost = error.strerror or str(error)
+                with suppress(OSError):
+                    # What is not on the disk may still be in the page cache, and look written to a later job of this
+                    # node: it is to read the disk.
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                 raise
             self._synced_size = size
             if os.fstat(descriptor).st_nlink == 0:

@@ -191,7 +191,7 @@ def test_a_single_sync_that_is_left_out_is_found(kind: str, place: str) -> None:
         disk.trace = whole[:at] + whole[at + 1 :]
         found += bool(survey(disk, judge, seed=at, count=500, enough=1).bad)
     print(kind, place, found, "of", len(places))
-    assert 0 < found, f"{found} of {len(places)}"
+    assert found > 0, f"{found} of {len(places)}"
 
 
 def test_a_footer_before_its_records_is_found() -> None:
