@@ -575,18 +575,24 @@ class Outcome:
         return f"{self.bad} bad of {self.states} states, {self.different} different\n{shown}"
 
 
-def survey(disk: Disk, judge: Judge, *, seed: int = 0, count: int = 1000, enough: int = 5) -> Outcome:
+def survey(
+    disk: Disk, judge: Judge, *, seed: int = 0, count: int = 1000, enough: int = 5, moments: range | None = None
+) -> Outcome:
     """`count` different random states, spread over all moments of the trace; fewer if there are hardly so many.
 
-    Goes over the trace up to 8 times. Stops after `enough` states that the judge complains of.
+    Goes over the trace up to 8 times. Stops after `enough` states that the judge complains of. `moments`: only after so
+    many events.
     """
-    outcome, chance, kinds, moments = Outcome(), random.Random(seed), set[int](), len(disk.trace) + 1
+    outcome, chance, kinds, every = Outcome(), random.Random(seed), set[int](), range(len(disk.trace) + 1)
+    moments = every if moments is None else moments
     for _ in range(_PASSES):
         replay, wanted, missing = Replay(disk), 0.0, count - outcome.different
-        for moment in range(moments):
+        for moment in every[: moments.stop]:
             if moment:
                 replay.step(disk.trace[moment - 1])
-            wanted += missing / moments  # what one moment does not have, the next ones may
+            if moment not in moments:
+                continue
+            wanted += missing / len(moments)  # what one moment does not have, the next ones may
             known = 0
             while wanted > 0 and known < _KNOWN_IN_A_ROW:
                 state = replay.build(

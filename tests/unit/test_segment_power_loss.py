@@ -27,12 +27,12 @@ from power_loss import (
     survey,
 )
 
-from cascade_mpi.errors import CascadeError, DamagedError, NotDurableError
+from cascade_mpi.errors import CascadeError, DamagedError, DiskError, NotDurableError
 from cascade_mpi.segments.format import MIN_SEGMENT_BYTES, PAGE, TRAILER_MAGIC
 from cascade_mpi.segments.log import SegmentLog
 from cascade_mpi.segments.reader import open_segment
 from cascade_mpi.segments.records import Record
-from cascade_mpi.segments.recovery import latest, recover
+from cascade_mpi.segments.recovery import Recovery, latest, recover
 
 STORE = bytes(range(16))
 KEYS = 5
@@ -118,6 +118,10 @@ class Job:
 def found_in(files: Any) -> tuple[dict[Key, bytes], list[str]]:
     """What a later job reads, and what it tells of sealed segments."""
     recovery = recover(files, STORE)
+    return read_all(files, recovery), [problem for problem in recovery.problems if ".seg.open" not in problem]
+
+
+def read_all(files: Any, recovery: Recovery) -> dict[Key, bytes]:
     places = {index.segment: index.place for index in recovery.indexes}
     found = {}
     for row in latest(recovery.indexes).blocks:
@@ -128,7 +132,7 @@ def found_in(files: Any) -> tuple[dict[Key, bytes], list[str]]:
             reader.read(int(row["unit"]), places[segment], memoryview(out), key=key, sequence=int(row["sequence"]))
             found[key] = bytes(out)
         reader.close()
-    return found, [problem for problem in recovery.problems if ".seg.open" not in problem]
+    return found
 
 
 def judge(files: RecordingFiles, notes: tuple[Any, ...]) -> list[str]:
@@ -189,7 +193,7 @@ def test_a_single_sync_that_is_left_out_is_found(kind: str, place: str) -> None:
     places = [at for at, event in enumerate(whole) if is_sync(event, kind, place)]
     for at in places[:6]:
         disk.trace = whole[:at] + whole[at + 1 :]
-        found += bool(survey(disk, judge, seed=at, count=500, enough=1).bad)
+        found += bool(survey(disk, judge, seed=at, count=400, enough=1, moments=range(at, at + 12)).bad)
     print(kind, place, found, "of", len(places))
     assert found > 0, f"{found} of {len(places)}"
 
@@ -271,14 +275,12 @@ def test_a_second_power_loss(seed: int) -> None:
         if chance.random() > 0.1:
             return []
         disk = files.disk
-        for note in notes:
-            disk.note(note)
         recovery = recover(files, STORE)
         for index in recovery.indexes:
             rows = [((int(row["key_hi"]), int(row["key_lo"])), int(row["sequence"])) for row in index.entries]
             disk.note(Acknowledged(tuple(rows)))
         Job(disk, seed, base=recovery.next_segment, run=2, sequence=1_000, ranks=2).work(10)
-        outcomes.append(survey(disk, judge, seed=chance.randrange(1000), count=60))
+        outcomes.append(survey(disk, lambda files, later: judge(files, notes + later), seed=len(outcomes), count=60))
         return [str(outcomes[-1])] if outcomes[-1].bad else []
 
     outcome = survey(first, restart, seed=seed, count=200)
@@ -321,6 +323,25 @@ def test_every_call_may_fail(number: int, for_ever: bool) -> None:
         calls += 1
     print(calls, states)
     assert calls > 40
+
+
+def test_a_restart_that_cannot_read_everything_says_so() -> None:
+    """A segment that cannot be read may hold the newest version of any key: an older one must not pass for it unsaid."""
+    disk = Disk()
+    Job(disk, 6).work(24)
+    notes, silent, calls = tuple(event.note for event in disk.trace if event.kind == "note"), [], 0
+    for at in count():
+        plan = Plan(errno.EIO, at, kinds=Plan.READS)
+        files = RecordingFiles(Disk(disk.contents(), ["segments"]))
+        with suppress(DiskError):  # it says so
+            recovery = recover(FailingFiles(files, plan), STORE)
+            if complaints := acknowledged(read_all(files, recovery), notes):
+                silent += [] if recovery.problems else [f"call {at}, {plan.calls[at]}: {complaints}"]
+        if not plan.failed:
+            break
+        calls += 1
+    assert calls > 10
+    assert not silent, "\n".join(silent)
 
 
 def test_a_failed_sync_is_never_an_acknowledgement(seed: int = 2) -> None:
