@@ -149,10 +149,9 @@ class Walk:
 
     def _next(self, position: int) -> tuple[int, Record | None]:
         """The first valid header from `position` on, and its unit."""
-        unit, large = -(-position // UNIT), unit_after(position, LARGE)
-        for candidate in (unit, large):  # where it is unless something is wrong
-            if (record := self._record(candidate)) is not None:
-                return candidate, record
+        unit = -(-position // UNIT)
+        if (record := self._record(unit)) is not None:  # as it is of small ones, one behind the other
+            return unit, record
         while unit * UNIT < self._end:
             window = self._bytes(unit * UNIT, WINDOW_BYTES)
             units = np.frombuffer(window, np.uint8, len(window) // UNIT * UNIT).reshape(-1, UNIT)

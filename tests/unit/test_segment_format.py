@@ -44,7 +44,8 @@ def small_segment() -> bytes:
     for number, size in enumerate((0, 1, 255, 767, 768, 5000, f.LARGE - 1, f.LARGE, 0)):
         fields = {
             "flags": 2 | number << 5, "marks": number & 1, "dtype": 10, "ndim": 2, "dim0": 3,
-            "dims": (number, 0, 0, 0, 0, 0, 9), "content_hi": 11, "content_lo": 12, "namespace": 13, "epoch": 14, "expiry": 15, "depth": 16,
+            "dims": (number, 0, 0, 0, 0, 0, 9), "content_hi": 11, "content_lo": 12, "namespace": 13, "epoch": 14,
+            "expiry": 15, "depth": 16,
         }  # fmt: skip
         log.append(record_of(number, size, **fields), random_bytes(number, size))
     log.tombstone(1, 38, 99, namespace=13, epoch=14)
