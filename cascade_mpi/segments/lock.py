@@ -104,7 +104,7 @@ class DirectoryLock:
                 status = os.fstat(descriptor)
                 identity = status.st_dev, status.st_ino
                 note = _lock(descriptor, path, locks, _one_node(status.st_dev))
-                _write(descriptor, path, owner)
+                note = "; ".join(filter(None, (note, _write(descriptor, path, owner))))
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -207,14 +207,18 @@ def _lock(descriptor: int, path: Path, locks: Locks, one_node: str) -> str:
     return f"the lock keeps out jobs of this node only: the file system is mounted with {one_node}" if one_node else ""
 
 
-def _write(descriptor: int, path: Path, owner: Owner) -> None:
+def _write(descriptor: int, path: Path, owner: Owner) -> str:
+    """The note of a name that could not be written: a full disk must not keep out who wants to make room."""
     text = (json.dumps(owner._asdict()) + "\n").encode()
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text, 0)
         os.fsync(descriptor)  # so that a node without our page cache can read the name
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"a second job is refused without our name, it could not be written: {error.strerror}"
         raise faults.explain(error, "writing the owner's name", str(path)) from error
+    return ""
 
 
 def _read(descriptor: int) -> Owner | None:

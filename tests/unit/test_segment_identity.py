@@ -284,6 +284,19 @@ class TestLock:
         with pytest.raises(StoreInUseError, match=f"process {holder.pid}"):
             DirectoryLock.take(tmp_path, OWNER, locks="none")
 
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+    def test_a_full_disk_does_not_keep_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", refuse)
+            taken = DirectoryLock.take(tmp_path, OWNER)
+        assert os.strerror(number) in taken.note
+        with pytest.raises(StoreInUseError, match="this process"):
+            DirectoryLock.take(tmp_path, OWNER)
+        taken.release()
+
     @pytest.mark.parametrize("call", ["lockf", "open", "pwrite", "fsync"])
     def test_other_errors_are_explained_and_leave_nothing_held(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str

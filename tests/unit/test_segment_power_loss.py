@@ -186,14 +186,14 @@ def test_a_sync_that_is_left_out_is_found(kind: str, place: str, expected: set[s
 
 @pytest.mark.parametrize(("kind", "place"), [("sync", "_settle"), ("sync folder", "_settle"), ("sync", "_seal")])
 def test_a_single_sync_that_is_left_out_is_found(kind: str, place: str) -> None:
-    """Not each of them is needed: a folder that another writer synced, or a seal of the same call, may cover it."""
+    """Not each of them is needed: the seal of the same call may cover it (and another writer's folder sync: one rank)."""
     found, disk = 0, Disk()
-    Job(disk, 4, ranks=2).work(40, syncs=0.25, small=1.0)
+    Job(disk, 4, ranks=1).work(40, syncs=0.25, small=1.0)
     whole = disk.trace
     places = [at for at, event in enumerate(whole) if is_sync(event, kind, place)]
     for at in places[:6]:
         disk.trace = whole[:at] + whole[at + 1 :]
-        found += bool(survey(disk, judge, seed=at, count=400, enough=1, moments=range(at, at + 12)).bad)
+        found += bool(survey(disk, judge, seed=at, count=200, enough=1, moments=range(at, at + 12)).bad)
     print(kind, place, found, "of", len(places))
     assert found > 0, f"{found} of {len(places)}"
 
@@ -326,7 +326,7 @@ def test_every_call_may_fail(number: int, for_ever: bool) -> None:
 
 
 def test_a_restart_that_cannot_read_everything_says_so() -> None:
-    """A segment that cannot be read may hold the newest version of any key: an older one must not pass for it unsaid."""
+    """A segment that cannot be read may hold the newest version of any key: an older one may not pass unsaid."""
     disk = Disk()
     Job(disk, 6).work(24)
     notes, silent, calls = tuple(event.note for event in disk.trace if event.kind == "note"), [], 0
