@@ -39,10 +39,7 @@ def posix(folder: Path) -> Iterator[PosixFiles]:
 def files(request: pytest.FixtureRequest, posix: PosixFiles) -> Any:
     if request.param == "recorded":
         return RecordingFiles(Disk())
-    if request.param == "posix direct":
-        make, look = posix.create, posix.open
-        posix.create = lambda path: make(path, direct=True)  # type: ignore[method-assign, misc, assignment]
-        posix.open = lambda path: look(path, direct=True)  # type: ignore[method-assign, misc, assignment]
+    posix.direct_writes = posix.direct_reads = request.param == "posix direct"
     return posix
 
 

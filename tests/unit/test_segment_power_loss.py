@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from power_loss import (
 )
 
 from cascade_mpi.errors import CascadeError, DamagedError, DiskError, NotDurableError
+from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.format import MIN_SEGMENT_BYTES, PAGE, TRAILER_MAGIC
 from cascade_mpi.segments.log import SegmentLog
 from cascade_mpi.segments.reader import open_segment
@@ -186,7 +188,7 @@ def test_a_sync_that_is_left_out_is_found(kind: str, place: str, expected: set[s
 
 @pytest.mark.parametrize(("kind", "place"), [("sync", "_settle"), ("sync folder", "_settle"), ("sync", "_seal")])
 def test_a_single_sync_that_is_left_out_is_found(kind: str, place: str) -> None:
-    """Not each of them is needed: the seal of the same call may cover it (and another writer's folder sync: one rank)."""
+    """Not each of them is needed: the seal of the same call may cover it. One rank, or another may."""
     found, disk = 0, Disk()
     Job(disk, 4, ranks=1).work(40, syncs=0.25, small=1.0)
     whole = disk.trace
@@ -288,6 +290,24 @@ def test_a_second_power_loss(seed: int) -> None:
     assert len(outcomes) > 5
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_on_a_real_directory(tmp_path: Path, direct: bool) -> None:
+    """What the recorded disk stands for: a directory gets the same calls, and the same is found in it."""
+    disk = Disk()
+    with PosixFiles(tmp_path / "store", make=True, direct_writes=direct, direct_reads=direct) as posix:
+        recorded, real = Job(disk, 8), Job(Disk(), 8, wrap=lambda _: posix)
+        for job in (recorded, real):
+            job.work(40, close=False)
+            job.write(job.writers[0], (7, 0), random.Random(1).randbytes(300_000))
+            job.work(5)
+        expected, found = found_in(RecordingFiles(disk)), found_in(posix)
+        assert found == expected
+        assert found[0]
+        assert not acknowledged(found[0], [event.note for event in disk.trace if event.kind == "note"])
+        for path, data in disk.contents().items():
+            assert (tmp_path / "store" / path).read_bytes() == data
+
+
 # Faults
 
 FAULTS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -299,7 +319,7 @@ def test_every_call_may_fail(number: int, for_ever: bool) -> None:
     """A clear error, nothing promised is lost, and who writes again what was named as lost has it all in the end."""
     calls = states = 0
     for at in count():
-        disk, plan = Disk(), Plan(number, at, for_ever=for_ever, part=(0, 0.5, 1)[at % 3], kinds=Plan.WRITES)
+        disk, plan = Disk(), Plan(number, at, for_ever=for_ever, part=(0, 0.5, 1)[at % 3])
         job = Job(disk, 5, ranks=1, wrap=lambda files, plan=plan: FailingFiles(files, plan))
         job.work(30, close=False)
         writer = job.writers[0]
