@@ -106,13 +106,23 @@ class PosixFiles:
     noticed (`DiskGoneError`) instead of written to. No symbolic link inside of it is followed. Thread-safe.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, make: bool = False, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        make: bool = False,
+        read_only: bool = False,
+        direct_writes: bool = False,
+        direct_reads: bool = False,
+    ) -> None:
         """Open the directory; with `make`, create its last component and make that durable.
 
         Not its parents: a mistyped mount point would fill the disk below it. `read_only`: refuse whatever changes it.
+        `direct_writes`, `direct_reads`: what `create` and `open` do unless they are told (see `direct`): large reads
+        of what was read before are faster through the page cache, large writes are not.
         """
         self.root = Path(root).absolute()
-        self.read_only = read_only
+        self.read_only, self.direct_writes, self.direct_reads = read_only, direct_writes, direct_reads
         self._support: DirectSupport | None = None
         if make and not read_only and not self.root.is_dir():
             self._make_root()
@@ -154,17 +164,18 @@ class PosixFiles:
         with self._explained("asking for free space", ""):
             return faults.room(self._descriptor())
 
-    def create(self, path: str, *, direct: bool = False) -> PosixFile:
+    def create(self, path: str, *, direct: bool | None = None) -> PosixFile:
         """Local. A new file, for writing and reading, mode 0600; `FileThereError` if the name is taken.
 
         `direct`: whole 4 KiB pages go past the page cache where this directory can (see `PosixFile.direct`).
         """
         self._writing("creating it", path)
+        direct = self.direct_writes if direct is None else direct
         return self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, "creating it", direct)
 
-    def open(self, path: str, *, direct: bool = False) -> PosixFile:
+    def open(self, path: str, *, direct: bool | None = None) -> PosixFile:
         """Local. An existing file, for reading; `NoSuchFileError` without one. `direct`: see `create`."""
-        return self._open(path, os.O_RDONLY, "opening it", direct)
+        return self._open(path, os.O_RDONLY, "opening it", self.direct_reads if direct is None else direct)
 
     def rename(self, old: str, new: str) -> None:
         """Local. Give a file another name, in place of a file that has it already. Durable after `sync_folder`."""
@@ -370,6 +381,10 @@ class PosixFile:
                     os.fsync(descriptor)
             except OSError as error:
                 self._lost = error.strerror or str(error)
+                with suppress(OSError):
+                    # What is not on the disk may still be in the page cache, and look written to a later job of this
+                    # node: it is to read the disk.
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                 raise
             self._synced_size = size
             if os.fstat(descriptor).st_nlink == 0:

@@ -29,6 +29,11 @@ NAME = "LOCK"
 _MODE = 0o600
 _MAX_BYTES = 4096
 _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
+_ONE_NODE = {
+    "lustre": ("localflock",),
+    "nfs": ("nolock", "local_lock=all", "local_lock=posix"),
+    "nfs4": ("nolock", "local_lock=all", "local_lock=posix"),
+}
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
 _FIELDS = 200  # characters of a field that are shown
 
@@ -82,7 +87,7 @@ class DirectoryLock:
         StoreInUseError
             Another job has it, or this process itself; the text has its name.
         LocksUnsupportedError
-            The file system keeps no locks, and `locks` is "required".
+            The file system keeps no locks, or none that reach other nodes, and `locks` is "required".
         DiskError
             The file cannot be made: permission, read-only, full.
         """
@@ -96,10 +101,10 @@ class DirectoryLock:
             except OSError as error:
                 raise faults.explain(error, "opening the lock", str(path)) from error
             try:
-                note = _lock(descriptor, path, locks)
                 status = os.fstat(descriptor)
                 identity = status.st_dev, status.st_ino
-                _write(descriptor, path, owner)
+                note = _lock(descriptor, path, locks, _one_node(status.st_dev))
+                note = "; ".join(filter(None, (note, _write(descriptor, path, owner))))
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -156,8 +161,29 @@ def _refuse_own(path: Path) -> None:
             )
 
 
-def _lock(descriptor: int, path: Path, locks: Locks) -> str:
+def _one_node(device: int, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The mount option by which a network's file system keeps locks on this node alone, or ""."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError):
+        for line in mounts.read_text(errors="replace").splitlines():
+            before, _, after = line.partition(" - ")
+            fields, words = before.split(), after.split()
+            if len(fields) > 2 and fields[2] == number and words:
+                known = _ONE_NODE.get(words[0], ())
+                return next((each for each in words[-1].split(",") if each in known), "")
+    return ""
+
+
+def _lock(descriptor: int, path: Path, locks: Locks, one_node: str) -> str:
     """The note of a lock that was taken, or of one that cannot be."""
+    if one_node and locks != "none":
+        raise LocksUnsupportedError(
+            errno.ENOLCK,
+            f"{path.parent}: this file system is mounted with {one_node}, so its locks do not reach other nodes, and a "
+            f"second job there would not be noticed: mount it with locks for all (Lustre: -o flock), choose another "
+            'directory, or set disk_locks="none" and see to it that there is only one job',
+            str(path),
+        )
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -178,17 +204,21 @@ def _lock(descriptor: int, path: Path, locks: Locks) -> str:
                 str(path),
             ) from error
         return f"no lock: the file system keeps none ({error.strerror}), and disk_locks is none"
-    return ""
+    return f"the lock keeps out jobs of this node only: the file system is mounted with {one_node}" if one_node else ""
 
 
-def _write(descriptor: int, path: Path, owner: Owner) -> None:
+def _write(descriptor: int, path: Path, owner: Owner) -> str:
+    """The note of a name that could not be written: a full disk must not keep out who wants to make room."""
     text = (json.dumps(owner._asdict()) + "\n").encode()
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text, 0)
         os.fsync(descriptor)  # so that a node without our page cache can read the name
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"a second job is refused without our name, it could not be written: {error.strerror}"
         raise faults.explain(error, "writing the owner's name", str(path)) from error
+    return ""
 
 
 def _read(descriptor: int) -> Owner | None:

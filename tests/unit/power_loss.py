@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,12 +48,14 @@ class Event(NamedTuple):
     child: int = 0
     other: int = 0
     new: str = ""
-    note: Any = None
+    note: Any = None  # of a sync: the function that called it, for mutations
 
     def __str__(self) -> str:
         detail = {
             "write": f"{len(self.data)} bytes at {self.offset} of file {self.inode}",
             "note": f"{self.note}",
+            "sync": f"file {self.inode} in {self.note}",
+            "sync folder": f"{self.inode} in {self.note}",
             "link": f"{self.name} in {self.inode} is file {self.child}",
             "folder": f"{self.name} in {self.inode} is folder {self.child}",
             "unlink": f"{self.name} in {self.inode}",
@@ -179,7 +182,7 @@ class RecordingFiles:
     def sync_folder(self, path: str) -> None:
         with _errors("syncing the folder", path):
             folder = self._folder(path)
-        self._record("sync folder", inode=folder)
+        self._record("sync folder", inode=folder, note=sys._getframe(1).f_code.co_name)
 
     def _folder(self, path: str) -> int:
         if not path:
@@ -235,7 +238,7 @@ class RecordingFile:
 
     def sync(self) -> None:
         self._bytes()
-        self._files._record("sync", inode=self.inode)
+        self._files._record("sync", inode=self.inode, note=sys._getframe(1).f_code.co_name)
 
     def sync_fails(self) -> None:
         """What a failed sync leaves: the living still read the bytes, and nobody knows what the disk has."""
@@ -572,18 +575,24 @@ class Outcome:
         return f"{self.bad} bad of {self.states} states, {self.different} different\n{shown}"
 
 
-def survey(disk: Disk, judge: Judge, *, seed: int = 0, count: int = 1000, enough: int = 5) -> Outcome:
+def survey(
+    disk: Disk, judge: Judge, *, seed: int = 0, count: int = 1000, enough: int = 5, moments: range | None = None
+) -> Outcome:
     """`count` different random states, spread over all moments of the trace; fewer if there are hardly so many.
 
-    Goes over the trace up to 8 times. Stops after `enough` states that the judge complains of.
+    Goes over the trace up to 8 times. Stops after `enough` states that the judge complains of. `moments`: only after so
+    many events.
     """
-    outcome, chance, kinds, moments = Outcome(), random.Random(seed), set[int](), len(disk.trace) + 1
+    outcome, chance, kinds, every = Outcome(), random.Random(seed), set[int](), range(len(disk.trace) + 1)
+    moments = every if moments is None else moments
     for _ in range(_PASSES):
         replay, wanted, missing = Replay(disk), 0.0, count - outcome.different
-        for moment in range(moments):
+        for moment in every[: moments.stop]:
             if moment:
                 replay.step(disk.trace[moment - 1])
-            wanted += missing / moments  # what one moment does not have, the next ones may
+            if moment not in moments:
+                continue
+            wanted += missing / len(moments)  # what one moment does not have, the next ones may
             known = 0
             while wanted > 0 and known < _KNOWN_IN_A_ROW:
                 state = replay.build(
@@ -649,6 +658,9 @@ class Attempt(NamedTuple):
     key: Hashable
     version: int  # higher is newer, over all writers
     value: bytes | None
+
+    def __str__(self) -> str:
+        return f"{self.key} version {self.version}: {'delete' if self.value is None else f'{len(self.value)} bytes'}"
 
 
 class Acknowledged(NamedTuple):

@@ -39,10 +39,7 @@ def posix(folder: Path) -> Iterator[PosixFiles]:
 def files(request: pytest.FixtureRequest, posix: PosixFiles) -> Any:
     if request.param == "recorded":
         return RecordingFiles(Disk())
-    if request.param == "posix direct":
-        make, look = posix.create, posix.open
-        posix.create = lambda path: make(path, direct=True)  # type: ignore[method-assign, misc, assignment]
-        posix.open = lambda path: look(path, direct=True)  # type: ignore[method-assign, misc, assignment]
+    posix.direct_writes = posix.direct_reads = request.param == "posix direct"
     return posix
 
 
@@ -228,10 +225,13 @@ class TestPosix:
         def fail(_: int) -> None:
             raise OSError(number, os.strerror(number))
 
+        dropped: list[tuple[int, ...]] = []
         with monkeypatch.context() as patch:
             patch.setattr(os, call, fail)
+            patch.setattr(os, "posix_fadvise", lambda _, *arguments: dropped.append(arguments))
             with pytest.raises(errors.DiskError, match="Input/output error"):
                 file.sync()
+        assert dropped == [(0, 0, os.POSIX_FADV_DONTNEED)]  # what is read from now on is what the disk has
         for _ in range(2):
             with pytest.raises(errors.DiskError, match=r"earlier sync failed.*Input/output"):
                 file.sync()

@@ -251,9 +251,51 @@ class TestLock:
             with pytest.raises(StoreInUseError, match="this process"):
                 DirectoryLock.take(tmp_path, OWNER, locks="none")
 
+    @pytest.mark.parametrize(
+        ("kind", "options", "found"),
+        [
+            ("lustre", "rw,flock,lazystatfs", ""),
+            ("lustre", "rw,localflock,lazystatfs", "localflock"),
+            ("nfs4", "rw,vers=4.2,local_lock=none", ""),
+            ("nfs", "rw,vers=3,nolock,local_lock=all", "nolock"),
+            ("ext4", "rw,nolock", ""),
+        ],
+    )
+    def test_locks_of_one_node(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: str, found: str
+    ) -> None:
+        device = tmp_path.stat().st_dev
+        mounts = tmp_path / "mountinfo"
+        number = f"{os.major(device)}:{os.minor(device)}"
+        mounts.write_text(
+            "20 1 0:999 / /proc rw - lustre a localflock\nodd line\n"
+            f"30 1 {number} / /x rw,noatime - {kind} b {options}\n"
+        )
+        assert lock._one_node(device, mounts) == found
+        assert lock._one_node(device, tmp_path / "none") == ""
+        monkeypatch.setattr(lock, "_one_node", lambda _: found)
+        if found:
+            with pytest.raises(LocksUnsupportedError, match=f"mounted with {found}.*disk_locks=.none"):
+                DirectoryLock.take(tmp_path, OWNER)
+        with DirectoryLock.take(tmp_path, OWNER, locks="none") as taken:
+            assert (f"mounted with {found}" in taken.note) if found else taken.note == ""
+
     def test_a_lock_that_works_is_kept_whatever_was_set(self, tmp_path: Path, holder: subprocess.Popen[str]) -> None:
         with pytest.raises(StoreInUseError, match=f"process {holder.pid}"):
             DirectoryLock.take(tmp_path, OWNER, locks="none")
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+    def test_a_full_disk_does_not_keep_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", refuse)
+            taken = DirectoryLock.take(tmp_path, OWNER)
+        assert os.strerror(number) in taken.note
+        with pytest.raises(StoreInUseError, match="this process"):
+            DirectoryLock.take(tmp_path, OWNER)
+        taken.release()
 
     @pytest.mark.parametrize("call", ["lockf", "open", "pwrite", "fsync"])
     def test_other_errors_are_explained_and_leave_nothing_held(
