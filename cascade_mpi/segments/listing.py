@@ -71,8 +71,7 @@ class Listing(NamedTuple):
 
     def rows(self) -> Iterator[BlockRow]:
         """Local. Every block, in the order of segments and units."""
-        blocks = self.newest.blocks
-        for row in blocks[np.lexsort((blocks["unit"], blocks["segment"]))]:
+        for row in self.newest.blocks:
             yield BlockRow(
                 shown(int(row["key_hi"]), int(row["key_lo"])), int(row["namespace"]), int(row["epoch"]),
                 int(row["length"]), int(row["sequence"]), int(row["expiry"]), bool(row["marks"] & PROTECTED),

@@ -48,7 +48,7 @@ class Recovery(NamedTuple):
 
 
 class Latest(NamedTuple):
-    """The newest record of each key, as `LOCATED`."""
+    """The newest record of each key, as `LOCATED`, in the order of segments and units."""
 
     blocks: npt.NDArray[np.void]
     tombstones: npt.NDArray[np.void]  # keys that were deleted: they are absent
@@ -107,30 +107,52 @@ def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync
 
 
 def latest(indexes: Sequence[SegmentIndex]) -> Latest:
-    """Local. The newest record of each key: the one with the highest sequence. About 1 us for each entry.
+    """Local. The newest record of each key: the one with the highest sequence. About 0.5 us for each entry.
+
+    In the order of segments and units.
 
     Of records with the same sequence, which compaction makes, the one in the higher segment counts; a tombstone counts
     before any block.
     """
     total = sum(len(each.entries) for each in indexes)
     located = np.empty(total, LOCATED)
+    rows = located.view(np.uint8).reshape(total, LOCATED.itemsize)
     order = np.empty(total, np.uint64)
     at = 0
     for number, each in enumerate(sorted(indexes, key=lambda each: each.segment)):
         part = slice(at, at + len(each.entries))
-        for name in ENTRY.names or ():
-            located[name][part] = each.entries[name]
+        # Row by row: a copy for each field would go over all of the memory a dozen times.
+        rows[part, : ENTRY.itemsize] = each.entries.view(np.uint8).reshape(-1, ENTRY.itemsize)
         located["segment"][part] = each.segment
         dead = (each.entries["kind"] == TOMBSTONE).astype(np.uint64)
         order[part] = dead << np.uint64(63) | np.uint64(number << 32) | each.entries["unit"].astype(np.uint64)
         at = part.stop
-    by_key = np.lexsort((order, located["sequence"], located["key_lo"], located["key_hi"]))
-    hi, lo = located["key_hi"][by_key], located["key_lo"][by_key]
-    last = np.ones(total, np.bool_)
-    last[:-1] = (hi[1:] != hi[:-1]) | (lo[1:] != lo[:-1])
-    newest = located[by_key[last]]
-    dead = newest["kind"] == TOMBSTONE
-    return Latest(newest[~dead], newest[dead], total - len(newest))
+    newest = _last_of_each_key(located, order)
+    dead = located["kind"][newest] == TOMBSTONE
+    return Latest(_rows(located, newest[~dead]), _rows(located, newest[dead]), total - len(newest))
+
+
+def _last_of_each_key(located: npt.NDArray[np.void], order: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    """The positions of the records that count, one for each key, in order."""
+    hi, lo, sequence = (located[name].copy() for name in ("key_hi", "key_lo", "sequence"))
+    # One sort by a mix of the key leaves few to compare in full: 0.04 s for 10^6, where sorting by all is 0.3 s.
+    mixed = hi * np.uint64(0x9E3779B97F4A7C15) ^ lo
+    by_mix = np.argsort(mixed)
+    mixed = mixed[by_mix]
+    like_next = np.append(mixed[1:] == mixed[:-1], False) if mixed.size else np.empty(0, np.bool_)
+    several = like_next.copy()
+    several[1:] |= like_next[:-1]
+    some = by_mix[several]
+    some = some[np.lexsort((order[some], sequence[some], lo[some], hi[some]))]
+    last = np.ones(some.size, np.bool_)
+    last[:-1] = (hi[some[1:]] != hi[some[:-1]]) | (lo[some[1:]] != lo[some[:-1]])
+    return np.sort(np.concatenate((by_mix[~several], some[last])))
+
+
+def _rows(located: npt.NDArray[np.void], positions: npt.NDArray[np.intp]) -> npt.NDArray[np.void]:
+    """`located[positions]`, as words: a fifth of the time."""
+    words = located.view(np.uint64).reshape(len(located), LOCATED.itemsize // 8)
+    return words.take(positions, axis=0).view(LOCATED).reshape(-1)
 
 
 def _index(

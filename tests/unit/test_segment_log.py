@@ -290,7 +290,7 @@ def test_of_the_same_sequence_a_tombstone_counts_then_the_higher_segment() -> No
 
     block, dead = f.BLOCK, f.TOMBSTONE
     found = latest([index(9, (1, 5, block), (2, 5, dead)), index(3, (1, 5, block), (2, 5, block), (4, 1, block))])
-    assert [(int(row["key_lo"]), int(row["segment"])) for row in found.blocks] == [(1, 9), (4, 3)]
+    assert [(int(row["key_lo"]), int(row["segment"])) for row in found.blocks] == [(4, 3), (1, 9)]
     assert [int(row["key_lo"]) for row in found.tombstones] == [2]
     assert latest([]).superseded == 0
 
