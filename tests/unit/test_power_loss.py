@@ -9,23 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from power_loss import (
-    PAGE,
-    SECTOR,
-    Acknowledged,
-    Attempt,
-    Disk,
-    FailingFiles,
-    MutantFiles,
-    Plan,
-    RandomChooser,
-    RecordingFiles,
-    Replay,
-    State,
-    acknowledged,
-    survey,
-    survey_all,
-)
+from disk_faults import FailingFiles, MutantFiles, Plan
+from power_loss import PAGE, SECTOR, RandomChooser, Replay, State, survey, survey_all
+from promises import Acknowledged, Attempt, acknowledged
+from recorded_disk import Disk, RecordingFiles
 
 from cascade_mpi.errors import DiskError, DiskFullError
 

@@ -15,18 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from power_loss import (
-    Acknowledged,
-    Attempt,
-    Disk,
-    Event,
-    FailingFiles,
-    Outcome,
-    Plan,
-    RecordingFiles,
-    acknowledged,
-    survey,
-)
+from disk_faults import FailingFiles, Plan
+from power_loss import Outcome, survey
+from promises import Acknowledged, Attempt, acknowledged
+from recorded_disk import Disk, Event, RecordingFiles
 
 from cascade_mpi.errors import CascadeError, DamagedError, DiskError, NotDurableError
 from cascade_mpi.segments.files import PosixFiles
