@@ -356,7 +356,7 @@ def run(
 
 
 def test_a_log_that_is_right_loses_nothing(disk: Disk) -> None:
-    run(disk, puts=96, each=8)
+    run(disk, puts=96, each=12)
     outcome = survey(disk, judge, seed=7, count=10_000)
     assert not outcome.bad, str(outcome)
     assert outcome.different == 10_000, str(outcome)
