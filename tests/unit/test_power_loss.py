@@ -9,23 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from power_loss import (
-    PAGE,
-    SECTOR,
-    Acknowledged,
-    Attempt,
-    Disk,
-    FailingFiles,
-    MutantFiles,
-    Plan,
-    RandomChooser,
-    RecordingFiles,
-    Replay,
-    State,
-    acknowledged,
-    survey,
-    survey_all,
-)
+from disk_faults import FailingFiles, MutantFiles, Plan
+from power_loss import PAGE, SECTOR, RandomChooser, Replay, State, survey, survey_all
+from promises import Acknowledged, Attempt, acknowledged
+from recorded_disk import Disk, RecordingFiles
 
 from cascade_mpi.errors import DiskError, DiskFullError
 
@@ -369,7 +356,7 @@ def run(
 
 
 def test_a_log_that_is_right_loses_nothing(disk: Disk) -> None:
-    run(disk, puts=96, each=8)
+    run(disk, puts=96, each=12)
     outcome = survey(disk, judge, seed=7, count=10_000)
     assert not outcome.bad, str(outcome)
     assert outcome.different == 10_000, str(outcome)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from power_loss import Disk, RecordingFiles
+from recorded_disk import Disk, RecordingFiles
 
 from cascade_mpi import errors
 from cascade_mpi.segments import direct, faults

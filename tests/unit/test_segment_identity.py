@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from power_loss import Disk, FailingFiles, MutantFiles, Plan, RecordingFiles, survey_all
+from disk_faults import FailingFiles, MutantFiles, Plan
+from power_loss import survey_all
+from recorded_disk import Disk, RecordingFiles
 
 from cascade_mpi.errors import DiskError, LocksUnsupportedError, StoreIdentityError, StoreInUseError
 from cascade_mpi.segments import identity, lock

@@ -15,18 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from power_loss import (
-    Acknowledged,
-    Attempt,
-    Disk,
-    Event,
-    FailingFiles,
-    Outcome,
-    Plan,
-    RecordingFiles,
-    acknowledged,
-    survey,
-)
+from disk_faults import FailingFiles, Plan
+from power_loss import Outcome, survey
+from promises import Acknowledged, Attempt, acknowledged
+from recorded_disk import Disk, Event, RecordingFiles
 
 from cascade_mpi.errors import CascadeError, DamagedError, DiskError, NotDurableError
 from cascade_mpi.segments.files import PosixFiles
@@ -331,7 +323,8 @@ def test_every_call_may_fail(number: int, for_ever: bool) -> None:
         for error in job.errors:
             assert isinstance(error, CascadeError), repr(error)
             assert len(str(error)) > 40, error
-        outcome = survey(disk, judge, seed=at, count=40 if plan.failed else 200)
+        # The log does not look at the number: the states of two of them are enough.
+        outcome = survey(disk, judge, seed=at, count=40 if number in (errno.ENOSPC, errno.EIO) else 8)
         assert not outcome.bad, f"call {at}, {plan.calls[at] if plan.failed else 'none'}: {outcome}"
         now = judge(
             RecordingFiles(Disk(disk.contents(), ["segments"])), tuple(e.note for e in disk.trace if e.kind == "note")
