@@ -116,13 +116,13 @@ def latest(indexes: Sequence[SegmentIndex]) -> Latest:
     """
     total = sum(len(each.entries) for each in indexes)
     located = np.empty(total, LOCATED)
-    rows = located.view(np.uint8).reshape(total, LOCATED.itemsize)
+    words = _words(located)
     order = np.empty(total, np.uint64)
     at = 0
     for number, each in enumerate(sorted(indexes, key=lambda each: each.segment)):
         part = slice(at, at + len(each.entries))
         # Row by row: a copy for each field would go over all of the memory a dozen times.
-        rows[part, : ENTRY.itemsize] = each.entries.view(np.uint8).reshape(-1, ENTRY.itemsize)
+        words[part, : ENTRY.itemsize // 8] = _words(each.entries)
         located["segment"][part] = each.segment
         dead = (each.entries["kind"] == TOMBSTONE).astype(np.uint64)
         order[part] = dead << np.uint64(63) | np.uint64(number << 32) | each.entries["unit"].astype(np.uint64)
@@ -149,10 +149,13 @@ def _last_of_each_key(located: npt.NDArray[np.void], order: npt.NDArray[np.uint6
     return np.sort(np.concatenate((by_mix[~several], some[last])))
 
 
+def _words(rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+    return rows.view(np.uint64).reshape(len(rows), rows.dtype.itemsize // 8)
+
+
 def _rows(located: npt.NDArray[np.void], positions: npt.NDArray[np.intp]) -> npt.NDArray[np.void]:
     """`located[positions]`, as words: a fifth of the time."""
-    words = located.view(np.uint64).reshape(len(located), LOCATED.itemsize // 8)
-    return words.take(positions, axis=0).view(LOCATED).reshape(-1)
+    return _words(located).take(positions, axis=0).view(LOCATED).reshape(-1)
 
 
 def _index(
