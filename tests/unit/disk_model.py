@@ -70,7 +70,8 @@ class Rules:
     purge_rest: bool = True  # can come: demotions that were under way when the block was deleted
     # Sequences.
     replace: str = "above"  # what it replaces, whatever the clock says | the "clock" | above the "first" it found
-    tombstone: str = "above"  # | the "clock" | "none"
+    tombstone: str = "above"  # what it deletes and the floor | what it deletes "alone" | the "clock" | "none"
+    absent: str = "tombstone"  # delete of a key that is not there leaves one too | "nothing"
     tombstone_order: str = "after"  # it is appended after the word has left | "before"
     drop: str = "tombstone"  # eviction without demotion leaves one | if the block before "looked durable" | "none"
     floor: str = "after"  # a put looks at the highest tombstone after it is published | "before" | "never"
@@ -227,7 +228,7 @@ class Protocol:
                 if new is None:
                     if low is not None and same(low, word):
                         # Nobody was told that it is stored, and recovery would take it for deleted.
-                        if not (yield "cas", key, word, None, rank):
+                        if not (yield "cas", key, word, None, "-"):
                             continue
                     return ("no room",)
             else:
@@ -246,11 +247,20 @@ class Protocol:
             del floor
 
     def delete(self, rank: str, key: int) -> Operation:
+        floor = yield "floor", key
         while True:
             word, cell = yield from self.look_up(key)
             if word is None:
-                return ("absent",)
-            sequence = yield "deleting", key, cell.sequence
+                if self.rules.absent == "nothing":
+                    yield "was absent", key, 0
+                    return ("absent",)
+                # Somebody else's tombstone may not be durable yet, and this rank's sync must cover its own delete.
+                was, floor = floor, (yield "floor", key)
+                if floor == was:
+                    yield "was absent", key, floor
+                    return ("absent",)
+                continue
+            sequence = yield from self.announce(key, cell.sequence)
             if self.rules.tombstone_order == "before":
                 yield "bury", key, sequence
             if (yield "cas", key, word, None, rank):
@@ -258,6 +268,16 @@ class Protocol:
                     yield "bury", key, sequence
                 return ("deleted",)
             del word, cell, sequence
+            floor = yield "floor", key
+
+    def announce(self, key: int, sequence: int) -> Operation:
+        """The sequence of a tombstone, said at the home before the word leaves.
+
+        Above the floor too: a put that has not looked at it yet may stand below what was deleted before.
+        """
+        floor = (yield "floor", key) if self.rules.tombstone == "above" else 0
+        above = max(sequence, floor) if self.rules.tombstone != "clock" else 0
+        return (yield "raise floor", key, above)
 
     def drop(self, rank: str, key: int) -> Operation:
         """Evict an own block without demotion, unless it is protected."""
@@ -265,7 +285,7 @@ class Protocol:
         if own is None:
             return ("nothing",)
         word, cell = own
-        sequence = yield "deleting", key, cell.sequence
+        sequence = yield from self.announce(key, cell.sequence)
         while same(word, there := (yield "word", key)):
             if there.hard:
                 return ("spared",)
@@ -323,6 +343,21 @@ class Protocol:
             if self.rules.failed_cas == "gone":
                 break
         return False
+
+    def move(self, rank: str, key: int) -> Operation:
+        """Into another own cell, with what backs it."""
+        own = yield "own", key
+        if own is None:
+            return ("nothing",)
+        word, cell = own
+        new = yield "load up", key, cell.value, cell.sequence, cell.backed
+        if new is None:
+            return ("no room",)
+        swapped = yield from self.swap(key, word, new, "cas")
+        if not swapped:
+            yield "give up", new
+        yield "retire", word, cell.backed if swapped else None
+        return ("done",)
 
     def sync(self, rank: str, key: int = -1) -> Operation:
         """Write every dirty block of this rank, back it by its record, and make the rank's records durable."""
@@ -506,7 +541,7 @@ class World:
     words: list[Word | None]
     cells: list[Cell]
     records: list[Record]
-    floor: list[int]
+    floor: int
     clocks: list[int]
     hinted: frozenset[int]
     reading: frozenset[int]
@@ -539,7 +574,7 @@ class World:
                 cells[free] = Cell(LIVE, 1, key, FIRST * 32, value, words[key])
                 author[key] = author[key] or in_memory
                 words[key] = Word(free, 1)
-        state = (words, cells, records, [0] * len(KEYS), [0] * 26, frozenset(), frozenset(), [None] * len(machine.first))
+        state = (words, cells, records, 0, [0] * 26, frozenset(), frozenset(), [None] * len(machine.first))
         state += (allowed, author, [False] * len(KEYS), [0, 0], machine.first)
         return tuple(tuple(part) if isinstance(part, list) else part for part in state)
 
@@ -705,14 +740,18 @@ class World:
     # Sequences.
 
     def _floor(self, me: int, key: int, new: Word | None = None) -> int:
-        """The highest sequence under which a block of this key was deleted; 0 if that of an own block is above."""
-        if new is not None and self.floor[key] < self.cells[new.cell].sequence:
+        """The highest sequence under which a block of this bucket was deleted; 0 if that of an own block is above."""
+        if new is not None and self.floor < self.cells[new.cell].sequence:
             return 0
-        return self.floor[key]
+        return self.floor
 
-    def _deleting(self, me: int, key: int, sequence: int) -> int:
-        mine = self.next_sequence(me, sequence if self.row.rules.tombstone == "above" else 0)
-        self.floor[key] = max(self.floor[key], mine)
+    def _raise_floor(self, me: int, key: int, above: int) -> int:
+        """The sequence of a tombstone: just above what it deletes, so that few puts are under way below it."""
+        if above:
+            mine = (above // 32 + 1) * 32 + ord(self.ranks[me]) - ord("a")
+        else:
+            mine = self.next_sequence(me, 0)
+        self.floor = max(self.floor, mine)
         return mine
 
     # Records.
@@ -728,6 +767,13 @@ class World:
     def _bury(self, me: int, key: int, sequence: int) -> None:
         record = Record(self.ranks[me], key, sequence, None, WRITTEN, waiting=self.reading - {me})
         self.records.append(record)
+
+    def _was_absent(self, me: int, key: int, floor: int) -> None:
+        """A delete that found nothing ends: this rank, too, says that nothing is there."""
+        if floor:
+            self._bury(me, key, floor)
+        if self.words[key] is None and "-" not in self.author[key]:
+            self.author[key] += self.ranks[me]
 
     def _read(self, me: int, location: int) -> Any:
         record = self.records[location]
@@ -837,7 +883,7 @@ class World:
             self.records[n] = r._replace(removed=THERE if n in kept else GONE, state=state, waiting=frozenset())
         self.cells = [Cell() for _ in self.cells]
         self.words, self.hinted, self.reading = [None] * len(KEYS), frozenset(), frozenset()
-        self.floor, self.windows = [0] * len(KEYS), [None] * len(self.windows)
+        self.floor, self.windows = 0, [None] * len(self.windows)
         self.local = [local if n == me else self.machine.over for n, local in enumerate(self.local)]
         if rules.restart == "above":
             self.clocks = [max([0, *(self.records[n].sequence // 32 for n in kept)])] * len(self.clocks)
@@ -872,7 +918,7 @@ class World:
                 raise Broken("lost" if value is None else "stale")
         if outcome[0] in ("synced", "flushed"):
             for key in range(len(KEYS)):
-                if outcome[0] == "flushed" or window[1][key] == self.ranks[me]:
+                if outcome[0] == "flushed" or self.ranks[me] in window[1][key]:
                     self.allowed[key] = window[0][key]
 
     def leads_to(self, key: int, word: Word) -> None:
