@@ -29,7 +29,6 @@ Properties::
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -226,10 +225,9 @@ class Protocol:
             if new is None:
                 new = yield "fill", key, value, above, durable
                 if new is None:
-                    if low is not None and same(low, word):
-                        # Nobody was told that it is stored, and recovery would take it for deleted.
-                        if not (yield "cas", key, word, None, "-"):
-                            continue
+                    # Nobody was told that it is stored, and recovery would take it for deleted.
+                    if low is not None and same(low, word) and not (yield "cas", key, word, None, "-"):
+                        continue
                     return ("no room",)
             else:
                 yield "renew", new, above, durable
@@ -452,8 +450,8 @@ class Protocol:
 class Machine:
     """The local states of all processes, numbered; it runs each generator once per state and observation."""
 
-    def __init__(self, row: Row) -> None:
-        self.protocol = Protocol(row)
+    def __init__(self, row: Row, merge: bool) -> None:
+        self.protocol, self.merge = Protocol(row), merge
         programs = [text.split(None, 1) for text in row.programs.split("|")]
         self.ranks = "".join(rank for rank, _ in programs)
         self.programs = [[self._parse(text) for text in steps.split(",")] for _, steps in programs]
@@ -494,7 +492,8 @@ class Machine:
         except StopIteration as end:
             return self._start(process, index + 1), end.value
         actions = tuple(request) if isinstance(request, list) else (request,)
-        state = (process, index, self._frames(generator), actions, bool(history))
+        frame = self._frames(generator) if self.merge else history
+        state = (process, index, frame, actions, bool(history))
         return self._number(state, op, actions, (process, index, history)), None
 
     @staticmethod
@@ -525,7 +524,8 @@ def clean(cell: Cell) -> Cell:
 
 
 FIELDS = (
-    "words", "cells", "records", "floor", "clocks", "hinted", "reading", "windows", "allowed", "author", "hard", "arrived", "local"
+    "words", "cells", "records", "floor", "clocks", "hinted", "reading", "windows", "allowed", "author", "hard",
+    "arrived", "local",
 )  # fmt: skip
 WATCHED = ("get", "sync", "flush")  # operations for which the values are noted that keys have meanwhile
 
@@ -747,10 +747,8 @@ class World:
 
     def _raise_floor(self, me: int, key: int, above: int) -> int:
         """The sequence of a tombstone: just above what it deletes, so that few puts are under way below it."""
-        if above:
-            mine = (above // 32 + 1) * 32 + ord(self.ranks[me]) - ord("a")
-        else:
-            mine = self.next_sequence(me, 0)
+        number = ord(self.ranks[me]) - ord("a")
+        mine = (above // 32 + 1) * 32 + number if above else self.next_sequence(me, 0)
         self.floor = max(self.floor, mine)
         return mine
 
@@ -974,9 +972,12 @@ class Result(NamedTuple):
     outcomes: frozenset[tuple[str, Any]]
 
 
-def explore(row: Row, limit: int = 400_000) -> Result:
-    """Visit all interleavings: the first property that is broken ("" if none), and a shortest trace to it."""
-    machine = Machine(row)
+def explore(row: Row, merge: bool = True, limit: int = 400_000) -> Result:
+    """Visit all interleavings: the first property that is broken ("" if none), and a shortest trace to it.
+
+    Without `merge` every history is told apart: the check on taking two for one that left the same variables.
+    """
+    machine = Machine(row, merge)
     state = World.initial(row, machine)
     origin: dict[int, Any] = {hash(state): None}
     level, outcomes = [state], set()
