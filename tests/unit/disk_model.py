@@ -74,6 +74,7 @@ class Rules:
     tombstone_order: str = "after"  # it is appended after the word has left | "before"
     drop: str = "tombstone"  # eviction without demotion leaves one | if the block before "looked durable" | "none"
     floor: str = "after"  # a put looks at the highest tombstone after it is published | "before" | "never"
+    again: str = "new cell"  # a put below the floor is put again | gets a higher sequence "in place"
     sync: str = "table"  # writes what the rank's own table holds | what the "index" still names
     adopt: bool = True  # recovery syncs what it found before anybody may use it
     restart: str = "above"  # every clock of the next run begins above all that was found | "clock"s as they are
@@ -241,6 +242,9 @@ class Protocol:
             if not floor:
                 return ("stored",)
             # A block was deleted under a higher sequence: recovery would take this one for what was deleted.
+            if rules.again == "in place":
+                yield "renew", new, floor, False
+                return ("stored",)
             new, above, low = None, floor, new
             del floor
 
@@ -558,7 +562,7 @@ class World:
         cells = [Cell() for _ in row.memory + row.disk]
         words: list[Any] = [None] * len(KEYS)
         allowed: list[frozenset[str | None]] = [frozenset({None})] * len(KEYS)
-        author, records = [""] * len(KEYS), []
+        author, records = [""] * len(KEYS), list[Record]()
         for text in row.init.split():
             value, where = text.split(":")
             key, in_memory = KEYS.index(value[0]), where.rstrip("D")
@@ -574,7 +578,8 @@ class World:
                 cells[free] = Cell(LIVE, 1, key, FIRST * 32, value, words[key])
                 author[key] = author[key] or in_memory
                 words[key] = Word(free, 1)
-        state = (words, cells, records, 0, [0] * 26, frozenset(), frozenset(), [None] * len(machine.first))
+        nobody: frozenset[int] = frozenset()
+        state: tuple[Any, ...] = (words, cells, records, 0, [0] * 26, nobody, nobody, [None] * len(machine.first))
         state += (allowed, author, [False] * len(KEYS), [0, 0], machine.first)
         return tuple(tuple(part) if isinstance(part, list) else part for part in state)
 
