@@ -6,8 +6,10 @@ hints, sweeps, reuse of disk cells with bounded generations, compaction, removal
 sync, flush, and a crash of all at any step with what recovery may find afterwards; a crash that a second run follows
 too. Sequences come from clocks that run apart: a rank's own clock never helps here, only what it has looked at.
 
-Does not cover what `protocol_model` covers (payload in halves, several slots of a bucket, doubles, pins, copies,
-aliases), how a file is cut into records (a file here holds one), nor memory fences: a step is atomic.
+A key has one slot, but for the operation "double": a put that may see its bucket's other slot taken.
+
+Does not cover what `protocol_model` covers (payload in halves, pins, copies, aliases, doubles in all other
+respects), how a file is cut into records (a file here holds one), nor memory fences: a step is atomic.
 
 An operation is a generator that yields one action at a time and is sent what it observed; a list of actions means
 that any of them may happen. A process is told apart by its suspended frames, so two histories that left the same
@@ -20,11 +22,14 @@ Properties::
     lost       a read found nothing, though its key had a value all the time
     dangling   a word, or the backing of a block in memory, leads to a cell that is free or of another generation
     file       such a word leads to a file that is removed or not whole
-    older      recovery may find a value from before the last acknowledged sync, or one that was deleted
+    older      recovery may find a value from before the last acknowledged sync, or one that was deleted before it
     forgotten  recovery may find nothing, though the key had a value ever since the last acknowledged sync
     hard       a word is without the hard bit that was acknowledged, or has one that was taken away
     leak       all is quiet and every hint was followed, and a cell that nothing leads to is not free
     stuck      nobody can go on, and somebody has not ended
+
+A sync covers the keys whose latest put or delete before it began was one of its rank's; a flush covers all keys. A
+put that is under way when all crash may have happened or not.
 """
 
 from __future__ import annotations
@@ -75,6 +80,7 @@ class Rules:
     drop: str = "tombstone"  # eviction without demotion leaves one | if the block before "looked durable" | "none"
     floor: str = "after"  # a put looks at the highest tombstone after it is published | "before" | "never"
     again: str = "new cell"  # a put below the floor is put again | gets a higher sequence "in place"
+    doubles: str = "put again"  # if what stays is not above what was taken out | the "lowest slot" stays as it is
     sync: str = "table"  # writes what the rank's own table holds | what the "index" still names
     adopt: bool = True  # recovery syncs what it found before anybody may use it
     restart: str = "above"  # every clock of the next run begins above all that was found | "clock"s as they are
@@ -247,6 +253,53 @@ class Protocol:
                 return ("stored",)
             new, above, low = None, floor, new
             del floor
+
+    def double(self, rank: str, key: int, value: str) -> Operation:
+        """A put in a bucket of two slots that may see the other one taken: the way to two words of one key.
+
+        Who sees two takes the one in the higher slot out, as the store does; what stays must have the highest sequence.
+        """
+        above, new = 0, None
+        while True:
+            words = yield "both", key
+            hits, restart = (), False
+            for slot, word in words:
+                cell = yield "load put", word.cell
+                restart = restart or cell.generation != word.generation
+                hits, above = (*hits, (slot, word)), max(above, cell.sequence)
+                del cell
+            if restart:
+                continue
+            if new is None:
+                new = yield "fill", key, value, above, False
+                if new is None:
+                    return ("no room",)
+            else:
+                yield "renew", new, above, False
+            if hits:
+                published = yield "cas", hits[0][0], hits[0][1], new, rank
+            else:
+                published = yield [("cas", slot, None, new, rank) for slot in (key, key + len(KEYS))]
+            del hits, words
+            if not published:
+                continue
+            while True:
+                words = yield "both", key
+                if new not in (word for _, word in words) or len(words) == 1:
+                    return ("stored",)
+                (_, low), (slot, high) = words
+                mine = (yield "load put", new.cell).sequence
+                other = yield "load put", (high if low == new else low).cell
+                if other.generation != (high if low == new else low).generation:
+                    continue
+                if not (yield "take double", slot, high):
+                    continue
+                if (low == new) == (mine > other.sequence):
+                    return ("stored",)  # what stays is above what was taken out
+                if self.rules.doubles == "lowest slot":
+                    return ("stored",)
+                above, new = max(mine, other.sequence), None
+                break
 
     def delete(self, rank: str, key: int) -> Operation:
         floor = yield "floor", key
@@ -473,7 +526,7 @@ class Machine:
         name, *rest = text.split()
         if not rest:
             return (name,)
-        return (name, KEYS.index(rest[0][0]), *rest) if name == "put" else (name, KEYS.index(rest[0][0]))
+        return (name, KEYS.index(rest[0][0]), *rest) if name in ("put", "double") else (name, KEYS.index(rest[0][0]))
 
     def advance(self, local: int, observed: Any) -> tuple[int, Any]:
         """The local state after an observation, and the outcome if the operation has ended."""
@@ -560,9 +613,9 @@ class World:
     def initial(cls, row: Row, machine: Machine) -> tuple[Any, ...]:
         """The state before the first step."""
         cells = [Cell() for _ in row.memory + row.disk]
-        words: list[Any] = [None] * len(KEYS)
+        words: list[Any] = [None] * (2 * len(KEYS))  # x, y, and another slot for each of them
         allowed: list[frozenset[str | None]] = [frozenset({None})] * len(KEYS)
-        author, records = [""] * len(KEYS), list[Record]()
+        author, records = [""] * len(words), list[Record]()
         for text in row.init.split():
             value, where = text.split(":")
             key, in_memory = KEYS.index(value[0]), where.rstrip("D")
@@ -580,7 +633,7 @@ class World:
                 words[key] = Word(free, 1)
         nobody: frozenset[int] = frozenset()
         state: tuple[Any, ...] = (words, cells, records, 0, [0] * 26, nobody, nobody, [None] * len(machine.first))
-        state += (allowed, author, [False] * len(KEYS), [0, 0], machine.first)
+        state += (allowed, author, [False] * len(words), [0, 0], machine.first)
         return tuple(tuple(part) if isinstance(part, list) else part for part in state)
 
     def freeze(self) -> tuple[Any, ...]:
@@ -638,22 +691,29 @@ class World:
     def is_live(self, word: Word) -> bool:
         return self.cells[word.cell].status == LIVE and self.cells[word.cell].generation == word.generation
 
-    def set_word(self, key: int, new: Word | None, author: str) -> None:
-        before, after = self.value(self.words[key]), self.value(new)
+    def values(self, key: int) -> frozenset[str | None]:
+        """Of a key: one, but while two put it there may be two."""
+        words = [word for word in self.words[key :: len(KEYS)] if word is not None]
+        return frozenset(self.value(word) for word in words or [None])
+
+    def set_word(self, slot: int, new: Word | None, author: str) -> None:
+        key = slot % len(KEYS)
+        before = self.values(key)
         if author:
-            self.author[key], self.hard[key] = author, False
-            old = self.words[key]
+            self.author[slot], self.hard[slot] = author, False
+            old = self.words[slot]
             self.hinted |= {old.cell} if old is not None else set()
-        self.words[key] = new
+        self.words[slot] = new
+        after = self.values(key)
         if new is not None and self.cells[new.cell].status == TAKEN:
             self.cells[new.cell] = self.cells[new.cell]._replace(status=LIVE)
         if before != after:
-            self.allowed[key] |= {after}
+            self.allowed[key] |= after
             for n, window in enumerate(self.windows):
                 if window is not None:
                     values = [*window[0]]
-                    values[key] |= {after}
-                    self.windows[n] = (tuple(values), window[1])
+                    values[key] |= after
+                    self.windows[n] = (tuple(values), *window[1:])
 
     # Actions at the index and at cells.
 
@@ -666,6 +726,19 @@ class World:
 
     def _word(self, me: int, key: int) -> Any:
         return self.words[key]
+
+    def _both(self, me: int, key: int) -> Any:
+        """The slots and words of a key."""
+        self.enter(me)
+        slots = (key, key + len(KEYS))
+        return tuple((slot, self.words[slot]) for slot in slots if self.words[slot] is not None)
+
+    def _take_double(self, me: int, slot: int, word: Word) -> bool:
+        if self.words[slot] != word:
+            return False
+        self.set_word(slot, None, "")
+        self.hinted |= {word.cell}
+        return True
 
     def _load(self, me: int, n: int) -> Any:
         return clean(self.cells[n])
@@ -885,7 +958,7 @@ class World:
             state = SYNCED if rules.adopt and n in kept else r.state
             self.records[n] = r._replace(removed=THERE if n in kept else GONE, state=state, waiting=frozenset())
         self.cells = [Cell() for _ in self.cells]
-        self.words, self.hinted, self.reading = [None] * len(KEYS), frozenset(), frozenset()
+        self.words, self.hinted, self.reading = [None] * len(self.words), frozenset(), frozenset()
         self.floor, self.windows = 0, [None] * len(self.windows)
         self.local = [local if n == me else self.machine.over for n, local in enumerate(self.local)]
         if rules.restart == "above":
@@ -907,7 +980,11 @@ class World:
     def begin(self, me: int, name: str) -> None:
         """The first action of an operation is about to happen."""
         if name in WATCHED:
-            self.windows[me] = (tuple(frozenset({self.value(word)}) for word in self.words), tuple(self.author))
+            self.windows[me] = (
+                tuple(self.values(key) for key in range(len(KEYS))),
+                tuple(self.author),
+                tuple(self.words),
+            )
 
     def finish(self, me: int, op: tuple[Any, ...], outcome: tuple[Any, ...]) -> None:
         """The last action of an operation has happened."""
@@ -921,7 +998,8 @@ class World:
                 raise Broken("lost" if value is None else "stale")
         if outcome[0] in ("synced", "flushed"):
             for key in range(len(KEYS)):
-                if outcome[0] == "flushed" or self.ranks[me] in window[1][key]:
+                slot = key if window[2][key] is not None or window[2][key + len(KEYS)] is None else key + len(KEYS)
+                if outcome[0] == "flushed" or self.ranks[me] in window[1][slot]:
                     self.allowed[key] = window[0][key]
 
     def leads_to(self, key: int, word: Word) -> None:
@@ -938,10 +1016,10 @@ class World:
             self.leads_to(key, cell.backed)
 
     def check(self) -> None:
-        for key, word in enumerate(self.words):
+        for slot, word in enumerate(self.words):
             if word is not None:
-                self.leads_to(key, word)
-                if word.hard != self.hard[key]:
+                self.leads_to(slot % len(KEYS), word)
+                if word.hard != self.hard[slot]:
                     raise Broken("hard")
         certain, chances = self.certain(), self.chances()
         for key, allowed in enumerate(self.allowed):
@@ -949,8 +1027,13 @@ class World:
                        default=(0, None), key=lambda pair: pair[0])  # fmt: skip
             found = {best[1]}
             found |= {r.value for r in (self.records[n] for n in chances) if r.key == key and r.sequence > best[0]}
-            for value in found - allowed:
+            for value in (found - allowed) and found - allowed - self.under_way():
                 raise Broken("forgotten" if value is None else "older")
+
+    def under_way(self) -> frozenset[str | None]:
+        """What is being put: a crash may come before or after it."""
+        ops = [self.machine.op[local] for local in self.local if not self.machine.fresh[local]]
+        return frozenset(op[2] for op in ops if op is not None and op[0] in ("put", "double"))
 
     def check_quiet(self) -> None:
         """Nobody can go on: every cell is named, or a hint would find it."""
