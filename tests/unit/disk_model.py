@@ -262,7 +262,8 @@ class Protocol:
         above, new = 0, None
         while True:
             words = yield "both", key
-            hits, restart = (), False
+            hits: tuple[Any, ...] = ()
+            restart = False
             for slot, word in words:
                 cell = yield "load put", word.cell
                 restart = restart or cell.generation != word.generation
@@ -694,7 +695,7 @@ class World:
     def values(self, key: int) -> frozenset[str | None]:
         """Of a key: one, but while two put it there may be two."""
         words = [word for word in self.words[key :: len(KEYS)] if word is not None]
-        return frozenset(self.value(word) for word in words or [None])
+        return frozenset(self.value(word) for word in words) or frozenset({None})
 
     def set_word(self, slot: int, new: Word | None, author: str) -> None:
         key = slot % len(KEYS)
