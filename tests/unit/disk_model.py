@@ -75,9 +75,7 @@ class Rules:
     # Sequences.
     replace: str = "above"  # what it replaces, whatever the clock says | the "clock" | above the "first" it found
     tombstone: str = "above"  # what it deletes and the floor | what it deletes "alone" | the "clock" | "none"
-    absent: str = (
-        "tombstone"  # delete of a key that is not there leaves one too | "late", floor unasked before | "nothing"
-    )
+    absent: str = "tombstone"  # delete of an absent key leaves one too | "late": floor not asked before | "nothing"
     tombstone_order: str = "after"  # it is appended after the word has left | "before"
     drop: str = "tombstone"  # eviction without demotion leaves one | if the block before "looked durable" | "none"
     floor: str = "after"  # a put looks at the highest tombstone after it is published | "before" | "never"
