@@ -12,6 +12,7 @@ from itertools import count
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from memory_files import MemoryFiles
@@ -20,6 +21,7 @@ from segment_making import FIRST, RUN, STORE, a_log, a_store, random_bytes, read
 from cascade_mpi.errors import CascadeError
 from cascade_mpi.segments import format as f
 from cascade_mpi.segments.fsck import fsck
+from cascade_mpi.segments.pages import encode_footer
 from cascade_mpi.segments.reader import open_segment
 from cascade_mpi.segments.recovery import recover
 from cascade_mpi.segments.scan import Walk, scan
@@ -210,6 +212,32 @@ def test_a_segment_of_an_earlier_run_with_the_same_number_is_told_apart() -> Non
     assert len(must_be_right(with_file(files, OPEN, data), contents)) == 2
 
 
+@pytest.mark.parametrize("field", ["namespace", "sequence", "key_lo", "header_check", "flags"])
+def test_a_footer_that_says_other_things_than_the_records_is_seen(field: str) -> None:
+    """Its checksums are right: it was written so, by a program that was wrong."""
+    files, _ = a_store(SIZES)
+    trailer, entries = open_segment(files, STORE, 0).footer()
+    changed = entries.copy()
+    changed[field][1] += 1
+    table_at, footer = encode_footer(trailer.place, 0, changed, trailer.data_end)
+    damaged = with_file(files, FIRST, bytes(files.contents[FIRST][:table_at]) + footer)
+    assert damage_of(damaged) == [f"{FIRST} {5 * f.UNIT} the footer says other things of this record"]
+    assert len(read_back(damaged)) == (3 if field in ("sequence", "key_lo") else 4)
+
+
+def test_what_goes_back_to_an_older_version_is_said() -> None:
+    """Only without a footer: nothing knows of the damaged record then."""
+    files = MemoryFiles()
+    log = a_log(files)
+    for sequence in (1, 2):
+        log.append(record_of(1, 300, sequence=sequence), random_bytes(sequence, 300))
+    log.sync()
+    files.contents[OPEN][5 * f.UNIT + 300] ^= 1
+    (finding,) = fsck(files, STORE).findings
+    assert finding.consequence == "1 blocks go back to an older version, if they had been acknowledged"
+    assert read_back(files) == {(1, 38): random_bytes(1, 300)}
+
+
 def test_both_names_of_one_segment_are_one_segment() -> None:
     files, contents = a_store(SIZES)
     twice = with_file(files, OPEN, files.contents[FIRST])
@@ -239,6 +267,20 @@ def test_damage_in_the_middle_does_not_hide_what_follows() -> None:
         assert any(
             "that are no record" in each or "not what was written" in each for each in recover(damaged, STORE).problems
         )
+
+
+@pytest.mark.parametrize("seal", [True, False])
+def test_the_zeros_around_a_large_payload_are_looked_at(seal: bool) -> None:
+    files, contents = a_store([500, 70_001, 500], segment_bytes=1 << 20, seal=seal)
+    path = FIRST if seal else OPEN
+    before, within, behind = f.PAGE + 256 + 500, 7 * f.UNIT + f.RECORD_BYTES, 2 * f.PAGE + 70_001
+    for byte in (before, 5 * f.UNIT - 1, 5 * f.UNIT, 7 * f.UNIT - 1, within, 2 * f.PAGE - 1, behind, behind + 500):
+        changed = bytearray(files.contents[path])
+        assert changed[byte] == 0
+        changed[byte] = 16
+        damaged = with_file(files, path, changed)
+        assert read_back(damaged) == contents
+        assert damage_of(damaged), f"byte {byte} is not seen"
 
 
 def test_a_header_page_that_is_lost_costs_nothing() -> None:
@@ -357,15 +399,11 @@ def test_any_bytes_are_examined_without_an_error_and_hold_nothing(parts: list[by
 
 def forged_table(count: int, size: int) -> bytearray:
     """A file whose trailer is valid in itself and says of itself what the file cannot hold."""
-    from cascade_mpi.segments.pages import encode_footer
-
     entries = np.zeros(0, f.ENTRY)
     _, footer = encode_footer(f.Place(STORE, 0, RUN), 0, entries, f.PAGE)
     page = bytearray(footer[-f.PAGE :])
     page[56:64] = count.to_bytes(8, "little")
     page[72:80] = (count * f.ENTRY_BYTES & (1 << 64) - 1).to_bytes(8, "little")
-    import xxhash
-
     page[-8:] = xxhash.xxh3_64_intdigest(bytes(page[:-8])).to_bytes(8, "little")
     return bytearray(size - f.PAGE) + page
 
