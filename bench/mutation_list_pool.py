@@ -105,13 +105,6 @@ _RULES = (
         (f"{TESTS}test_one_writer_leaves_no_rest_in_each_extent[300000]",),
     ),
     Mutation(
-        "all-is-lent",
-        "a sixteenth of each arena is never lent: its rank can put at once",
-        "cascade_mpi/extent_runs.py",
-        (("_free_runs(holders, 0 if own else 1,", "_free_runs(holders, 0,"),),
-        (f"{TESTS}test_what_is_said_of_a_pool_that_is_full",),
-    ),
-    Mutation(
         "list-does-not-follow-moves",
         "a block that moves while a list is made is listed once",
         POOL,
