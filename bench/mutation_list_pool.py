@@ -98,6 +98,13 @@ _RULES = (
         (f"{TESTS}test_one_writer_fills_the_memory_of_all",),
     ),
     Mutation(
+        "rest-in-each-extent",
+        "cells in arenas of others are placed downward: what is left joins the extent that is taken next",
+        "cascade_mpi/cell_table.py",
+        (("whole=whole, downward=leased)", "whole=whole, downward=False)"),),
+        (f"{TESTS}test_one_writer_leaves_no_rest_in_each_extent[300000]",),
+    ),
+    Mutation(
         "list-does-not-follow-moves",
         "a block that moves while a list is made is listed once",
         POOL,

@@ -36,13 +36,16 @@ class PageAllocator(FreeMemory):
         "allocations", "limbo_pages", "live_pages", "rest", "reuses",
     )  # fmt: skip
 
-    def __init__(self, pages: int, rest: float, *, whole: bool = True) -> None:
-        """An arena of so many pages, all of them there, or with `whole=False` none yet (see `add`)."""
+    def __init__(self, pages: int, rest: float, *, whole: bool = True, downward: bool = False) -> None:
+        """An arena of so many pages, all of them there, or with `whole=False` none yet (see `add`).
+
+        It is filled from the low end of its free memory upward, or `downward` from the high end.
+        """
         if not 1 <= pages <= MAX_PAGES:
             raise ValueError(f"an arena has 1..{MAX_PAGES} pages, not {pages}: choose a larger page")
         if not rest >= 0:
             raise ValueError(f"a rest of {rest} s is not possible: it must be 0 s or more")
-        super().__init__(pages, whole=whole)
+        super().__init__(pages, whole=whole, downward=downward)
         self.rest = rest
         self.live_pages = 0
         self.limbo_pages = 0
@@ -144,9 +147,17 @@ class PageAllocator(FreeMemory):
         if generations is not None:
             self._generations[start : start + pages] = array("H", generations)
         self.free_pages += pages
-        if self._end in (start, self._top):
+        end, empty = start + pages, self._top == self._end
+        if self.downward:
+            if empty and end not in self._extents:  # with what is free above it is one piece, and stays one
+                self._top, self._end = start, end
+            elif self._top == end and not empty:
+                self._top = start
+            else:
+                self._put_back(start, pages)
+        elif empty or start == self._end:
             self._top = self._top if start == self._end else start
-            self._end = start + pages
+            self._end = end
         else:
             self._put_back(start, pages)
 

@@ -53,7 +53,8 @@ class CellTable:
         # Its own: a look in the middle of a put must not overwrite the look-up that the put goes by.
         self.shared = (threading.RLock(), fabric.new_scratch()) if shared is None else shared
         self.lock, self._scratch = self.shared
-        self.allocator = PageAllocator(fabric.pages, rest, whole=whole)
+        leased = self.area.rank != fabric.comm.rank
+        self.allocator = PageAllocator(fabric.pages, rest, whole=whole, downward=leased)  # why: see `extent_runs`
         # By page: it is this rank's; others' hints are not to be cleared. None: all are.
         self.owned: npt.NDArray[np.bool_] | None = None if whole else np.zeros(fabric.pages, np.bool_)
         self.grow: Callable[[int], bool] | None = None  # adds pages to the allocator, so that so many may fit

@@ -137,7 +137,8 @@ class Config:
     copy_share
         The part of each arena that such copies may take, more than 0 and at most 1.
     lease_extents
-        Parts of each arena that other ranks may use while it is idle, those of its node first; 0: none.
+        Parts of fifteen sixteenths of each arena, which other ranks may use while it is idle, those of its node first;
+        0: none.
     placement
         A put uses the "local" arena first, or that of the key's home, which a "hash" of the key names.
     dedup

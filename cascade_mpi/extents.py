@@ -4,8 +4,8 @@ Covers the tiers of one rank (its own arena, and those in which it has leased ex
 extents. Does not cover the words of the extents (`leases`), which tier a block's cell lies in (`pool`), nor how a block
 is moved (`mover`).
 
-A rank holds the extents of its own arena as those of others: it takes what is free, from the low end, others from the
-high end, so that long runs remain; the lowest ones are never lent. What is recalled its holder gives back when its
+A rank holds the extents of its own arena as those of others: it takes what is free (`extent_runs` says which of it);
+the lowest one is never lent. What is recalled its holder gives back when its
 cells have rested and nobody has them pinned.
 """
 
@@ -25,7 +25,7 @@ _ATTEND_S = 0.005  # between two looks at whether extents are recalled
 _STUCK_S = 0.1  # after blocks fitted nowhere, before they are tried again
 _IDLE_S = 0.25  # between two looks for extents that are empty
 _DRY_S = 0.01  # after a look that found no free extent, before the next one that is made ahead of need
-_KEPT_SHARE = 16  # 1/16 of an arena is never lent: its rank can always put something at once
+_RECALL_SHARE = 16  # 1/16 of the extents are recalled at a time, or what the block needs
 
 
 class Extents:
@@ -42,7 +42,7 @@ class Extents:
         others = [*range(self._rank + 1, fabric.comm.size), *range(self._rank)]
         self._near = [rank for rank in others if fabric.mapped[rank]]
         self._far = deque(rank for rank in others if not fabric.mapped[rank])
-        self.kept = 0 if table is None else max(1, table.count // _KEPT_SHARE)
+        self.kept = 0 if table is None else 1  # so many, the lowest, are never lent
         self.evacuate: Callable[[DramTier, int, int], bool] = lambda tier, start, pages: True
         self.recalls = self.returned = 0
         self._next_attend = self._next_idle = self._dry_until = self._stuck_until = 0.0
@@ -92,29 +92,24 @@ class Extents:
         self._dry_until = ended + max(_DRY_S, 20 * (ended - began))
 
     def _take_run(self, tier: DramTier, pages: int) -> bool:
-        """Take free extents in a row for so many pages: the own ones from the low end, others' from the high end.
+        """Take free extents in a row, so that a cell of so many pages fits there; False if there are none.
 
-        False if there are none; if others are quicker, some of them may have been taken.
+        If others are quicker, some of them may have been taken.
         """
-        table, own = self.table, tier is self.own
+        table, rank = self.table, tier.area.rank
         assert table is not None
-        words = table.look(tier.area.rank)
+        words = table.look(rank)
         if self._adopt(tier, words):
             return True
-        wanted = -(-pages // table.extent_pages)
-        holders = holders_of(words)
-        if holders.count(-1) < wanted:
-            return False
-        starts = range(0 if own else self.kept, table.count - wanted + 1)
-        for start in starts if own else reversed(starts):
-            run = range(start, start + wanted)
-            if holders[start : start + wanted].count(-1) < wanted:
-                continue
-            taken = [extent for extent in run if table.take(tier.area.rank, extent, words[extent])]
+        while run := table.next_run(holders_of(words), rank, self._rank, tier.allocator, pages):
+            # From the side of the free memory that they lie next to: what was taken of them is one run with it.
+            order = reversed(run) if tier.allocator.downward else run
+            taken = [extent for extent in order if table.take(rank, extent, words[extent])]
             for extent in taken:
                 self._enter(tier, extent, was_held(words[extent]))
             if taken:
                 return True
+            words = table.look(rank)
         return False
 
     def adopt(self) -> None:
@@ -170,7 +165,7 @@ class Extents:
             return
         words = self._words()
         others = [extent for extent, holder in enumerate(holders_of(words)) if holder not in (-1, self._rank)]
-        wanted = max(self.kept, -(-pages // self.table.extent_pages))
+        wanted = max(self.table.count // _RECALL_SHARE, -(-pages // self.table.extent_pages))
         wanted -= sum(is_recalled(words[extent]) for extent in others)
         if wanted > 0:
             self.recalls += self.table.recall([each for each in others if not is_recalled(words[each])][:wanted])

@@ -12,6 +12,8 @@ Placement, in this order:
    next class that has any (eight classes per octave);
 4. never-used memory together with the free extent before it.
 
+A cell is cut from the low end of what was found, so that an arena fills upward; *downward* from the high end.
+
 Rule 2 brings cells of one size back in exactly the order in which they were freed, however their
 neighbours have merged meanwhile: the longest way round before a generation repeats. Among mixed
 sizes it cuts nothing out of the middle of an extent: that scatters what was freed together, and
@@ -84,13 +86,14 @@ class FreeMemory:
     """The free pages: `_place` takes some, `_put_back` gives some back; both take constant time, amortised."""
 
     __slots__ = (
-        "_bin_limit", "_bins", "_end", "_extent_ends", "_extents", "_nonempty", "_starts", "_tile_queues", "_tiles",
-        "_top", "free_pages", "pages",
+        "_bin_limit", "_bins", "_end", "_extent_ends", "_extents", "_nonempty", "_starts", "_tile_ends", "_tile_queues",
+        "_tiles", "_top", "downward", "free_pages", "pages",
     )  # fmt: skip
 
-    def __init__(self, pages: int, *, whole: bool) -> None:
+    def __init__(self, pages: int, *, whole: bool, downward: bool = False) -> None:
         self.pages = pages
         self.free_pages = pages if whole else 0
+        self.downward = downward
         self._top = 0  # pages from here to the end were never used, or not since they were added
         self._end = pages if whole else 0
         # Free memory below the top, twice: as extents (no two of them adjacent), which are what can be
@@ -102,12 +105,16 @@ class FreeMemory:
         self._bin_limit = [0] * len(self._bins)  # no extent of this bin is longer
         self._nonempty = 0  # bit i: bin i is not empty
         self._tiles: dict[int, int] = {}  # start -> pages
+        self._tile_ends: dict[int, int] = {}  # end -> start; downward alone
         self._tile_queues: dict[int, OrderedDict[int, None]] = {}  # pages -> starts, first freed first
 
     def _place(self, pages: int) -> int | None:
         """Take `pages` out of the free memory and return where, by the four rules of the module's text."""
         top = self._top
         if self._end - top >= pages:
+            if self.downward:
+                self._end -= pages
+                return self._end
             self._top = top + pages
             return top
         queue = self._tile_queues.get(pages)
@@ -122,21 +129,36 @@ class FreeMemory:
                 return first
         found = self._good_fit(pages)
         if found is not None:
-            length = self._remove_extent(found)
-            self._take_tiles(found, pages)
-            if length > pages:
-                self._add_extent(found + pages, length - pages)
-            return found
+            return self._cut(found, pages)
         start, length = self._open_end()
+        if length >= pages and self.downward:
+            self._take_tiles(self._end, self._remove_extent(self._end))
+            self._end = start + length - pages
+            return self._end
         if length >= pages:
             self._remove_extent(start)
             self._take_tiles(start, self._top - start)
             self._top = start + pages
             return start
-        if self._top < self._end and self._end in self._extents:  # a range was added before one that has been used
+        # A range was added before one that has been used, or behind it.
+        if self._top < self._end and (self._top in self._extent_ends if self.downward else self._end in self._extents):
             self._use_up()
             return self._place(pages)
         return None
+
+    def _cut(self, start: int, pages: int) -> int:
+        """Take so many pages from the end of a free extent at which cells are placed: the first of them."""
+        length = self._remove_extent(start)
+        rest = length - pages
+        if self.downward:
+            self._take_last_tiles(start + length, pages)
+            if rest:
+                self._add_extent(start, rest)
+            return start + rest
+        self._take_tiles(start, pages)
+        if rest:
+            self._add_extent(start + pages, rest)
+        return start
 
     def _use_up(self) -> None:
         """Make never-used memory a free extent like others."""
@@ -169,9 +191,33 @@ class FreeMemory:
         return longest
 
     def _open_end(self) -> tuple[int, int]:
-        """Start and length of the never-used memory with the free extent before it."""
+        """Start and length of the never-used memory with the free extent before it; downward: after it."""
+        if self.downward:
+            return self._top, self._end - self._top + self._extents.get(self._end, 0)
         start = self._extent_ends.get(self._top, self._top)
         return start, self._end - start
+
+    def free_before(self, page: int) -> int:
+        """Local. How many pages are free in a row right before this one."""
+        at = page
+        while True:
+            if self._top < self._end == at:
+                at = self._top
+            elif at in self._extent_ends:
+                at = self._extent_ends[at]
+            else:
+                return page - at
+
+    def free_after(self, page: int) -> int:
+        """Local. How many pages are free in a row from this one on."""
+        at = page
+        while True:
+            if at == self._top < self._end:
+                at = self._end
+            elif at in self._extents:
+                at += self._extents[at]
+            else:
+                return at - page
 
     def _put_back(self, first: int, pages: int) -> None:
         """Make pages a tile, and a part of the free extent around it."""
@@ -218,9 +264,13 @@ class FreeMemory:
         if queue is None:
             queue = self._tile_queues[pages] = OrderedDict()
         queue[start] = None
+        if self.downward:
+            self._tile_ends[start + pages] = start
 
     def _remove_tile(self, start: int) -> int:
         pages = self._tiles.pop(start)
+        if self.downward:
+            del self._tile_ends[start + pages]
         queue = self._tile_queues[pages]
         del queue[start]
         if not queue:
@@ -243,6 +293,14 @@ class FreeMemory:
         while start < end:
             start += self._remove_tile(start)
         if start > end:
+            self._add_tile(end, start - end)
+
+    def _take_last_tiles(self, end: int, pages: int) -> None:
+        """The same of the pages up to `end`, where a tile ends; keep what sticks out of the first."""
+        start = end - pages
+        while end > start:
+            end -= self._remove_tile(self._tile_ends[end])
+        if end < start:
             self._add_tile(end, start - end)
 
     def _check_extents(self, runs: list[tuple[int, int, str]]) -> None:
@@ -269,6 +327,8 @@ class FreeMemory:
                 seen += 1
             if position != start + pages:
                 self._fail(f"the tiles of the free extent at page {start} ({pages} pages) end at {position}", runs)
+        if self._tile_ends != ({start + n: start for start, n in self._tiles.items()} if self.downward else {}):
+            self._fail(f"the ends {self._tile_ends} are not those of the tiles", runs)
         queued = {start: pages for pages, queue in self._tile_queues.items() for start in queue}
         entries = sum(map(len, self._tile_queues.values()))
         counts_differ = not seen == entries == len(self._tiles)
