@@ -2,7 +2,8 @@
 
 Covers whether all is found, evicted or wrong, and the speed of reads by the writer, by the ranks whose memory it has
 leased on its node and on others, against a raw copy of the same bytes (what lies on another node: a raw MPI_Get) in the
-same run. Nodes keep copies, as by default. The contents of every read are compared, outside the timed part. Does not cover recalls (`torture`).
+same run. Nodes keep copies, as by default. The contents of every read are compared, outside the timed part. Does not
+cover recalls (`torture`).
 """
 
 from __future__ import annotations
