@@ -135,7 +135,8 @@ class Config:
         Reads of another node's block by one rank after which it keeps a copy for its node (protected
         blocks: after the first); 0: no copies.
     copy_share
-        The part of each arena that such copies may take, more than 0 and at most 1.
+        The part of each arena that such copies may take of what is free, more than 0 and at most 1.
+        No block goes for a copy.
     lease_extents
         Parts of fifteen sixteenths of each arena, which other ranks may use while it is idle, those of its node first;
         0: none.

@@ -8,6 +8,7 @@ arenas a rank has cells in (`pool`).
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 from cascade_mpi.evictions import Evictions
 from cascade_mpi.passing import Passing
@@ -56,27 +57,34 @@ class DramTier(Evictions, Passing):
             if cell is not None or not (self.sweep() or self.drop_passed() or self.drop_expired()):
                 return cell
 
-    def reserve_copy(self, nbytes: int, most: int, *, wait: bool = False) -> tuple[int, int] | None:
-        """Local. The same for a copy; copies may take `most` pages. None if there is no room, without `wait`: now.
+    def reserve_copy(
+        self, nbytes: int, most: int, *, wait: bool = False, beside: int = 0, staying: Collection[int] = ()
+    ) -> tuple[int, int] | None:
+        """Local. The same for a copy; None if there is no room, without `wait`: now. No block has to go for it.
 
-        What makes room (older copies beyond `most`; else what an eviction takes) is free after its rest: a later
-        attempt finds it.
+        A copy takes what is free, else the place of one that was not read for longest, none of `staying` (first
+        pages). All may take `most` pages, those of reserved cells `beside` included. Where a copy went the room is
+        there after a rest: a later attempt finds it. Puts that evict make room for one that found none.
         """
         pages = self.pages_for(nbytes)
-        if pages > most:
+        if beside + pages > most:
             return None
         with self.lock:
             now = time.monotonic()
-            if self.copy_pages + pages > most:
-                for first in self._cold_copies():
-                    if self.copy_pages + pages <= most:
-                        break
-                    self._evict_one(first)
+            self.evict_copies(most - beside - pages, staying)
             self.drain(now)
             cell = self.allocate(pages, now)
-            if cell is None and self.allocator.limbo_pages < pages and self.victims is not None:
-                self.evict(pages, pages)  # no more than this one needs: a copy is worth no blocks ahead of time
-            return self._settle(pages) if cell is None and wait else cell
+            makes_way = cell is None and self.allocator.limbo_pages < pages and self.evict_copy(pages, staying)
+            if wait:
+                return cell or self.regain(pages)
+            if not makes_way:
+                self.wish(0 if cell else pages)
+            return cell
+
+    def copies_take(self, firsts: Collection[int]) -> int:
+        """Local. Pages of the copies in the cells with these first pages."""
+        with self.lock:
+            return sum(self.allocator.pages_of(first) for first in firsts if self.copies[first])
 
     def why_full(self, nbytes: int, elsewhere: str = "") -> str:
         """Local. For people: why a block of this size found no room, also `elsewhere`, and what to do."""

@@ -7,7 +7,7 @@ Covers how many go and when, ahead of puts and for one that finds no room. Does 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ _CHOOSE_SHARE = 8  # victims are chosen for 1/8 of the arena at a time: each cho
 _CHOOSE_SHARE_LRU = 4  # where only the last use counts: what is not used until it goes would be chosen later, too
 _LARGE_ONES = 8  # candidates that a put passes over as it evicts ahead
 _BARREN_S = 0.1  # a look for something to evict ahead that found nothing is not made again so soon
+_WISH_S = 10.0  # puts keep room for a copy that had none for so long: then nobody comes for it any more
 
 
 class Evictions(Cells):
@@ -46,8 +47,12 @@ class Evictions(Cells):
         that evicts for itself. What was chosen after it goes in its place, of a few candidates, so that no put looks
         at many.
         """
-        if time.monotonic() < self._barren:
+        now = time.monotonic()
+        if now < self._barren:
             return
+        if self.wished and now > self._wished_until:
+            missing = None if missing is None else missing - self.wished
+            self.wish(0)
         if missing is None:
             missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
         want = pages if 2 * missing < self.low_pages else 2 * pages
@@ -67,14 +72,14 @@ class Evictions(Cells):
             for first in reversed(large):
                 self._chosen.appendleft(self._word[first])  # next when more is missing
 
-    def evict(self, pages: int, least: int | None = None) -> bool:
+    def evict(self, pages: int) -> bool:
         """Local. Take blocks out, hard ones never, so that a cell of so many pages may fit; False if nothing was taken.
 
-        At least `least` pages of them, by default what spares the next puts an eviction of their own.
+        As many of them as spare the next puts an eviction of their own.
         """
         if not self._could_fit(pages):
             return False
-        want, taken = least or max(pages, self.fabric.pages // _EVICT_SHARE), 0
+        want, taken = max(pages, self.fabric.pages // _EVICT_SHARE), 0
         for first in self._going():
             size = self.allocator.pages_of(first)
             if self._evict_one(first) is not None:
@@ -99,6 +104,32 @@ class Evictions(Cells):
         held = np.flatnonzero(self.copies)
         order: list[int] = held[np.argsort(self.area.touched[held], kind="stable")].tolist()
         return order
+
+    def evict_copies(self, most: int, staying: Collection[int] = ()) -> None:
+        """Local. Take copies out until all take `most` pages at most, the one that was not read for longest first.
+
+        None of `staying` (first pages).
+        """
+        if self.copy_pages > most:
+            for first in self._cold_copies():
+                if first not in staying and self._evict_one(first) is not None and self.copy_pages <= most:
+                    break
+
+    def evict_copy(self, pages: int, staying: Collection[int] = ()) -> bool:
+        """Local. Take one copy out, in whose place a cell of so many pages fits; False if there is none."""
+        for first in self._cold_copies() if self.copy_pages >= pages else ():
+            if self.allocator.pages_of(first) >= pages and first not in staying:
+                return self._evict_one(first) is not None
+        return False
+
+    def wish(self, pages: int) -> None:
+        """Local. Let the next puts keep so many more pages free, for a copy that found no room; 0: no more.
+
+        A read evicts nothing: it is puts that do, in the order of the policy, and only where they would anyhow.
+        """
+        if self.victims is not None and (pages or self.wished):
+            self.low_pages += pages - self.wished
+            self.wished, self._wished_until = pages, time.monotonic() + _WISH_S
 
     def _next_victim(self, staying: Sequence[int] = ()) -> int:
         """First page of the block to go next; -1 if there is none. No block of `staying` (first pages) is chosen."""

@@ -152,5 +152,6 @@ def report(
 def _eviction(config: Config, dram: DramTier) -> dict[str, Any]:
     if dram.victims is None:
         return {"policy": "none", "ahead_bytes": 0, "by": 'nobody: when_full is "refuse"'}
-    by = "each put a little, ahead of others" if dram.low_pages else "a put that finds no room"
-    return {"policy": config.eviction, "ahead_bytes": dram.low_pages * dram.fabric.page_bytes, "by": by}
+    ahead = dram.low_pages - dram.wished
+    by = "each put a little, ahead of others" if ahead else "a put that finds no room"
+    return {"policy": config.eviction, "ahead_bytes": ahead * dram.fabric.page_bytes, "by": by}

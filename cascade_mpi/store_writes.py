@@ -128,7 +128,8 @@ class Writes(OpenStore):
 
         Each block leaves its owner once for every other node: one rank of a node fetches it, in batches, and the
         node's ranks read the copy. A copy counts for as long as the block is not replaced or deleted; it goes when its
-        rank needs the memory. With blocks of this node alone nothing is done.
+        rank needs the memory. No block goes for a copy: what did not fit is counted as `refused`. With blocks of this
+        node alone nothing is done.
 
         Raises
         ------

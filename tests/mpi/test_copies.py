@@ -220,7 +220,7 @@ def test_a_replaced_or_deleted_block_is_not_read_from_its_copy(
 @several
 @each_variant
 def test_a_copy_under_a_content_key_needs_no_mpi(variant: str, open_store: Open, comm: MPI.Intracomm) -> None:
-    store = opened(open_store, comm, variant)
+    store = opened(open_store, comm, variant, copy_share=0.5)
     put_all(store, comm, range(20), namespace=FIXED)
     store.replicate(range(20), namespace=FIXED)
     assert all(is_read(store, key, namespace=FIXED) for key in range(20))
