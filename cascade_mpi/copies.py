@@ -25,6 +25,7 @@ import numpy.typing as npt
 from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import CascadeError, ConfigError, NotConfiguredError
 from cascade_mpi.fabric import Fabric
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import write_copy
 from cascade_mpi.layout import (
@@ -86,6 +87,7 @@ class Copies:
         work = self._fabric.scratch.work[number]
         return self.keep(hi, lo, int(work[W_WORD]), work.ctypes.data + 8 * W_DESCRIPTOR, address)
 
+    @uninterrupted
     def keep(self, hi: int, lo: int, origin: int, described: int, address: int) -> bool:
         """Local. Copy a block that `origin` named when it was read: one copy of its bytes, 1 CAS at a rank of the node.
 
@@ -114,7 +116,7 @@ class Copies:
         fabric, dram, (first, generation) = self._fabric, self._dram, cell
         try:
             word = int(write_copy(fabric.ctx, first, generation, origin, described, address))
-        except BaseException:  # Ctrl-C too: the cell must not be lost
+        except BaseException:  # whatever it is, the cell must not be lost
             dram.abandon(first)
             raise
         record = _record(described)

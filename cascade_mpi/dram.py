@@ -38,7 +38,7 @@ class DramTier(Evictions, Passing):
             if self.allocator.free_pages + self.allocator.limbo_pages < self.low_pages and now >= self._barren:
                 try:
                     self.evict_ahead(pages)
-                except BaseException:  # Ctrl-C too: the caller never heard of its cell
+                except BaseException:  # an error of MPI, say: the caller never heard of its cell
                     self.abandon(cell[0])
                     raise
             return cell

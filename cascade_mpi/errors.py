@@ -6,7 +6,10 @@ A miss is never an exception: it is ``None`` or ``False``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cascade_mpi.writer import PutResult
 
 
 class CascadeError(Exception):
@@ -30,7 +33,14 @@ class MemoryLimitError(CascadeError, MemoryError):
 
 
 class StoreFullError(CascadeError):
-    """A block cannot be stored or protected, and nothing was changed."""
+    """A block cannot be stored or protected, and nothing was changed.
+
+    `results` has the `PutResult` of every block of the call if it was a put, in their order; else it is empty.
+    """
+
+    def __init__(self, text: str = "", *, results: Sequence[PutResult] = ()) -> None:
+        super().__init__(text)
+        self.results = list(results)
 
 
 class KeyExistsError(CascadeError, KeyError):

@@ -120,7 +120,7 @@ class Extents:
                     self._adopt(tier, self.table.look(rank))
 
     def _adopt(self, tier: DramTier, words: list[int]) -> bool:
-        """Enter what this rank holds without knowing it: it was given back, or Ctrl-C came when it was taken."""
+        """Enter what this rank holds without knowing it: it was given back, or an error came when it was taken."""
         assert self.table is not None
         holders = holders_of(words)
         if holders.count(self._rank) == tier.allocator.range_count:

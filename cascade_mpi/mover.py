@@ -109,7 +109,7 @@ class Mover:
                 new = 0  # its hard bit was toggled, or it has left: only the index can tell
         finally:
             if new and tier.is_live(old) and (done or cell.tier.enter_if_it_stands(new, nbytes)):
-                done = True  # Ctrl-C or an error came in the middle of it
+                done = True  # an error came behind the swap
                 self._moved(tier, first, old, cell, new, nbytes)
             if not done:
                 cell.tier.abandon(cell.first)

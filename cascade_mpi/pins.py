@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cascade_mpi.errors import NoPinSlotError, StoreClosedError
 from cascade_mpi.fabric import Fabric
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.kernels import context as c
 from cascade_mpi.onesided import SLOTS_PER_PEER
 
@@ -60,6 +61,7 @@ class PinTable:
             fabric.raise_mpi_error(s)
         return None
 
+    @uninterrupted
     def release(self, pin: Pin) -> None:
         """Local. Clear the slot of a pin."""
         with self._lock:  # one of two releases at once: the slot may have another holder after the first

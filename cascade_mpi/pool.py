@@ -90,7 +90,7 @@ class Pool(Extents):
             if found is not None:
                 try:
                     self._keep_ahead(pages, now)
-                except BaseException:  # Ctrl-C too: the caller never heard of its cell
+                except BaseException:  # an error of MPI, say: the caller never heard of its cell
                     found.tier.abandon(found.first)
                     raise
             return found

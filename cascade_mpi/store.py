@@ -19,6 +19,7 @@ from cascade_mpi import statistics
 from cascade_mpi.errors import (
     NotConfiguredError,
 )
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.keys import Key
 from cascade_mpi.listing import BlockInfo
 from cascade_mpi.mover import Rebalanced
@@ -85,6 +86,7 @@ class Store(Reads, Writes, Namespaces):
 
     # ------------------------------------------------------------------------------------------ progress and statistics
 
+    @uninterrupted
     def progress(self) -> None:
         """Local. Enter MPI once, so that peers' compare-and-swaps on this rank's words proceed. 1 Iprobe.
 
@@ -117,6 +119,7 @@ class Store(Reads, Writes, Namespaces):
             "shared": {"protected": self._shared.protected, "over_quota": self._shared.over_quota},
         }  # fmt: skip
 
+    @uninterrupted
     def stats_all(self) -> list[dict[str, Any]]:
         """Collective. The `stats()` of every rank, by rank."""
         self._check_open()
@@ -134,6 +137,7 @@ class Store(Reads, Writes, Namespaces):
         found["dedup"] = self._dedup.about()
         return {**found, "progress": {"thread": self._progress is not None, "reason": self._progress_reason}}
 
+    @uninterrupted
     def check(self) -> dict[str, int]:
         """Collective. Verify every invariant while no rank writes; ProtocolError on all ranks if one is broken."""
         self._check_open()
@@ -145,6 +149,7 @@ class Store(Reads, Writes, Namespaces):
 
     # ------------------------------------------------------------------------------------------------------- all blocks
 
+    @uninterrupted
     def rebalance(self) -> Rebalanced:
         """Collective. Move blocks so that the arenas of all ranks hold the same number of bytes, as far as it goes.
 
@@ -155,6 +160,7 @@ class Store(Reads, Writes, Namespaces):
         self._check_open()
         return self._mover.rebalance()
 
+    @uninterrupted
     def collect(self) -> int:
         """Collective. Remove the contents, on all ranks, that no name is left of: how many.
 
@@ -168,6 +174,7 @@ class Store(Reads, Writes, Namespaces):
         self._poll()
         return removed
 
+    @uninterrupted
     def clear(self) -> None:
         """Collective. Remove every block of every rank, protected ones too."""
         self._check_open()

@@ -32,6 +32,7 @@ from cascade_mpi.errors import (
     StoreClosedError,
 )
 from cascade_mpi.fabric import Fabric
+from cascade_mpi.interrupts import store_closed, store_opened, uninterrupted
 from cascade_mpi.kernels import context as c
 from cascade_mpi.keys import Key, key_words
 from cascade_mpi.mover import Mover
@@ -116,6 +117,7 @@ class OpenStore:
         self._threaded = self._copier.splits(SPLIT_BYTES) and not self.config.verify_reads
         self._open, self._reason = True, ""
         _stores.add(self)
+        store_opened()
         self._comm.Barrier()
 
     def _start_progress(self) -> tuple[ProgressThread | None, str]:
@@ -137,6 +139,7 @@ class OpenStore:
 
     # ---------------------------------------------------------------------------------------------------------- closing
 
+    @uninterrupted
     def close(self) -> None:
         """Collective. Free the memory; nothing the second time. Views must have been released."""
         if not self._open:
@@ -152,6 +155,7 @@ class OpenStore:
         self._fabric.free()
         self._comm.Free()
         self._copier.close()
+        store_closed()
 
     def _refuse_calls(self, reason: str) -> None:
         self._open, self._reason = False, reason

@@ -13,6 +13,7 @@ from cascade_mpi.config import parse_size
 from cascade_mpi.errors import (
     ConfigError,
 )
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.listing import BlockInfo
 from cascade_mpi.namespaces import AnyNamespace, as_namespace
 from cascade_mpi.quotas import MAX_QUOTA
@@ -27,6 +28,7 @@ class Namespaces(OpenStore):
         """Local. The weight epoch that a namespace is at; 0 at first. No MPI call after its first use."""
         return self._space(namespace).epoch
 
+    @uninterrupted
     def bump_epoch(self, namespace: AnyNamespace | None = None) -> int:
         """Local. Begin a new weight epoch in a namespace, on all ranks: its number.
 
@@ -42,6 +44,7 @@ class Namespaces(OpenStore):
         self._let_pass()
         return epoch
 
+    @uninterrupted
     def scan(self, namespace: AnyNamespace | None = None) -> Iterator[BlockInfo]:
         """Local. The blocks of a namespace that this rank manages, at its present epoch, expired ones left out.
 
@@ -58,6 +61,7 @@ class Namespaces(OpenStore):
         everyone = self._comm.allgather(list(self.scan(namespace)))
         return [each for blocks in everyone for each in blocks]
 
+    @uninterrupted
     def delete_all(self, namespace: AnyNamespace | None = None, *, keys: range | None = None) -> int:
         """Collective. Delete the blocks of a namespace at its present epoch on all ranks, protected ones too: how many.
 
@@ -96,6 +100,7 @@ class Namespaces(OpenStore):
         self._poll()
         return total
 
+    @uninterrupted
     def set_quota(self, nbytes: int | str | None, namespace: AnyNamespace | None = None) -> None:
         """Collective. Let the blocks of a namespace (of its present epoch) take at most so many bytes over all ranks.
 
@@ -132,6 +137,7 @@ class Namespaces(OpenStore):
             live = self._pool.count(space.id, space.epoch, self._deferred.words(), on=quota is not None)
             self._registry.set_quota(space, quota, live)
 
+    @uninterrupted
     def namespaces(self) -> list[NamespaceInfo]:
         """Collective. The namespaces in use: what each holds over all ranks, its epoch and its quota. Never a salt."""
         self._check_open()

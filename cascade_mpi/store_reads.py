@@ -15,8 +15,9 @@ from cascade_mpi.errors import (
     BufferSizeError,
     NotOnNodeError,
 )
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.kernels import context as c
-from cascade_mpi.keys import Key, key_array, key_words
+from cascade_mpi.keys import Key, check_keys, key_array, key_words
 from cascade_mpi.namespaces import AnyNamespace
 from cascade_mpi.onesided import WHOLE
 from cascade_mpi.pins import Pin
@@ -128,6 +129,7 @@ class Reads(OpenStore):
         found: Location | None = self._read(key, namespace, self._reader.locate)
         return found
 
+    @uninterrupted
     def view(self, key: Key, *, namespace: AnyNamespace | None = None) -> View | None:
         """Local. A block of this node as a pinned read-only array without a copy, or None for a miss.
 
@@ -158,6 +160,7 @@ class Reads(OpenStore):
                 return View(pin, address, found.nbytes, found.dtype, found.shape)
             pin.release()
 
+    @uninterrupted
     def pin(self, key: Key, *, namespace: AnyNamespace | None = None) -> Pin | None:
         """Local. Keep the memory of a block from being reused until `unpin`; None for a miss.
 
@@ -230,6 +233,7 @@ class Reads(OpenStore):
             if not self._registry.has_passed(space) or not found.any():
                 return found
 
+    @uninterrupted
     def request(
         self, keys: Iterable[Key] | npt.NDArray[Any], partial: bool = True, *, namespace: AnyNamespace | None = None
     ) -> None:
@@ -240,5 +244,6 @@ class Reads(OpenStore):
         the blocks that this rank manages alone. Nothing at all for other policies. No MPI call.
         """
         self._check_open()
+        check_keys(keys)
         if self._pool.own.wants_requests:
             self._pool.request(key_array(keys, self._space(namespace).digest), partial)

@@ -10,18 +10,21 @@ import math
 import operator
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex, cast
+from numbers import Real
+from typing import Any, SupportsIndex, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from cascade_mpi.contents import hasher_of
 from cascade_mpi.copies import Replicated
 from cascade_mpi.errors import (
     CascadeError,
     StoreFullError,
 )
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.kernels import context as c
-from cascade_mpi.keys import Key, key_array, key_words
+from cascade_mpi.keys import Key, check_keys, key_array, key_words
 from cascade_mpi.layout import MAX_DEPTH, MAX_EXPIRY
 from cascade_mpi.namespaces import AnyNamespace
 from cascade_mpi.sessions import Session, bit_of
@@ -33,6 +36,7 @@ from cascade_mpi.writer import Exists, PutResult
 class Writes(OpenStore):
     """`put` and its like."""
 
+    @uninterrupted
     def put(
         self,
         key: Key,
@@ -47,20 +51,24 @@ class Writes(OpenStore):
         """Local. Store a block, in this rank's arena if it has room, and publish it. 2 Gets + 1 CAS at the key's home.
 
         `data`: a NumPy array, a buffer, a torch CPU tensor. `is_prefix` protects the block from eviction, and so does
-        a `depth` (its place in its prefix, from 0) below `protect_depth`; refused if it exceeds `protected_bytes`
-        (of a depth: stored unprotected). `ttl`: after so many seconds, at most one more, the block is a miss.
-        `exists` says what happens to a key that is there: "replace", "keep" it as it is, or an "error". When the call
-        has returned, every get that starts later on any rank sees this block, something newer, or a miss.
-        With `publish="deferred"` other ranks see it after the next `publish()`. In a namespace with identity "content"
-        what is stored already, under whichever key, is not stored again: 4 Gets + 1 CAS, and `deduplicated` is true.
+        a `depth` (its place in its prefix, from 0) below `protect_depth`, as long as `protected_bytes` allows (else it
+        is stored unprotected). A block that finds no room is not stored, and the result is `refused`. `ttl`: after so
+        many seconds, at most one more, the block is a miss. `exists` says what happens to a key that is there:
+        "replace", "keep" it as it is, or an "error". When the call has returned, every get that starts later on any
+        rank sees this block, something newer, or a miss. With `publish="deferred"` other ranks see it after the next
+        `publish()`. In a namespace with identity "content" what is stored already, under whichever key, is not stored
+        again: 4 Gets + 1 CAS, and `deduplicated` is true.
 
         Raises
         ------
         KeyExistsError
             With `exists="error"`.
+        StoreFullError
+            With `is_prefix`: there is no room, or its bytes would exceed `protected_bytes`; nothing was changed.
+        NotConfiguredError
+            The namespace's identity is "content", and the package of its hash is not installed.
         """
-        if exists not in ("replace", "keep", "error"):
-            raise ValueError(f'exists is {exists!r}: it must be "replace", "keep" or "error"')
+        _check_exists(exists)
         expiry = 0 if ttl is None else self._expiry(ttl)
         place = 0 if depth is None else _place(depth)
         self._let_pass()
@@ -68,17 +76,23 @@ class Writes(OpenStore):
         if ttl is None and space.namespace.ttl is not None:
             expiry = self._expiry(space.namespace.ttl)
         hi, lo = key_words(key, space.digest)
+        if space.by_content:
+            hasher_of(space.namespace.hash)  # a missing one is said by this put, not by whoever looks at it later
         if self.config.publish == "deferred":
-            return self._deferred.put(
+            result = self._deferred.put(
                 hi, lo, space, data, prefix=is_prefix, exists=exists, expiry=expiry, depth=place
             )  # fmt: skip
-        put = self._dedup.put if space.by_content else self._writer.put
-        result = put(
-            hi, lo, space, source(data), prefix=is_prefix, exists=exists, expiry=expiry, depth=place
-        )  # fmt: skip
-        self._poll()
+        else:
+            put = self._dedup.put if space.by_content else self._writer.put
+            result = put(
+                hi, lo, space, source(data), prefix=is_prefix, exists=exists, expiry=expiry, depth=place
+            )  # fmt: skip
+            self._poll()
+        if is_prefix and result.refused:
+            raise StoreFullError(f"a block with is_prefix was not stored: {result.reason}", results=[result])
         return result
 
+    @uninterrupted
     def put_many(
         self,
         keys: Iterable[Key] | npt.NDArray[Any],
@@ -94,7 +108,18 @@ class Writes(OpenStore):
         """Local. Store many blocks, in order, each as `put` does; `depth` is that of the first, the others follow.
 
         `session` (a str, bytes or an integer) says for whom; with `protect_shared` it counts, see `get_many`.
+
+        Raises
+        ------
+        KeyExistsError
+            With `exists="error"`: the blocks before it are stored, those behind it are not.
+        StoreFullError
+            With `is_prefix`: some could not be stored or protected. All were tried; `results` of the error has what
+            became of each, and the refused ones have changed nothing.
+        NotConfiguredError
+            The namespace's identity is "content", and the package of its hash is not installed.
         """
+        _check_exists(exists)
         if session is not None:
             bit_of(session)
         expiry = 0 if ttl is None else self._expiry(ttl)
@@ -109,6 +134,8 @@ class Writes(OpenStore):
         array = key_array(keys, space.digest)
         if len(array) != len(data):
             raise ValueError(f"{len(array)} keys and {len(data)} blocks: give one block for each key")
+        if space.by_content:
+            hasher_of(space.namespace.hash)
         deferred, put = self.config.publish == "deferred", self._dedup.put if space.by_content else self._writer.put
         results = [
             self._deferred.put(hi, lo, space, each, prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
@@ -121,8 +148,13 @@ class Writes(OpenStore):
             self._shared.stored([pair for pair, each in zip(pairs, results, strict=True) if each.stored], session)
             self._shared.used([pair for pair, each in zip(pairs, results, strict=True) if each.kept], session)
         self._poll()
+        refused = [each for each in results if each.refused] if is_prefix else []
+        if refused:
+            text = f"{len(refused)} of {len(results)} blocks with is_prefix were not stored: {refused[0].reason}"
+            raise StoreFullError(text, results=results)
         return results
 
+    @uninterrupted
     def replicate(self, keys: Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None) -> Replicated:
         """Collective. Let every node have a copy of these blocks; all ranks give the same keys. Counts over all nodes.
 
@@ -147,6 +179,7 @@ class Writes(OpenStore):
             problem = str(error)
         return self._copies.replicate(array, problem)
 
+    @uninterrupted
     def publish(self) -> int:
         """Collective. Publish the deferred puts of all ranks; how many this rank had.
 
@@ -165,6 +198,7 @@ class Writes(OpenStore):
             raise StoreFullError(f"{len(refused)} of {len(results)} blocks were not published: {refused[0].reason}")
         return len(results)
 
+    @uninterrupted
     def delete(self, key: Key, *, namespace: AnyNamespace | None = None) -> bool:
         """Local. Delete a block; True if this call did. After it has returned no get finds the block on any rank.
 
@@ -176,6 +210,7 @@ class Writes(OpenStore):
         self._poll()
         return deleted or waiting
 
+    @uninterrupted
     def delete_many(
         self, keys: Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None
     ) -> npt.NDArray[np.bool_]:
@@ -187,6 +222,7 @@ class Writes(OpenStore):
 
     # ------------------------------------------------------------------------------------------------------- protection
 
+    @uninterrupted
     def protect(
         self, keys: Key | Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None
     ) -> npt.NDArray[np.bool_]:
@@ -206,6 +242,7 @@ class Writes(OpenStore):
         self._poll()
         return np.array(done, np.bool_)
 
+    @uninterrupted
     def unprotect(
         self, keys: Key | Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None
     ) -> npt.NDArray[np.bool_]:
@@ -222,18 +259,24 @@ class Writes(OpenStore):
     ) -> list[tuple[int, int]]:
         if isinstance(keys, (str, bytes)) or (hasattr(keys, "__index__") and not isinstance(keys, np.ndarray)):
             keys = [cast(Key, keys)]
+        check_keys(keys, "one key, ")
         array = key_array(keys, self._writable(namespace).digest)
         self._publish_waiting(array)
         return [(hi, lo) for hi, lo in array.tolist()]
 
     def _expiry(self, ttl: float) -> int:
         """The second from which on the block is a miss: the first whole one at which all of `ttl` has passed."""
-        if not isinstance(ttl, (int, float)) or isinstance(ttl, bool) or not 0 < ttl < math.inf:
+        if not isinstance(ttl, Real) or isinstance(ttl, bool) or not 0 < ttl < math.inf:
             raise ValueError(f"ttl is {ttl!r}: it must be a number of seconds above 0, or None")
-        expiry = math.ceil(time.time() - int(self._fabric.context[c.EPOCH]) + ttl)
-        if expiry > MAX_EXPIRY:
+        expiry = math.ceil(time.time() - int(self._fabric.context[c.EPOCH]) + float(min(ttl, MAX_EXPIRY)))
+        if ttl > MAX_EXPIRY or expiry > MAX_EXPIRY:
             raise ValueError(f"ttl is {ttl!r}: at most {MAX_EXPIRY} seconds after the store's opening can be said")
         return max(expiry, 1)
+
+
+def _check_exists(exists: object) -> None:
+    if exists not in get_args(Exists):
+        raise ValueError(f'exists is {exists!r}: it must be "replace", "keep" or "error"')
 
 
 def _place(depth: int) -> int:

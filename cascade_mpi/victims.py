@@ -136,7 +136,7 @@ class Victims:
 
     def _look(self) -> None:
         """Tell the policy what has happened since the last time."""
-        # What an interrupt (Ctrl-C) cut short is told again: so only of what the policy does not know yet.
+        # What an error cut short is told again: so only of what the policy does not know yet.
         policy = self._policy
         if self._evicted:
             evicted = np.array(self._evicted)

@@ -14,6 +14,7 @@ from layouts import LAYOUTS
 from mpi4py import MPI
 from patterns import block
 
+from cascade_mpi.errors import StoreFullError
 from cascade_mpi.kernels import context as c
 from cascade_mpi.layout import MAX_PAGES
 from cascade_mpi.policies.family import STORE_POLICIES
@@ -145,7 +146,8 @@ def test_an_arena_of_protected_blocks_refuses(evicting: Store, comm: MPI.Intraco
     for number in range(capacity):
         assert evicting.put(f"{comm.rank} {number}", block(number, BLOCK), is_prefix=True)
     assert evicting.put(f"{comm.rank} new", block(0, BLOCK)).refused
-    assert evicting.put(f"{comm.rank} new", block(0, BLOCK), is_prefix=True).refused
+    with pytest.raises(StoreFullError, match="raise dram_bytes"):
+        evicting.put(f"{comm.rank} new", block(0, BLOCK), is_prefix=True)
     comm.Barrier()
     for rank in range(comm.size):
         for number in range(capacity):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from mpi4py import MPI
 from patterns import block
 
 from bench.dedup_share import measure
+from cascade_mpi import contents
+from cascade_mpi.errors import NotConfiguredError, ProtocolError, StoreFullError
 from cascade_mpi.kernels import context as c
 from cascade_mpi.layout import FLAG_COPY, place
 from cascade_mpi.namespaces import Namespace
@@ -422,7 +425,10 @@ def test_random_calls_beside_a_dictionary(mode: str, when_full: str, open_store:
         if act < 0.4:
             number = chance.randrange(len(data))
             how = chance.choice(["replace", "replace", "keep"])
-            result = store.put(name, data[number], exists=how, is_prefix=chance.random() < 0.05)
+            try:
+                result = store.put(name, data[number], exists=how, is_prefix=chance.random() < 0.05)
+            except StoreFullError as error:
+                [result] = error.results
             if result.stored:
                 model[name] = number
             elif result.kept:
@@ -466,3 +472,51 @@ def test_the_bench_saves_what_it_expects(comm: MPI.Intracomm) -> None:
     for row in shares:
         assert row["contents_ok"]
         assert row["saved_bytes"] == row["expected_bytes"] > 0
+
+
+# ---------------------------------------------------------------------------------------------- a missing package
+
+
+@pytest.fixture
+def without_blake3(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    contents.hasher_of.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "blake3", None)
+        yield patch
+    contents.hasher_of.cache_clear()
+
+
+@pytest.mark.parametrize("settings", [{}, {"dedup": "behind"}, {"dedup": "behind", "publish": "deferred"}])
+def test_the_put_that_needs_a_missing_package_says_so(
+    settings: dict[str, str], without_blake3: pytest.MonkeyPatch, open_store: Open, comm: MPI.Intracomm
+) -> None:
+    store = open_store(comm, **settings)
+    with pytest.raises(NotConfiguredError, match="needs the package blake3"):
+        store.put(comm.rank, block(1, NBYTES), namespace=SPACE)
+    with pytest.raises(NotConfiguredError, match="needs the package blake3"):
+        store.put_many([comm.rank], [block(1, NBYTES)], namespace=SPACE)
+    other = Namespace("other", identity="content", hash="sha256")
+    for number in range(3):  # none of these says it in the place of the first
+        assert store.put(100 * comm.rank + number, block(1, NBYTES), namespace=other)
+        store.progress()
+    assert store.get(comm.rank, namespace=SPACE) is None
+    store.check()
+
+
+def test_a_check_without_the_package_of_some_contents_ends_on_all_ranks(
+    without_blake3: pytest.MonkeyPatch, open_store: Open, comm: MPI.Intracomm, raises_all: Callable[..., str]
+) -> None:
+    """What only one rank holds, so that only one could raise, is no reason to leave the others waiting."""
+    store = open_store(comm)
+    shared = Namespace("s", identity="content", share_content=True, hash="sha256")
+    if comm.rank == 0:
+        assert store.put("a", block(1, NBYTES), namespace=shared)
+    comm.Barrier()
+    assert store.check()["checksums"] >= 1
+    without_blake3.undo()
+    contents.hasher_of.cache_clear()
+    store.check()  # both hashes can be tried
+    if comm.rank == 0:
+        store._dedup.check = lambda: 1 // 0  # type: ignore[assignment, return-value]
+    text = raises_all(comm, ProtocolError, store.check)
+    assert "rank 0: the look was broken off: ZeroDivisionError" in text

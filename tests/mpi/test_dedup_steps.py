@@ -370,7 +370,8 @@ def test_what_is_protected_counts_once(alone: Open) -> None:
     store = alone(protected_bytes=nbytes, protect_depth=1)
     assert store.put("a", value(1), is_prefix=True).protected
     assert store.put("b", value(1), is_prefix=True).protected
-    assert store.put("c", value(2), is_prefix=True).refused
+    with pytest.raises(StoreFullError, match="raise it, or unprotect"):
+        store.put("c", value(2), is_prefix=True)
     assert store.get("c") is None
     result = store.put("c", value(2), depth=0)  # a rule is a wish
     assert result.stored and not result.protected
