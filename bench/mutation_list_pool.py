@@ -129,7 +129,8 @@ _RULES = (
         "protected-blocks-go-on-recall",
         "a protected block stays in an extent that is recalled until there is room for it",
         EVICTIONS,
-        (("        return self._evict_one(first) is not None\n", "        return self.remove(first) is not None\n"),),
+        (('False if it is protected."""\n        return self._evict_one(first) is not None\n',
+          'False if it is protected."""\n        return self.remove(first) is not None\n'),),
         (f"{BACK}[True]",),
     ),
 )  # fmt: skip
