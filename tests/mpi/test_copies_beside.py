@@ -248,6 +248,7 @@ def test_in_a_full_arena_a_copy_takes_the_place_of_an_older_one(open_store: Open
         assert is_read(store, key)
     comm.Barrier()
     fill(store, comm)
+    assert all(is_read(store, key) for key in range(2))  # used last: nevertheless it is a copy that goes
     before = summed(store, comm, "held")
     assert before == 2 * (NODES - 1)
     one = comm.rank == store._fabric.node_ranks[0] and is_away(store)
@@ -278,6 +279,19 @@ def test_replicate_keeps_to_the_share_and_says_what_did_not_fit(open_store: Open
     again = store.replicate(range(30))
     assert again == (0, 0, done.present + done.copied, 0, done.refused)  # what it says is copied is there, and stays
     assert remote_bytes(store, comm) == before
+    assert comm.allreduce(store.stats()["evicted"]) == 0
+    comm.Barrier()
+    store.check()
+
+
+def test_replicate_in_a_full_arena_leaves_what_it_found(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = opened(open_store, comm, promote_after=100, lease_extents=0)
+    put_all(store, comm, range(4))
+    others = 2 * (NODES - 1)
+    assert store.replicate(range(2)).copied == others
+    fill(store, comm)
+    assert store.replicate(range(4)) == (0, 0, 4 + others, 0, others)
+    assert summed(store, comm, "held") == others
     assert comm.allreduce(store.stats()["evicted"]) == 0
     comm.Barrier()
     store.check()
