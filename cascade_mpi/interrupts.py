@@ -79,12 +79,13 @@ def uninterrupted(call: Callable[P, R]) -> Callable[P, R]:
     def guarded(*args: P.args, **named: P.kwargs) -> R:
         if get_ident() != _MAIN:
             return call(*args, **named)
-        _state.depth += 1  # Python looks for signals at calls and jumps alone, so at none between this and the `try`
+        state = _state
+        state.depth += 1  # Python looks for signals at calls and jumps alone, so at none between this and the `try`
         try:
             return call(*args, **named)
         finally:
-            _state.depth -= 1
-            if _state.noted is not None and not _state.depth:
+            state.depth -= 1
+            if state.noted is not None and not state.depth:
                 _deliver()
 
     return guarded

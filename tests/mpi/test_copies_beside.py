@@ -169,8 +169,8 @@ def fill(store: Store, comm: MPI.Intracomm) -> None:
 @pytest.mark.nodes
 @pytest.mark.parametrize("placement", ["local", "hash"])
 def test_reads_evict_nothing(placement: str, open_store: Open, comm: MPI.Intracomm) -> None:
-    store = open_store(comm, dram_bytes="1MiB", placement=placement, promote_after=1)
-    keys = range(int(0.9 * comm.size * 64))  # of 4 pages: they fill nine tenths of all memory
+    store = open_store(comm, dram_bytes="512KiB", placement=placement, promote_after=1)
+    keys = range(int(0.9 * comm.size * 32))  # of 4 pages: they fill nine tenths of all memory
     if comm.rank == 0:
         assert all(store.put(key, block(key, 16_384)).stored for key in keys)
     comm.Barrier()
