@@ -7,9 +7,9 @@ rest of the protocol (`mutation_list`).
 
 from __future__ import annotations
 
-from bench.mutation import DRAM, REGISTRY, WRITER, Mutation
+from bench.mutation import EVICTIONS, PASSING, REGISTRY, WRITER, Mutation
 
-COLDEST, SESSIONS, STORE = "cascade_mpi/coldest.py", "cascade_mpi/sessions.py", "cascade_mpi/store.py"
+COLDEST, SESSIONS = "cascade_mpi/coldest.py", "cascade_mpi/sessions.py"
 VICTIMS, CHOICE = "cascade_mpi/victims.py", "tests/unit/test_victims.py::"
 ARENA, RULES = "tests/mpi/test_arena.py::", "tests/mpi/test_protection_rules.py::"
 
@@ -24,7 +24,7 @@ MUTATIONS = (
     Mutation(
         "large-block-stops-eviction-ahead",
         "a block that is larger than what is missing is passed over, what follows it goes",
-        DRAM,
+        EVICTIONS,
         (("                    large.append(first)\n",
           "                    large.append(first)\n                    return\n"),),
         (f"{ARENA}test_large_old_blocks_do_not_keep_puts_from_evicting_ahead",
@@ -33,7 +33,7 @@ MUTATIONS = (
     Mutation(
         "expired-block-lost-when-mpi-fails",
         "an expired block waits until it has been removed",
-        DRAM,
+        PASSING,
         (
             ("                word = self._expiring[0][1]\n",
              "                _, word = heapq.heappop(self._expiring)\n"),
@@ -44,7 +44,7 @@ MUTATIONS = (
     Mutation(
         "passed-block-lost-when-mpi-fails",
         "so does one of an epoch that has passed",
-        DRAM,
+        PASSING,
         (
             ("                word = self._passed[0]\n", "                word = self._passed.popleft()\n"),
             ("                self._passed.popleft()  # last: what MPI fails to remove is tried again\n", ""),

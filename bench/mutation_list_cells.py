@@ -6,7 +6,7 @@ Covers reuse, pins, removal, puts, doubles, deletes and eviction. Does not cover
 
 from __future__ import annotations
 
-from bench.mutation import ALLOCATOR, CALLS, DRAM, ONESIDED, TARGETS, WRITER, Mutation
+from bench.mutation import ALLOCATOR, CALLS, CELLS, EVICTIONS, ONESIDED, TABLE, TARGETS, WRITER, Mutation
 
 _DELETE_ONCE = (
     "        while True:\n            looked = time.monotonic()\n",
@@ -28,7 +28,7 @@ MUTATIONS = (
     Mutation(
         "reuse-before-removal",
         "a cell is retired only after its word has left",
-        DRAM,
+        CELLS,
         (("                done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)\n",
           "                self.retire(word)\n"
           "                done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)\n"),),
@@ -56,14 +56,14 @@ MUTATIONS = (
     Mutation(
         "reuse-on-a-hint",
         "a stranger's hint is not the permission to reuse: the manager looks at the index itself",
-        DRAM,
+        CELLS,
         (("                if self._slot_of(first, word) < 0:\n", "                if True:\n"),),
         (f"{TARGETS}test_a_hint_is_not_the_permission_to_reuse",),
     ),
     Mutation(
         "reuse-ignores-pins",
         "a pinned cell is not reused",
-        DRAM,
+        CELLS,
         (("unpinned = [first for first in ripe if first not in pinned] if pinned else ripe\n", "unpinned = ripe\n"),),
         (
             f"{TARGETS}test_a_pinned_cell_is_never_reused",
@@ -73,7 +73,7 @@ MUTATIONS = (
     Mutation(
         "pins-looked-at-early",
         "the manager looks at the pins after the removal, at the last moment before the reuse",
-        DRAM,
+        CELLS,
         (
             ("        if self.pause:\n            self.pause(",
              "        pinned = self.pinned_pages()\n        if self.pause:\n            self.pause("),
@@ -92,7 +92,7 @@ MUTATIONS = (
     Mutation(
         "descriptor-not-wiped",
         "a cell that left limbo says nothing before it is given out again",
-        DRAM,
+        CELLS,
         (("            magic[first] = 0\n", "            pass\n"),),
         (f"{TARGETS}test_a_freed_descriptor_says_nothing",),
     ),
@@ -141,7 +141,7 @@ MUTATIONS = (
     Mutation(
         "look-up-disturbed",
         "what a put saw is not overwritten by the looks of the arena that makes room for it",
-        DRAM,
+        TABLE,
         (("(threading.RLock(), fabric.new_scratch()) if", "(threading.RLock(), fabric.scratch) if"),),
         (f"{TARGETS}test_making_room_does_not_disturb_the_look_up",),
     ),
@@ -157,7 +157,7 @@ MUTATIONS = (
     Mutation(
         "chosen-though-used",
         "a block that was used after it had been chosen stays",
-        DRAM,
+        EVICTIONS,
         (("(insist or self.victims.untouched(first))", "True"),),
         ("tests/mpi/test_arena.py::test_a_block_that_is_used_after_it_was_chosen_stays",),
     ),
@@ -171,7 +171,7 @@ MUTATIONS = (
     Mutation(
         "larger-than-what-is-missing",
         "a block that is larger than what is to be kept free stays",
-        DRAM,
+        EVICTIONS,
         (("if (size := self.allocator.pages_of(first)) > missing:",
           "if (size := self.allocator.pages_of(first)) > self.fabric.pages:"),),
         ("tests/mpi/test_arena.py::test_a_block_that_is_larger_than_what_is_kept_free_stays",),

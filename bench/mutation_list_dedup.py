@@ -6,7 +6,7 @@ Covers reads through aliases, puts by alias, and the collection of contents. Doe
 
 from __future__ import annotations
 
-from bench.mutation import DRAM, ONESIDED, TWIN, WRITER, Mutation
+from bench.mutation import CELLS, ONESIDED, TWIN, WRITER, Mutation
 
 DEDUP, PROTECTION = "cascade_mpi/dedup.py", "cascade_mpi/protection.py"
 ALIASES, STEPS = "tests/unit/test_onesided_aliases.py::", "tests/mpi/test_dedup_steps.py::"
@@ -108,7 +108,7 @@ MUTATIONS = (
     Mutation(
         "hint-removes-a-name",
         "a hint that the content is gone is not the permission to take the name out",
-        DRAM,
+        CELLS,
         (("and not everything and self._names_nothing(first):", "and not everything:"),),
         (f"{STEPS}test_a_hint_is_no_permission",),
     ),
@@ -168,5 +168,12 @@ MUTATIONS = (
         (('value.dtype, value.nbytes,\n                       *value.shape)',
           'value.dtype, value.nbytes,\n                       *([0] * len(value.shape)))'),),
         ("tests/unit/test_contents.py::test_what_makes_another_content",),
+    ),
+    Mutation(
+        "sessions-protect-beside-collect",
+        "no block of a content becomes protected while the names are counted",
+        "cascade_mpi/sessions.py",
+        (("            with self._protecting:\n", "            if True:\n"),),
+        (f"{STEPS}test_no_session_protects_a_name_while_contents_are_collected",),
     ),
 )  # fmt: skip

@@ -6,7 +6,7 @@ edits are applied (`mutations`).
 
 from __future__ import annotations
 
-from bench.mutation import DRAM, REGISTRY, WRITER, Mutation
+from bench.mutation import PASSING, REGISTRY, WRITER, Mutation
 
 SPACES = "tests/mpi/test_namespaces.py::"
 
@@ -22,7 +22,7 @@ MUTATIONS = (
     Mutation(
         "epoch-not-looked-at-again-in-get",
         "the shortest path of a get does so too",
-        "cascade_mpi/store.py",
+        "cascade_mpi/store_reads.py",
         (("        if outcome >= 0 and not (self._mixed[0] if space is None else self._registry.has_passed(space)):",
           "        if outcome >= 0:"),),
         (f"{SPACES}test_what_began_before_a_bump_returns_nothing_old[get-out-named]",
@@ -45,7 +45,7 @@ MUTATIONS = (
     Mutation(
         "epoch-not-in-the-key",
         "a weight epoch is part of every key",
-        REGISTRY,
+        "cascade_mpi/spaces.py",
         (("self.digest = namespace.digest(self.epoch)", "self.digest = namespace.digest(0)"),),
         (f"{SPACES}test_nothing_of_the_old_epoch_is_found_after_a_bump[allocate-compiled-name]",),
     ),
@@ -59,21 +59,21 @@ MUTATIONS = (
     Mutation(
         "passed-blocks-stay",
         "blocks of a passed epoch make room, protected ones too",
-        DRAM,
+        PASSING,
         (("& (at < begun[place])", "& (at > begun[place])"),),
         (f"{SPACES}test_blocks_of_a_passed_epoch_leave_memory",),
     ),
     Mutation(
         "quota-counts-only-up",
         "what leaves a namespace leaves its quota",
-        REGISTRY,
+        "cascade_mpi/quotas.py",
         (("self._released[at] = self._released.get(at, 0) + nbytes", "self._released[at] = 0"),),
         (f"{SPACES}test_one_rank_may_use_the_whole_quota_and_not_a_byte_more",),
     ),
     Mutation(
         "quota-not-looked-at",
         "a put beyond a quota is refused",
-        REGISTRY,
+        "cascade_mpi/quotas.py",
         (("over = max(used + nbytes - quota, 0)", "over = 0"),),
         (f"{SPACES}test_a_quota_holds_over_all_ranks[allocate-compiled]",),
     ),

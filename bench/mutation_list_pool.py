@@ -1,14 +1,16 @@
 """The rules of leased extents, each broken on purpose: what to change, and the tests that must notice.
 
 Covers who holds an extent, when it may be given back, and the move of blocks out of it. Does not cover the cells
-themselves (`mutation_list`) nor how the edits are applied (`mutations`).
+themselves (`mutation_list_cells`) nor how the edits are applied (`mutations`).
 """
 
 from __future__ import annotations
 
-from bench.mutation import ALLOCATOR, DRAM, WRITER, Mutation
+from bench.mutation import ALLOCATOR, CELLS, EVICTIONS, WRITER, Mutation
 
-AREA, LEASES, POOL, MOVER = (f"cascade_mpi/{name}.py" for name in ("area", "leases", "pool", "mover"))
+AREA, LEASES, POOL, MOVER, EXTENTS = (
+    f"cascade_mpi/{name}.py" for name in ("area", "leases", "pool", "mover", "extents")
+)
 TESTS = "tests/mpi/test_pool.py::"
 VIEW, GENERATIONS = f"{TESTS}test_a_view_keeps_its_extent_from_being_given_back", f"{TESTS}test_generations_go_on"
 BACK = f"{TESTS}test_a_lessor_gets_its_memory_back"
@@ -31,7 +33,7 @@ _RULES = (
     Mutation(
         "generations-begin-again",
         "the next holder of an extent goes on from the generations that stand in its descriptors",
-        POOL,
+        EXTENTS,
         ((" if described else None\n", " if False else None\n"),),
         (f"{GENERATIONS}_from_holder_to_holder",),
     ),
@@ -45,7 +47,7 @@ _RULES = (
     Mutation(
         "lessor-clears-the-lessees-hints",
         "a sweep clears the hints of the pages that its rank holds, and no others",
-        DRAM,
+        CELLS,
         (("                hints[~self.owned] = 0\n", "                pass\n"),),
         (f"{TESTS}test_the_lessor_of_a_block_deletes_it",),
     ),
@@ -82,7 +84,7 @@ _RULES = (
     Mutation(
         "moved-into-what-is-recalled",
         "nothing new comes into an extent that is to be given back",
-        POOL,
+        EXTENTS,
         (("                        tier.allocator.close(start)\n", "                        pass\n"),),
         (VIEW,),
     ),
@@ -96,10 +98,39 @@ _RULES = (
         (f"{TESTS}test_one_writer_fills_the_memory_of_all",),
     ),
     Mutation(
+        "rest-in-each-extent",
+        "cells in arenas of others are placed downward: what is left joins the extent that is taken next",
+        "cascade_mpi/cell_table.py",
+        (("whole=whole, downward=leased)", "whole=whole, downward=False)"),),
+        (f"{TESTS}test_one_writer_leaves_no_rest_in_each_extent[300000]",),
+    ),
+    Mutation(
+        "list-does-not-follow-moves",
+        "a block that moves while a list is made is listed once",
+        POOL,
+        (("            each.moved(tier, first, to, new)\n", "            pass\n"),),
+        ("tests/mpi/test_moves_beside.py::test_a_list_has_each_block_once_while_they_move",),
+    ),
+    Mutation(
+        "blocks-move-past-a-deletion",
+        "no block moves from what delete_all has not looked at to what it has",
+        "cascade_mpi/store_namespaces.py",
+        (("        with self._pool.lock:  # no block moves past the look\n", "        if True:\n"),),
+        ("tests/mpi/test_moves_beside.py::test_no_block_moves_past_a_deletion[all]",),
+    ),
+    Mutation(
+        "quota-leaves-what-moves",
+        "a block that moves to another arena counts against its quota there",
+        MOVER,
+        (("        to.counted[cell.first] = tier.counted[first]\n", "        to.counted[cell.first] = False\n"),),
+        ("tests/mpi/test_moves_beside.py::test_a_quota_counts_the_blocks_of_all_arenas",),
+    ),
+    Mutation(
         "protected-blocks-go-on-recall",
         "a protected block stays in an extent that is recalled until there is room for it",
-        DRAM,
-        (("        return self._evict_one(first) is not None\n", "        return self.remove(first) is not None\n"),),
+        EVICTIONS,
+        (('False if it is protected."""\n        return self._evict_one(first) is not None\n',
+          'False if it is protected."""\n        return self.remove(first) is not None\n'),),
         (f"{BACK}[True]",),
     ),
 )  # fmt: skip

@@ -6,7 +6,7 @@ the rest of the protocol (`mutation_list`) nor how the edits are applied (`mutat
 
 from __future__ import annotations
 
-from bench.mutation import CALLS, DRAM, ONESIDED, TWIN, WRITER, Mutation
+from bench.mutation import CALLS, CELLS, ONESIDED, PASSING, TABLE, TWIN, WRITER, Mutation
 
 PROTECTION, PROTECTED_BYTES = "cascade_mpi/protection.py", "cascade_mpi/protected_bytes.py"
 PROTECT, STEPS = "tests/mpi/test_protection.py::", "tests/mpi/test_protection_steps.py::"
@@ -16,7 +16,7 @@ MUTATIONS = (
     Mutation(
         "failed-cas-means-gone",
         "a manager whose compare-and-swap failed looks at its word again: it may have become hard",
-        DRAM,
+        CELLS,
         (("                # It has left, or its hard bit was toggled and the block lives: only the index can tell.\n",
           "                break\n"),),
         (f"{STEPS}test_an_eviction_spares_a_block_that_was_protected_meanwhile",
@@ -26,7 +26,7 @@ MUTATIONS = (
     Mutation(
         "eviction-takes-hard-words",
         "an eviction goes by the hard bit in the index, not by the manager's table",
-        DRAM,
+        CELLS,
         (("                if evicting and there & HARD:\n", "                if evicting and False:\n"),),
         (f"{STEPS}test_an_eviction_spares_a_block_of_whose_protection_it_has_not_heard",),
     ),
@@ -48,9 +48,9 @@ MUTATIONS = (
     Mutation(
         "table-word-exact",
         "a word that has left gives its cell back whatever hard bit the manager's table has",
-        DRAM,
-        (("        return same_cell(self._word[word & _PAGE_MASK], word)\n",
-          "        return self._word[word & _PAGE_MASK] == word\n"),),
+        TABLE,
+        (("        return same_cell(self._word[word & PAGE_MASK], word)\n",
+          "        return self._word[word & PAGE_MASK] == word\n"),),
         (f"{STEPS}test_a_toggled_word_that_left_gives_its_cell_back_at_once[replace]",
          f"{STEPS}test_a_toggled_word_that_left_gives_its_cell_back_at_once[delete]",
          f"{STEPS}test_a_checksum_that_is_made_later_is_made_of_a_toggled_block"),
@@ -58,7 +58,7 @@ MUTATIONS = (
     Mutation(
         "sweep-does-not-look-at-the-bit",
         "a sweep notes what has become of the hard bits",
-        DRAM,
+        CELLS,
         (("                else:\n                    self._note(first)\n",
           "                else:\n                    pass\n"),),
         (f"{STEPS}test_a_sweep_keeps_a_block_whose_hard_bit_was_toggled",
@@ -121,7 +121,7 @@ MUTATIONS = (
     Mutation(
         "dropped-hard-word-counts-on",
         "so does a manager that takes its own away",
-        DRAM,
+        CELLS,
         (("if there & HARD and self.unprotected is not None:\n", "if False:\n"),),
         (f"{PROTECT}test_what_leaves_gives_its_count_back[clear]",
          f"{PROTECT}test_what_leaves_gives_its_count_back[bump]",
@@ -187,7 +187,7 @@ MUTATIONS = (
     Mutation(
         "expired-blocks-stay",
         "expired blocks make room, protected ones too",
-        DRAM,
+        PASSING,
         (("self._expiring[0][0] <= now", "self._expiring[0][0] < 0"),),
         (f"{STEPS}test_expired_blocks_make_room",
          f"{STEPS}test_the_manager_takes_expired_blocks_out_a_few_at_a_time"),

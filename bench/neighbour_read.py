@@ -2,7 +2,8 @@
 
 Covers whether all is found, evicted or wrong, and the speed of reads by the writer, by the ranks whose memory it has
 leased on its node and on others, against a raw copy of the same bytes (what lies on another node: a raw MPI_Get) in the
-same run. The contents of every read are compared, outside the timed part. Does not cover recalls (`torture`).
+same run. Nodes keep copies, as by default. The contents of every read are compared, outside the timed part. Does not
+cover recalls (`torture`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def measure(
 ) -> tuple[list[Row], dict[str, Any]]:
     """Collective. The rows, the same on all ranks, and the machine that they were made on."""
     made: list[Row] = []
-    with Store(comm, dram_bytes=dram_bytes, copy_threads=1, promote_after=0) as store:
+    with Store(comm, dram_bytes=dram_bytes, copy_threads=1) as store:
         about = comm.bcast(machine() | store_block(store))
         cell = -(-block_bytes // store._fabric.page_bytes) * store._fabric.page_bytes
         blocks = int(_FILL * dram_bytes * comm.size / cell)
@@ -49,15 +50,17 @@ def measure(
             for at in range(blocks):
                 store.put(at, _block(at, block_bytes))
         comm.Barrier()
-        gone = sum(each["evicted"] + each["refused"] for each in store.stats_all())
         who = _WHO[0] if comm.rank == 0 else _WHO[1] if store._fabric.mapped[0] else _WHO[2]
         speed, raw, right = _read(store, comm, blocks, block_bytes, passes)
         found = comm.allgather((who, speed, raw, right))
+        # Behind the reads: no block is to go for the copies that they make.
+        gone = sum(each["evicted"] + each["refused"] for each in store.stats_all())
         all_right = all(each[-1] for each in found) and not gone
         more = {"contents_ok": all_right, "hit_rate": 1.0 if all_right else None}
         made.append(
             rows.make("neighbour_read_kept", block_bytes, blocks - gone, blocks, "blocks", _FOUND,
-                      limit_what=f"puts, {_FILL:.0%} of all memory", key="kept", **more)
+                      limit_what=f"puts, {_FILL:.0%} of all memory", key="kept",
+                      read_from_copies=sum(each["copies"]["hits"] for each in store.stats_all()), **more)
         )  # fmt: skip
         for each in _WHO:
             speeds = np.array([(speed, raw) for name, speed, raw, _ in found if name == each])

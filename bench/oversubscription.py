@@ -23,6 +23,7 @@ from bench import rows
 from bench.machine import machine, store_block
 from bench.rows import Goal, Row
 from cascade_mpi.blocks import BlockPool
+from cascade_mpi.errors import StoreFullError
 from cascade_mpi.policies.family import STORE_POLICIES
 from cascade_mpi.store import Store
 
@@ -127,8 +128,10 @@ class _Load:
 
     def _put(self, number: int) -> None:
         (data,) = self.pool.fill(np.array([number], np.uint64), 0)
-        result = self.store.put(number, data, is_prefix=bool(self._is_protected[number]))
-        self.refused += result.refused
+        try:
+            self.refused += self.store.put(number, data, is_prefix=bool(self._is_protected[number])).refused
+        except StoreFullError:  # what a protected one says in the place of a result
+            self.refused += 1
 
     def _get(self, number: int) -> bool:
         (out,) = self.pool.poison(1)

@@ -8,7 +8,9 @@ late and in batches.
 An access is one block id of a request, in the order of the trace; every miss brings the block in. *Gap* is
 the share of the distance from LRU to Belady's MIN that a policy covers: 0 is LRU, 100 % the best possible,
 below 0 is worse than LRU. Speeds are of the median run by the process's own time, after compilation; that
-of Belady contains its look at the future. MIN is no bound where blocks differ in size, and here they do not.
+of Belady contains its look at the future. *State/block* is all bytes of a policy at this capacity, with its ghosts
+and what does not depend on the capacity, for each cached block; `state_bytes_per_block` of the rows is what one
+more id takes. MIN is no bound where blocks differ in size, and here they do not.
 """
 
 from __future__ import annotations
@@ -76,6 +78,7 @@ def run(trace: str, capacities: Sequence[int], names: Sequence[str], runs: int, 
                 "accesses_per_cpu_s": rate, "runs": runs,
                 "goal": goal, "goal_met": None if goal is None else rate >= goal,
                 "state_bytes_per_block": POLICIES[name].state_bytes_per_block,
+                "state_bytes": POLICIES[name].state_bytes(capacity),
             })  # fmt: skip
     _show(rows)
     if json_file is not None:
@@ -110,14 +113,15 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
         console.print(f"{key}: {value}")
     first = rows[0]
     table = Table(title=f"{first['trace']}: {first['accesses']:,} accesses to {first['blocks']:,} blocks, one core")
-    for heading in ("policy", "capacity", "hits", "hit rate", "gap", "M accesses/s", "goal", "met", "bytes/block"):
+    for heading in ("policy", "capacity", "hits", "hit rate", "gap", "M accesses/s", "goal", "met", "state/block"):
         table.add_column(heading, justify="left" if heading in ("policy", "met") else "right")
     for row in rows:
         table.add_row(
             row["policy"], f"{row['capacity']:,}", f"{row['hits']:,}", f"{row['hit_rate']:.2%}",
             "" if row["gap"] is None else f"{row['gap']:.1%}", f"{row['accesses_per_cpu_s'] / 1e6:.1f}",
             f"{row['goal'] / 1e6:g}" if row["goal"] else "",
-            {None: "", True: "yes", False: "[red]no[/red]"}[row["goal_met"]], str(row["state_bytes_per_block"]),
+            {None: "", True: "yes", False: "[red]no[/red]"}[row["goal_met"]],
+            f"{row['state_bytes'] / max(row['capacity'], 1):,.0f}",
         )  # fmt: skip
     console.print(table)
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from bench.history import DELETE, MISS, PRESENT, PUT, READ
 from bench.stamped import LINE, stamp, stamp_of, stamp_of_lines, value
-from cascade_mpi.errors import BufferSizeError, NotOnNodeError
+from cascade_mpi.errors import BufferSizeError, NotOnNodeError, StoreFullError
 from cascade_mpi.layout import place
 from cascade_mpi.store import Store, View
 
@@ -114,7 +114,10 @@ class Writing(Racer):
                 block = value(rooms[0], self.name(key), number, self.size(key))
                 keep, prefix = what < 0.2, prefixes and what > 0.95
                 begin = monotonic_ns()
-                result = store.put(keys[key], block, exists="keep" if keep else "replace", is_prefix=prefix)
+                try:
+                    result = store.put(keys[key], block, exists="keep" if keep else "replace", is_prefix=prefix)
+                except StoreFullError as error:  # of a prefix, in the place of a result
+                    [result] = error.results
                 end = monotonic_ns()
                 if result.stored or result.deduplicated:
                     log.add(begin, end, key, PUT, number)

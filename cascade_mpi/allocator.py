@@ -1,24 +1,10 @@
-"""The pages of one arena: which are free, which belong to a live cell, which rest in limbo.
+"""The pages of one arena: which belong to a live cell, which rest in limbo, which are there at all.
 
-Covers placement (which free pages a new cell gets), the rest of retired cells, the generation of
-every first page, and the accounting that `check` proves. Does not cover descriptors, pins or index
-words (their owner looks at the pins and wipes the descriptor between `ripe` and `free`), nor
-what to evict when nothing fits. Knows no MPI and no clock: `now` comes in, seconds of any clock
-that does not run backwards. Not thread-safe: the caller holds the lock that also guards publishing.
-
-Placement, in this order:
-
-1. memory that was never used, so that a generation is not spent before it has to be;
-2. the place of the cell of exactly this size that was freed first, if it is a free extent by itself
-   or if all free memory consists of cells of this size;
-3. a good fit: the oldest extents of the request's own size class, then the oldest extent of the
-   next class that has any (eight classes per octave);
-4. never-used memory together with the free extent before it.
-
-Rule 2 brings cells of one size back in exactly the order in which they were freed, however their
-neighbours have merged meanwhile: the longest way round before a generation repeats. Among mixed
-sizes it cuts nothing out of the middle of an extent: that scatters what was freed together, and
-doubled the waste of four mixed block sizes under first-in-first-out eviction.
+Covers the rest of retired cells, the generation of every first page, ranges, and the accounting that `check` proves.
+Does not cover which free pages a cell gets (`free_memory`), descriptors, pins or index words (their owner looks at the
+pins and wipes the descriptor between `ripe` and `free`), nor what to evict when nothing fits. Knows no MPI and no
+clock: `now` comes in, seconds of any clock that does not run backwards. Not thread-safe: the caller holds the lock that
+also guards publishing.
 
 An arena may be held in parts: a *range* of pages is there from `add` to `drop`. Between them `close` lets
 nothing new into it; it may be dropped once all its cells have been freed. Cells may lie across ranges.
@@ -30,66 +16,14 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
-from typing import Literal, NoReturn
+from typing import Literal
 
 from .errors import ProtocolError
+from .free_memory import FreeMemory
 from .layout import MAX_GENERATION, MAX_PAGES, next_generation
 
-_CLASS_SCAN = 8  # extents of the request's own class looked at before a larger class is split
-_WORD_SHIFT = 10  # of one integer of the start map, in bits; 4 Mi pages are 4,096 such words
-_WORD_BITS = 1 << _WORD_SHIFT
-_BITS = tuple(1 << bit for bit in range(_WORD_BITS))
-_DUMP_RUNS = 40  # lines of a failed check's dump
 
-
-def _size_class(pages: int) -> int:
-    """Local. Eight classes per octave; below 16 pages every length has its own."""
-    if pages < 16:
-        return pages
-    exponent = pages.bit_length() - 4
-    return (exponent << 3) + (pages >> exponent)
-
-
-class _StartMap:
-    """One bit per page, set where a free extent starts; finds the extent that holds a page."""
-
-    __slots__ = ("_summary", "_words")
-
-    def __init__(self, pages: int) -> None:
-        self._words = [0] * (pages // _WORD_BITS + 1)
-        self._summary = 0  # bit i: word i is not 0
-
-    def flip(self, page: int) -> None:
-        """Local. Set the bit of a page that has none, or clear it."""
-        index = page >> _WORD_SHIFT
-        before = self._words[index]
-        self._words[index] = after = before ^ _BITS[page & _WORD_BITS - 1]
-        if not (before and after):
-            self._summary ^= 1 << index
-
-    def at_or_before(self, page: int) -> int:
-        """Local. The last set page up to `page`; -1 if there is none."""
-        index = page >> _WORD_SHIFT
-        word = self._words[index] & ((2 << (page & _WORD_BITS - 1)) - 1)
-        if not word:
-            index = (self._summary & ((1 << index) - 1)).bit_length() - 1
-            if index < 0:
-                return -1
-            word = self._words[index]
-        return index * _WORD_BITS + word.bit_length() - 1
-
-    def pages(self) -> list[int]:
-        """Local. All set pages, ascending; for `check`."""
-        return [
-            index * _WORD_BITS + bit
-            for index, word in enumerate(self._words)
-            if word
-            for bit in range(word.bit_length())
-            if word >> bit & 1
-        ]
-
-
-class PageAllocator:
+class PageAllocator(FreeMemory):
     """First pages, lengths, generations and limbo of one arena's cells.
 
     A cell is named by its first page. It is *live* from `allocate` to `retire` (published or not),
@@ -98,20 +32,21 @@ class PageAllocator:
     """
 
     __slots__ = (
-        "_bin_limit", "_bins", "_closing", "_end", "_extent_ends", "_extents", "_generations", "_last_ripe", "_limbo",
-        "_live", "_nonempty", "_ranges", "_ripe_until", "_starts", "_tile_queues", "_tiles", "_top",
-        "allocations", "free_pages", "limbo_pages", "live_pages", "pages", "rest", "reuses",
+        "_closing", "_generations", "_last_ripe", "_limbo", "_live", "_ranges", "_ripe_until",
+        "allocations", "limbo_pages", "live_pages", "rest", "reuses",
     )  # fmt: skip
 
-    def __init__(self, pages: int, rest: float, *, whole: bool = True) -> None:
-        """An arena of so many pages, all of them there, or with `whole=False` none yet (see `add`)."""
+    def __init__(self, pages: int, rest: float, *, whole: bool = True, downward: bool = False) -> None:
+        """An arena of so many pages, all of them there, or with `whole=False` none yet (see `add`).
+
+        It is filled from the low end of its free memory upward, or `downward` from the high end.
+        """
         if not 1 <= pages <= MAX_PAGES:
             raise ValueError(f"an arena has 1..{MAX_PAGES} pages, not {pages}: choose a larger page")
         if not rest >= 0:
             raise ValueError(f"a rest of {rest} s is not possible: it must be 0 s or more")
-        self.pages = pages
+        super().__init__(pages, whole=whole, downward=downward)
         self.rest = rest
-        self.free_pages = pages if whole else 0
         self.live_pages = 0
         self.limbo_pages = 0
         self.allocations = 0
@@ -121,22 +56,10 @@ class PageAllocator:
         self._limbo: OrderedDict[int, tuple[int, float]] = OrderedDict()  # first page -> pages, time it is ripe
         self._last_ripe = float("-inf")
         self._ripe_until = float("-inf")
-        self._top = 0  # pages from here to the end were never used, or not since they were added
-        self._end = pages if whole else 0
         self._ranges: dict[int, int] = {0: pages} if whole else {}  # start -> pages
         self._closing: dict[int, dict[int, int]] = {}  # start of a range -> what of it is kept back, start -> pages
-        # Free memory below the top, twice: as extents (no two of them adjacent), which are what can be
-        # handed out, and as tiles (what was freed in one piece, or is left of it), which remember the order.
-        self._extents: dict[int, int] = {}  # start -> pages
-        self._extent_ends: dict[int, int] = {}  # end -> start
-        self._starts = _StartMap(pages)
-        self._bins: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(_size_class(pages) + 1)]
-        self._bin_limit = [0] * len(self._bins)  # no extent of this bin is longer
-        self._nonempty = 0  # bit i: bin i is not empty
-        self._tiles: dict[int, int] = {}  # start -> pages
-        self._tile_queues: dict[int, OrderedDict[int, None]] = {}  # pages -> starts, first freed first
 
-    # -- the life of a cell ---------------------------------------------------------------------
+    # -- the life of a cell ------------------------------------------------------------------------
 
     def allocate(self, pages: int, now: float) -> tuple[int, int] | None:
         """Local. First page and generation (1..32767) of a new live cell, or None if no free extent is that long.
@@ -211,21 +134,7 @@ class PageAllocator:
             self.free_pages += length
             self._put_back(start, length)
 
-    def _put_back(self, first: int, pages: int) -> None:
-        """Make pages a tile, and a part of the free extent around it."""
-        self._add_tile(first, pages)
-        start, end = first, first + pages
-        before = self._extent_ends.get(first)
-        if before is not None:
-            self._remove_extent(before)
-            start = before
-        after = self._extents.get(end)
-        if after is not None:
-            self._remove_extent(end)
-            end += after
-        self._add_extent(start, end - start)
-
-    # -- ranges ---------------------------------------------------------------------------------
+    # -- ranges ------------------------------------------------------------------------------------
 
     def add(self, start: int, pages: int, generations: Iterable[int] | None = None) -> None:
         """Local. These pages are there from now on; `generations` are the latest ones of cells at each of them.
@@ -238,9 +147,17 @@ class PageAllocator:
         if generations is not None:
             self._generations[start : start + pages] = array("H", generations)
         self.free_pages += pages
-        if self._end in (start, self._top):
+        end, empty = start + pages, self._top == self._end
+        if self.downward:
+            if empty and end not in self._extents:  # with what is free above it is one piece, and stays one
+                self._top, self._end = start, end
+            elif self._top == end and not empty:
+                self._top = start
+            else:
+                self._put_back(start, pages)
+        elif empty or start == self._end:
             self._top = self._top if start == self._end else start
-            self._end = start + pages
+            self._end = end
         else:
             self._put_back(start, pages)
 
@@ -319,7 +236,7 @@ class PageAllocator:
             at = start + self._ranges[start]
         return [*found, (at, self.pages - at)] if at < self.pages else found
 
-    # -- questions ------------------------------------------------------------------------------
+    # -- questions ---------------------------------------------------------------------------------
 
     def pages_of(self, first: int) -> int:
         """Local. The length in pages of the live or resting cell at `first`; ProtocolError if there is none."""
@@ -359,136 +276,14 @@ class PageAllocator:
         """Local. The longest cell (pages) that `allocate` would place now."""
         return max(self._longest_in(self._nonempty.bit_length() - 1) if self._nonempty else 0, self._open_end()[1])
 
-    # -- placement ------------------------------------------------------------------------------
+    def _whereabouts(self, first: int) -> str:
+        """What is known about a page that is not what the caller took it for."""
+        state = self.state(first)
+        if state is not None:
+            return f"the cell there is {'in limbo' if state == 'limbo' else 'live'}"
+        return "no cell starts there"
 
-    def _place(self, pages: int) -> int | None:
-        """Take `pages` out of the free memory and return where, by the four rules of the module's text."""
-        top = self._top
-        if self._end - top >= pages:
-            self._top = top + pages
-            return top
-        queue = self._tile_queues.get(pages)
-        if queue:
-            first = next(iter(queue))
-            if self._extents.get(first) == pages:
-                self._remove_extent(first)
-                self._remove_tile(first)
-                return first
-            if len(self._tile_queues) == 1:
-                self._take_tile(first, pages)
-                return first
-        found = self._good_fit(pages)
-        if found is not None:
-            length = self._remove_extent(found)
-            self._take_tiles(found, pages)
-            if length > pages:
-                self._add_extent(found + pages, length - pages)
-            return found
-        start, length = self._open_end()
-        if length >= pages:
-            self._remove_extent(start)
-            self._take_tiles(start, self._top - start)
-            self._top = start + pages
-            return start
-        if self._top < self._end and self._end in self._extents:  # a range was added before one that has been used
-            self._use_up()
-            return self._place(pages)
-        return None
-
-    def _use_up(self) -> None:
-        """Make never-used memory a free extent like others."""
-        top, self._top = self._top, self._end
-        self._put_back(top, self._end - top)
-
-    def _good_fit(self, pages: int) -> int | None:
-        """The start of the free extent to cut a cell from, None if none is long enough."""
-        own = _size_class(pages)
-        if own >= len(self._bins):
-            return None
-        extents = self._extents
-        fits = self._bin_limit[own] >= pages
-        if fits:
-            for start in islice(self._bins[own], _CLASS_SCAN):
-                if extents[start] >= pages:
-                    return start
-        larger = self._nonempty >> (own + 1)
-        if larger:
-            return next(iter(self._bins[own + (larger & -larger).bit_length()]))
-        # Before giving up, the rest of the own class; its limit, made exact, spares the next caller the search.
-        if fits and self._longest_in(own) >= pages:
-            return next(start for start in self._bins[own] if extents[start] >= pages)
-        return None
-
-    def _longest_in(self, index: int) -> int:
-        """The length of the longest extent of a bin; remembered as its limit."""
-        extents = self._extents
-        self._bin_limit[index] = longest = max((extents[start] for start in self._bins[index]), default=0)
-        return longest
-
-    def _open_end(self) -> tuple[int, int]:
-        """Start and length of the never-used memory with the free extent before it."""
-        start = self._extent_ends.get(self._top, self._top)
-        return start, self._end - start
-
-    def _add_extent(self, start: int, pages: int) -> None:
-        self._extents[start] = pages
-        self._extent_ends[start + pages] = start
-        self._starts.flip(start)
-        index = _size_class(pages)
-        members = self._bins[index]
-        if members:
-            self._bin_limit[index] = max(self._bin_limit[index], pages)
-        else:
-            self._nonempty |= 1 << index
-            self._bin_limit[index] = pages
-        members[start] = None
-
-    def _remove_extent(self, start: int) -> int:
-        pages = self._extents.pop(start)
-        del self._extent_ends[start + pages]
-        self._starts.flip(start)
-        index = _size_class(pages)
-        members = self._bins[index]
-        del members[start]
-        if not members:
-            self._nonempty ^= 1 << index
-            self._bin_limit[index] = 0
-        return pages
-
-    def _add_tile(self, start: int, pages: int) -> None:
-        self._tiles[start] = pages
-        queue = self._tile_queues.get(pages)
-        if queue is None:
-            queue = self._tile_queues[pages] = OrderedDict()
-        queue[start] = None
-
-    def _remove_tile(self, start: int) -> int:
-        pages = self._tiles.pop(start)
-        queue = self._tile_queues[pages]
-        del queue[start]
-        if not queue:
-            del self._tile_queues[pages]
-        return pages
-
-    def _take_tile(self, first: int, pages: int) -> None:
-        """Take exactly one tile out of the extent that holds it, from its middle if need be."""
-        start = first if first in self._extents else self._starts.at_or_before(first)
-        end, after = start + self._remove_extent(start), first + pages
-        self._remove_tile(first)
-        if first > start:
-            self._add_extent(start, first - start)
-        if end > after:
-            self._add_extent(after, end - after)
-
-    def _take_tiles(self, start: int, pages: int) -> None:
-        """Remove the tiles of these pages, the first of which starts a tile; keep what sticks out of the last."""
-        end = start + pages
-        while start < end:
-            start += self._remove_tile(start)
-        if start > end:
-            self._add_tile(end, start - end)
-
-    # -- proof ----------------------------------------------------------------------------------
+    # -- proof -------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Local. ProtocolError with a dump if any invariant is broken; linear in cells, extents and pages.
@@ -538,36 +333,6 @@ class PageAllocator:
         if counted != kept or not sum(kept.values()) == self.pages == len(self._generations):
             self._fail(f"pages counted {counted}, kept {kept}, in all {self.pages}", runs)
 
-    def _check_extents(self, runs: list[tuple[int, int, str]]) -> None:
-        if self._extent_ends != {start + pages: start for start, pages in self._extents.items()}:
-            self._fail(f"the ends {self._extent_ends} are not those of the free extents", runs)
-        if self._starts.pages() != sorted(self._extents):
-            self._fail(f"the start map has {self._starts.pages()}", runs)
-        for index, members in enumerate(self._bins):
-            if bool(members) != bool(self._nonempty >> index & 1):
-                self._fail(f"bin {index} has {len(members)} extents, which its bit denies", runs)
-            for start in members:
-                pages = self._extents.get(start, 0)
-                if _size_class(pages) != index or pages > self._bin_limit[index]:
-                    self._fail(f"bin {index} (limit {self._bin_limit[index]}) holds {pages} pages at {start}", runs)
-        if sum(map(len, self._bins)) != len(self._extents):
-            self._fail(f"the bins hold {sum(map(len, self._bins))} extents of {len(self._extents)}", runs)
-
-    def _check_tiles(self, runs: list[tuple[int, int, str]]) -> None:
-        seen = 0
-        for start, pages in self._extents.items():
-            position = start
-            while position < start + pages and position in self._tiles:
-                position += self._tiles[position]
-                seen += 1
-            if position != start + pages:
-                self._fail(f"the tiles of the free extent at page {start} ({pages} pages) end at {position}", runs)
-        queued = {start: pages for pages, queue in self._tile_queues.items() for start in queue}
-        entries = sum(map(len, self._tile_queues.values()))
-        counts_differ = not seen == entries == len(self._tiles)
-        if counts_differ or queued != self._tiles or not all(self._tile_queues.values()):
-            self._fail(f"{len(self._tiles)} tiles, {seen} in free extents, {entries} in queues", runs)
-
     def _check_limbo(self, runs: list[tuple[int, int, str]]) -> None:
         times = [ripe for _, ripe in self._limbo.values()]
         if times != sorted(times):
@@ -579,16 +344,3 @@ class PageAllocator:
         for first in (*self._live, *self._limbo):
             if not self._generations[first]:
                 self._fail(f"the cell at page {first} has no generation", runs)
-
-    def _whereabouts(self, first: int) -> str:
-        """What is known about a page that is not what the caller took it for."""
-        state = self.state(first)
-        if state is not None:
-            return f"the cell there is {'in limbo' if state == 'limbo' else 'live'}"
-        return "no cell starts there"
-
-    def _fail(self, what: str, runs: list[tuple[int, int, str]]) -> NoReturn:
-        lines = [f"  {start:>9} +{pages:<9} {kind}" for start, pages, kind in runs[:_DUMP_RUNS]]
-        if len(runs) > _DUMP_RUNS:
-            lines.append(f"  ... and {len(runs) - _DUMP_RUNS} more")
-        raise ProtocolError(f"page allocator: {what}\n" + "\n".join(lines))

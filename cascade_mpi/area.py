@@ -2,7 +2,7 @@
 
 Covers hints, touches, descriptors, pins and payloads: of the own arena and those of the node's ranks they are mapped
 here, of others there is a mirror (`far_area`). Does not cover which pages are whose (`leases`), nor what is done with
-them (`dram`).
+them (`cells`).
 """
 
 from __future__ import annotations

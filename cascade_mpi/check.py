@@ -8,7 +8,8 @@ a barrier, and the caller keeps still.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -71,38 +72,48 @@ def check(
     """
     comm = fabric.comm
     comm.Barrier()
-    pool.adopt()
-    for tier in pool.tiers.values():
-        tier.sweep(everything=True)
-    pool.compute_checksums()
-    comm.Barrier()
     problems: list[str] = []
+    with _telling(problems):
+        pool.adopt()
+        for tier in pool.tiers.values():
+            tier.sweep(everything=True)
+        pool.compute_checksums()
+    comm.Barrier()
     named: dict[int, list[int]] = {}  # by the rank of the arena: the words that name this rank's cells
-    everyone = _sent(comm, _check_words(fabric, problems))
+    claims: Claims = {}
+    with _telling(problems):
+        claims = _check_words(fabric, problems)
+    everyone = _sent(comm, claims)
     words_named = len(everyone)
     for word in everyone:
         if not is_disk(word):
             named.setdefault(unpack_word(word).rank, []).append(word)
-    problems += (on_disk or _no_disk)([word for word in everyone if is_disk(word)])
-    copied = _sent(comm, _check_copies(fabric, problems))
-    _check_extents(fabric, pool, problems)
+    claims = {}
+    with _telling(problems):
+        problems += (on_disk or _no_disk)([word for word in everyone if is_disk(word)])
+        claims = _check_copies(fabric, problems)
+    copied = _sent(comm, claims)
     summed, own = 0, pool.own
-    for rank, tier in pool.tiers.items():
-        _check_cells(tier, named.pop(rank, []), copied if tier is own else [], problems)
-        waiting = {word & MAX_PAGES - 1 for word in drafts if unpack_word(word).rank == rank}
-        for first in tier.allocator.live().keys() - waiting:
-            if not tier.words[first]:
-                problems.append(f"cell {first} is allocated, but no word was published for it")
-        summed += _check_payloads(tier, problems)
-        try:
-            tier.check()
-        except ProtocolError as error:
-            problems.append(str(error))
-    for rank, words in named.items():
-        problems.append(f"{len(words)} words name cells of this rank in the arena of rank {rank}, where it has none")
-    _check_pins(fabric, pins, problems)
-    _check_protected(fabric, pool, protected, draft_bytes or {}, problems)
-    problems += contents()
+    with _telling(problems):
+        _check_extents(fabric, pool, problems)
+        for rank, tier in pool.tiers.items():
+            _check_cells(tier, named.pop(rank, []), copied if tier is own else [], problems)
+            waiting = {word & MAX_PAGES - 1 for word in drafts if unpack_word(word).rank == rank}
+            for first in tier.allocator.live().keys() - waiting:
+                if not tier.words[first]:
+                    problems.append(f"cell {first} is allocated, but no word was published for it")
+            summed += _check_payloads(tier, problems)
+            try:
+                tier.check()
+            except ProtocolError as error:
+                problems.append(str(error))
+        for rank, words in named.items():
+            problems.append(
+                f"{len(words)} words name cells of this rank in the arena of rank {rank}, where it has none"
+            )
+        _check_pins(fabric, pins, problems)
+        _check_protected(fabric, pool, protected, draft_bytes or {}, problems)
+        problems += contents()
     everything = comm.allgather([f"rank {comm.rank}: {text}" for text in problems])
     found = [text for each in everything for text in each]
     if found:
@@ -120,6 +131,15 @@ def check(
 def _no_disk(words: list[int]) -> list[str]:
     """What is wrong on a rank without a disk tier."""
     return [f"word {word:016x} names a disk cell of this rank, which has no disk tier" for word in words]
+
+
+@contextmanager
+def _telling(problems: list[str]) -> Iterator[None]:
+    """An error in a rank's own look becomes a finding: raised here, it would leave the others in a collective."""
+    try:
+        yield
+    except Exception as error:  # whatever it is
+        problems.append(f"the look was broken off: {type(error).__name__}: {error}")
 
 
 def _sent(comm: MPI.Intracomm, claims: Claims) -> list[int]:

@@ -22,6 +22,8 @@ from cascade_mpi import __version__, log
 from cascade_mpi.commands.cleanup import cleanup
 from cascade_mpi.commands.config import config
 from cascade_mpi.commands.doctor import doctor
+from cascade_mpi.commands.fsck import fsck
+from cascade_mpi.commands.ls import ls
 from cascade_mpi.commands.workload import workload
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.job import let_rank_0_speak, print_error
@@ -95,3 +97,5 @@ app.command()(workload)
 app.command()(config)
 app.command()(cleanup)
 app.command()(doctor)
+app.command()(fsck)
+app.command()(ls)

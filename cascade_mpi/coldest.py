@@ -1,8 +1,8 @@
 """Which blocks of one namespace leave first when its quota is reached: those that were not used for longest.
 
-Covers the order, and that it is found for many puts at once. Does not cover taking the blocks out (`dram`), nor which
-blocks leave when the arena is full (`victims`): to ask a policy for blocks of one namespace alone it would have to
-walk over all others, at each put, and would spend on them what it knows (second chances).
+Covers the order, and that it is found for many puts at once. Does not cover taking the blocks out (`evictions`), nor
+which blocks leave when the arena is full (`victims`): to ask a policy for blocks of one namespace alone it would have
+to walk over all others, at each put, and would spend on them what it knows (second chances).
 """
 
 from __future__ import annotations

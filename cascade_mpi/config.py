@@ -125,7 +125,8 @@ class Config:
     namespace_slots
         Namespaces that the store can have at most, 4 words of memory each.
     protected_bytes
-        Payload bytes in the arena of each rank that may be protected from eviction, as a size; None: any number.
+        Payload bytes in the arena of each rank that may be protected from eviction, as a size, at most `dram_bytes`;
+        None: any number.
     protect_depth
         Blocks put with a `depth` below this are protected as long as `protected_bytes` allows; 0: none.
     protect_shared
@@ -135,9 +136,11 @@ class Config:
         Reads of another node's block by one rank after which it keeps a copy for its node (protected
         blocks: after the first); 0: no copies.
     copy_share
-        The part of each arena that such copies may take, more than 0 and at most 1.
+        The part of each arena that such copies may take of what is free, more than 0 and at most 1.
+        No block goes for a copy.
     lease_extents
-        Parts of each arena that other ranks may use while it is idle, those of its node first; 0: none.
+        Parts of fifteen sixteenths of each arena, which other ranks may use while it is idle, those of its node first;
+        0: none.
     placement
         A put uses the "local" arena first, or that of the key's home, which a "hash" of the key names.
     dedup
@@ -190,6 +193,11 @@ class Config:
         self._set("namespace", _namespace(self.namespace))
         if self.protected_bytes is not None:
             self._set("protected_bytes", _size("protected_bytes", self.protected_bytes))
+            if self.protected_bytes > self.dram_bytes:
+                raise ConfigError(
+                    f"protected_bytes is {self.protected_bytes}, dram_bytes {self.dram_bytes}: no arena can have more "
+                    "protected bytes than it has; lower protected_bytes, or give None for any number"
+                )
         self._set("protect_depth", _integer("protect_depth", self.protect_depth, 0, MAX_DEPTH))
         self._set("protect_shared", _integer("protect_shared", self.protect_shared, 0, 32))
         if self.protect_shared == 1:

@@ -42,6 +42,15 @@ def content_key(value: Source, space: bytes, name: Hash) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big")
 
 
+def is_installed(name: Hash) -> bool:
+    """Local. Is the hash function there on this rank?"""
+    try:
+        hasher_of(name)
+    except NotConfiguredError:
+        return False
+    return True
+
+
 @lru_cache
 def hasher_of(name: Hash) -> Callable[[bytes], Any]:
     """Local. What makes a hash object of the first bytes; NotConfiguredError if its package is missing."""

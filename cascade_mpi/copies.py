@@ -1,7 +1,8 @@
 """Copies of other nodes' blocks, which this rank keeps for the ranks of its node.
 
 Covers when what was just read becomes a copy, its cell and its word in the node's copy table, and `replicate`.
-Does not cover the read of a copy (`onesided`) nor when it goes (`dram`: like any cell, only sooner or in its turn).
+Does not cover the read of a copy (`onesided`), what room it may take (`dram`), nor when it goes (`evictions`: like any
+cell, or sooner). No block goes for a copy.
 
 A copy is never in the index, so replace, delete, move and protect need not know of it. Its descriptor has the index
 word that it was made from; until the expiry of its block it counts for a reader who has found that word in the index,
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import CascadeError, ConfigError, NotConfiguredError
 from cascade_mpi.fabric import Fabric
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import write_copy
 from cascade_mpi.layout import (
@@ -51,7 +53,8 @@ class Replicated(NamedTuple):
     """What `replicate` did, over all nodes; a block counts once for each node that asked for it.
 
     `copied` blocks of `bytes` bytes were fetched; `present` ones are blocks or copies of the node already;
-    `missing` ones are stored nowhere; `refused` ones are on disk, or the copies' share of an arena had no room.
+    `missing` ones are stored nowhere; `refused` ones are on disk, or there was no room for them: no block goes for a
+    copy, and all take a share of an arena at most.
     """
 
     copied: int
@@ -85,6 +88,7 @@ class Copies:
         work = self._fabric.scratch.work[number]
         return self.keep(hi, lo, int(work[W_WORD]), work.ctypes.data + 8 * W_DESCRIPTOR, address)
 
+    @uninterrupted
     def keep(self, hi: int, lo: int, origin: int, described: int, address: int) -> bool:
         """Local. Copy a block that `origin` named when it was read: one copy of its bytes, 1 CAS at a rank of the node.
 
@@ -92,7 +96,7 @@ class Copies:
         """
         fabric = self._fabric
         try:
-            if self._is_there(hi, lo, origin):
+            if self._there(hi, lo, origin):
                 return False
             nbytes = int(_record(described)["length"])
             cell = self._dram.reserve_copy(nbytes, self.most_pages)
@@ -113,7 +117,7 @@ class Copies:
         fabric, dram, (first, generation) = self._fabric, self._dram, cell
         try:
             word = int(write_copy(fabric.ctx, first, generation, origin, described, address))
-        except BaseException:  # Ctrl-C too: the cell must not be lost
+        except BaseException:  # whatever it is, the cell must not be lost
             dram.abandon(first)
             raise
         record = _record(described)
@@ -189,9 +193,10 @@ class Copies:
         elif fabric.hint_gone(fabric.ctx, fabric.scratch.address, word) < 0:
             fabric.raise_mpi_error(fabric.scratch)
 
-    def _is_there(self, hi: int, lo: int, origin: int) -> bool:
+    def _there(self, hi: int, lo: int, origin: int) -> int:
+        """The word of the node's copy of what this origin names; 0: it has none."""
         found = self._find(hi, lo)
-        return bool(found) and same_cell(self._origin_of(found[0][1]), origin)
+        return found[0][1] if found and same_cell(self._origin_of(found[0][1]), origin) else 0
 
     def _origin_of(self, word: int) -> int:
         """What the cell of a copy says now; a cell that is reused says anything, and a copy more does no harm."""
@@ -223,12 +228,12 @@ class Copies:
             raise NotConfiguredError(
                 "copies are off (promote_after is 0): there is nothing that replicate() could fill"
             )
-        counts, failure = np.zeros(5, np.int64), None
+        counts, failure, stays = np.zeros(5, np.int64), None, set[int]()
         left = self._dealt(np.unique(keys, axis=0))
         deadline = time.monotonic() + _WAIT_S
         try:
             while len(left):
-                step, more, again = self._fetch(left[:BATCH])
+                step, more, again = self._fetch(left[:BATCH], stays)
                 counts += more
                 left = np.concatenate([left[step:], again])
                 if len(again):  # another rank is about to copy them, or they were replaced meanwhile
@@ -250,9 +255,10 @@ class Copies:
         mine = [place(hi ^ 1, lo, ranks, 1).home == own for hi, lo in keys.tolist()]
         return np.ascontiguousarray(keys[np.array(mine, np.bool_)])
 
-    def _fetch(self, keys: Keys) -> tuple[int, npt.NDArray[np.int64], Keys]:
+    def _fetch(self, keys: Keys, stays: set[int]) -> tuple[int, npt.NDArray[np.int64], Keys]:
         """Fetch blocks into cells of their own, as many of these as one batch may hold.
 
+        `stays` are the first pages of own copies that this `replicate` has made or found: none goes for another one.
         How many were looked at, the counts, and the keys to try again. 6 Gets a key, one Flush per rank and phase.
         """
         fabric, dram, s = self._fabric, self._dram, self._fabric.scratch
@@ -263,8 +269,8 @@ class Copies:
         content = np.stack([records["key_hi"], records["key_lo"]], 1)
         names = (lengths >= 0) & (content != keys).any(axis=1)
         step = min(len(keys), 1 + int(np.searchsorted(np.cumsum(np.maximum(lengths, 0)), _BATCH_BYTES)))
-        missing = present = refused = copied = nbytes = 0
-        cells: dict[int, tuple[int, int]] = {}
+        missing = present = refused = copied = nbytes = pages = 0
+        cells, wanted = dict[int, tuple[int, int]](), list[int]()
         for i in range(step):
             hi, lo = keys[i].tolist()
             if names[i]:
@@ -273,15 +279,21 @@ class Copies:
                 missing += lengths[i] == c.MISS
             elif records["flags"][i] & FLAG_DISK:
                 refused += 1
-            elif self._node_has(hi, lo, words[i], records[i]):
+            elif self._node_has(hi, lo, words[i], records[i], stays):
                 present += 1
-            elif (cell := dram.reserve_copy(int(lengths[i]), self.most_pages, wait=True)) is None:
+            else:
+                wanted.append(i)
+        most = self.most_pages - dram.copies_take(stays)
+        for i in wanted:
+            if pages + (size := dram.pages_for(int(lengths[i]))) > most or not (
+                cell := dram.reserve_copy(int(lengths[i]), self.most_pages, wait=True, beside=pages, staying=stays)
+            ):
                 refused += 1
             else:
                 cells[i] = cell
+                pages += size
         again = [i for i in range(step) if lengths[i] < 0 and lengths[i] != c.MISS]
-        wanted = np.array(list(cells), np.int64)
-        outcomes = self._read_into(keys[wanted], cells, lengths)
+        outcomes = self._read_into(keys[np.array(list(cells), np.int64)], cells, lengths)
         began = s.signed[c.BEGAN]
         for number, (i, found) in enumerate(zip(cells, outcomes, strict=True)):
             hi, lo = keys[i].tolist()
@@ -295,6 +307,7 @@ class Copies:
             if outcome == c.DUE:
                 if self.publish(hi, lo, origin, described, cells[i], 0, seen):
                     copied, nbytes = copied + 1, nbytes + int(lengths[i])
+                    stays.add(cells[i][0])
                 else:
                     again.append(i)
                 fabric.end_claim(fabric.ctx, s.address, hi, lo)
@@ -311,12 +324,20 @@ class Copies:
         more = np.concatenate([keys[again], content[:step][names[:step]]])
         return step, np.array([copied, nbytes, present, missing, refused], np.int64), more
 
-    def _node_has(self, hi: int, lo: int, word: int, record: np.void) -> bool:
-        """Is the block, which the look-up found by this word, or a copy of it, in the memory of this node?"""
+    def _node_has(self, hi: int, lo: int, word: int, record: np.void, stays: set[int]) -> bool:
+        """Is the block, which the look-up found by this word, or a copy of it, in the memory of this node?
+
+        The first page of an own copy is added to `stays`.
+        """
         named = unpack_word(word)
         if named.generation != int(record["generation"]):
             return False  # another key's word: the look-up went on to the next
-        return self._fabric.mapped[named.rank] or self._is_there(hi, lo, word)
+        if self._fabric.mapped[named.rank]:
+            return True
+        copy = unpack_word(self._there(hi, lo, word))
+        if copy.generation and copy.rank == self._fabric.comm.rank:
+            stays.add(copy.page)
+        return copy.generation > 0
 
     def _read_into(self, keys: Keys, cells: dict[int, tuple[int, int]], lengths: npt.NDArray[np.int64]) -> list[int]:
         """Read blocks into reserved cells as one batch; DUE for those that came from another node."""

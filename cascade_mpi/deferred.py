@@ -9,9 +9,10 @@ import threading
 from typing import Any
 
 from cascade_mpi.errors import StoreFullError
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.layout import HARD, unpack_word
 from cascade_mpi.listing import integer_key
-from cascade_mpi.registry import Space
+from cascade_mpi.spaces import Space
 from cascade_mpi.values import source
 from cascade_mpi.writer import Draft, Exists, PutResult, Writer
 
@@ -48,6 +49,7 @@ class Deferred:
             self.drafts[hi, lo] = draft
         return PutResult(stored=True, bytes=value.nbytes, tier="dram", protected=bool(draft.word & HARD))
 
+    @uninterrupted
     def publish_one(self, hi: int, lo: int) -> None:
         """Local. A rank sees its own writes: what it asks for is published first."""
         if self.drafts:
@@ -68,7 +70,7 @@ class Deferred:
         return results
 
     def _publish(self, draft: Draft) -> PutResult:
-        """Publish a draft, unless Ctrl-C or an error came when that was done and it is still among the drafts."""
+        """Publish a draft, unless an error came when that was done and it is still among the drafts."""
         if not self._writer.is_draft(draft):
             return PutResult(bytes=draft.nbytes)
         return self._writer.publish(draft, "replace")

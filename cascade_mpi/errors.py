@@ -5,6 +5,12 @@ A miss is never an exception: it is ``None`` or ``False``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cascade_mpi.writer import PutResult
+
 
 class CascadeError(Exception):
     """Base of everything that Cascade raises on purpose."""
@@ -27,7 +33,14 @@ class MemoryLimitError(CascadeError, MemoryError):
 
 
 class StoreFullError(CascadeError):
-    """A block cannot be stored or protected, and nothing was changed."""
+    """A block cannot be stored or protected, and nothing was changed.
+
+    `results` has the `PutResult` of every block of the call if it was a put, in their order; else it is empty.
+    """
+
+    def __init__(self, text: str = "", *, results: Sequence[PutResult] = ()) -> None:
+        super().__init__(text)
+        self.results = list(results)
 
 
 class KeyExistsError(CascadeError, KeyError):
@@ -58,5 +71,82 @@ class ProtocolError(CascadeError):
     """`check()` found a broken invariant, or the self-test found an MPI that breaks a rule the store needs."""
 
 
+class DiskError(CascadeError, OSError):
+    """The disk tier's directory refused something; `errno` and `filename` are the system's.
+
+    The text says what was being done, where, with which numbers, and what to do about it.
+    """
+
+    def __str__(self) -> str:
+        """The text as it is: OSError would put the number before it."""
+        return str(self.strerror) if self.strerror else super().__str__()
+
+
+class DiskFullError(DiskError):
+    """The file system has no bytes or no inodes left."""
+
+
+class DiskQuotaError(DiskError):
+    """The file system has room, but not for this user, group or project."""
+
+
+class DiskPermissionError(DiskError, PermissionError):
+    """This user may not do that there."""
+
+
+class ReadOnlyDiskError(DiskError):
+    """The file system is mounted read-only, or the store's directory was opened for reading."""
+
+
+class DiskGoneError(DiskError):
+    """The store's directory, or a file that is being written, was removed or replaced, or its server is away."""
+
+
+class NoSuchFileError(DiskError, FileNotFoundError):
+    """A file of the directory is not there; the directory itself is."""
+
+
+class FileThereError(DiskError, FileExistsError):
+    """A file that was to be created is there already."""
+
+
+class StoreInUseError(CascadeError):
+    """Another job writes to this directory; the text has its name."""
+
+
+class LocksUnsupportedError(DiskError):
+    """The file system does not keep file locks, so two jobs could write to one directory."""
+
+
+class StoreIdentityError(CascadeError, ValueError):
+    """A directory's STORE file is missing, damaged, or of another format version."""
+
+
 class TraceError(CascadeError, ValueError):
     """A trace file is malformed; the text names file, line and field."""
+
+
+class DamagedError(CascadeError):
+    """Bytes of a file are not what was written there, or stand where they do not belong; none of them was used.
+
+    `path`, `offset` (bytes) and `what` are the parts of its text.
+    """
+
+    def __init__(self, path: str, offset: int, what: str) -> None:
+        super().__init__(path, offset, what)
+        self.path, self.offset, self.what = path, offset, what
+
+    def __str__(self) -> str:
+        """File, byte and what is wrong there."""
+        return f"{self.path} at byte {self.offset}: {self.what}"
+
+
+class NotDurableError(DiskError):
+    """Records that were written may not be on the disk, and never will be known to be: write them again.
+
+    `lost` names them, as `segments.log.Lost`.
+    """
+
+    def __init__(self, number: int | None, text: str, lost: Sequence[Any] = ()) -> None:
+        super().__init__(number, text)
+        self.lost = lost

@@ -1,7 +1,7 @@
 """How this rank reaches the memory of all ranks: four windows, the kernels' context, scratch per thread.
 
 Covers opening and freeing the windows, which implementation issues the MPI calls, and the lock that MPI's
-thread level asks for. Does not cover what the protocol does with them (`onesided`, `dram`, `store`).
+thread level asks for. Does not cover what the protocol does with them (`onesided`, `cells`, `store`).
 """
 
 from __future__ import annotations

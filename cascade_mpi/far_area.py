@@ -1,7 +1,7 @@
 """The memory of an arena on another node: what a lessee writes there and looks at, by MPI.
 
 Covers the mirror of descriptors, hints, touches and pins in this rank's memory, and how each part gets to the arena or
-from it. Does not cover who may write what (`leases`), nor the order in which it happens (`dram`, `writer`, `mover`).
+from it. Does not cover who may write what (`leases`), nor the order in which it happens (`cells`, `writer`, `mover`).
 
 Only the holder of an extent writes descriptors there, so that the mirror is right about them; hints, touches and pins
 are written by others, and are looked at anew whenever that matters. Every call flushes before it returns: what was

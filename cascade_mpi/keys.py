@@ -69,10 +69,20 @@ def key_array(keys: Iterable[Key] | npt.NDArray[Any], space: bytes = DEFAULT_DIG
     """
     if isinstance(keys, np.ndarray) and keys.dtype.kind in "iu":
         return _integer_array(keys, _digest_words(space))
-    if isinstance(keys, (str, bytes)):
-        raise TypeError(f"keys is one key, {keys!r}: give a sequence of keys or an array uint64[n, 2]")
+    check_keys(keys)
     words = [key_words(key, space) for key in keys]
     return np.fromiter(chain.from_iterable(words), np.uint64, 2 * len(words)).reshape(-1, 2)
+
+
+def check_keys(keys: object, or_else: str = "") -> None:
+    """Local. TypeError unless `keys` is something with many keys; `or_else` says what else the call takes."""
+    given = f"one key, {keys!r}" if isinstance(keys, (str, bytes)) else repr(keys)
+    try:
+        if isinstance(keys, (str, bytes)):
+            raise TypeError
+        iter(keys)  # type: ignore[call-overload]
+    except TypeError:
+        raise TypeError(f"keys is {given}: give {or_else}a sequence of keys or an array uint64[n, 2]") from None
 
 
 def _text_words(key: str, space: bytes) -> Words:

@@ -1,12 +1,12 @@
 """Who holds which part of which arena: a word for each extent, which any rank changes by compare-and-swap.
 
-Covers the words: take, give back, recall, look. Does not cover what stands in an extent (`dram`), when one is taken or
-given back (`pool`), nor how blocks get out of one (`mover`).
+Covers the words: take, give back, recall, look. Does not cover what stands in an extent (`cells`), when one is taken or
+given back (`extents`), nor how blocks get out of one (`mover`).
 
 An extent is free or held by one rank, which may be its arena's. The holder alone is the manager of the cells in it.
 No rank has to answer for another to take one: the memory of a rank that computes is used as well. The word has a
 number that goes up whenever an extent is given back, so that a compare-and-swap with an old look at it fails. The
-words stand behind the table of namespaces, in a window that takes MPI atomics alone; see `registry`.
+words stand behind the table of namespaces, in a window that takes MPI atomics alone; see `shared_words`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cascade_mpi.errors import ProtocolError
-from cascade_mpi.registry import Registry, table_bytes
+from cascade_mpi.extent_runs import ArenaCut
+from cascade_mpi.shared_words import SharedWords, table_bytes
 
 _RECALL = 1 << 31  # the rank of the arena wants it back
 _HOLDER = (1 << 13) - 1  # the rank that holds it, plus 1; 0: it is free
@@ -23,8 +24,8 @@ _LAST_NUMBER = _NUMBER - 1  # after it comes 1: an extent with number 0 was neve
 
 
 def lease_bytes(extents: int, ranks: int) -> int:
-    """Local. Bytes of the words on each rank; a single rank needs none."""
-    return 8 * extents if ranks > 1 else 0
+    """Local. Bytes of the words on each rank, with that of what is never lent; a single rank needs none."""
+    return 8 * (extents + 1) if ranks > 1 else 0
 
 
 def holder_of(word: int) -> int | None:
@@ -47,31 +48,20 @@ def was_held(word: int) -> bool:
     return word >= _NUMBER
 
 
-class LeaseTable:
+class LeaseTable(ArenaCut):
     """The extents of all arenas, as one rank sees and changes them."""
 
-    def __init__(self, registry: Registry, rank: int, slots: int, extents: int, pages: int) -> None:
-        """`extents` is how many are wanted of each arena of so many pages; `slots` those of the table before it."""
-        self._registry, self._rank = registry, rank
+    def __init__(self, shared: SharedWords, rank: int, slots: int, extents: int, pages: int) -> None:
+        """`extents` is how many of each arena of so many pages may be lent; `slots` those of the table before it."""
+        super().__init__(pages, extents)
+        self._shared, self._rank = shared, rank
         self._at = table_bytes(slots) // 8
-        self.extent_pages = -(-pages // extents)
-        self._pages = pages
-        self.count = -(-pages // self.extent_pages)  # of each arena; the last one may be shorter
         self._own = rank + 1
 
     def look(self, rank: int) -> list[int]:
         """Local. The words of an arena. No MPI call on the same node."""
-        found: list[int] = self._registry.read_many(rank, self._at, self.count).tolist()
+        found: list[int] = self._shared.read_many(rank, self._at, self.count).tolist()
         return found
-
-    def pages_of(self, extent: int) -> tuple[int, int]:
-        """Local. (first page, pages) of an extent."""
-        start = extent * self.extent_pages
-        return start, min(self.extent_pages, self._pages - start)
-
-    def at(self, start: int) -> int:
-        """Local. The extent that starts at this page."""
-        return start // self.extent_pages
 
     def take(self, rank: int, extent: int, seen: int) -> bool:
         """Local. Take an extent that was free when it was looked at, with this word; False if it is not any more."""
@@ -109,4 +99,4 @@ class LeaseTable:
         return asked
 
     def _swap(self, rank: int, extent: int, old: int, new: int) -> bool:
-        return self._registry.swap(rank, self._at + extent, old, new)
+        return self._shared.swap(rank, self._at + extent, old, new)

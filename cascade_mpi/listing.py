@@ -1,6 +1,6 @@
-"""What an arena holds of a namespace: its blocks one by one, and the removal of many of them.
+"""What a rank holds of a namespace: its blocks one by one, and the removal of many of them.
 
-Covers this rank's part. Does not cover the other ranks' (`store` gathers) nor namespaces as a whole (`registry`).
+Covers this rank's part. Does not cover the other ranks' (`store_namespaces`) nor namespaces as a whole (`registry`).
 
 A block is listed under the integer that names it in its namespace: `get`, `delete` and `protect` take it as a key.
 Of a block that was put under an integer it is that integer. Of one that was put under a str or bytes it is their
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ import numpy.typing as npt
 
 from cascade_mpi.dram import DramTier
 from cascade_mpi.layout import FLAG_CONTENT, HARD
-from cascade_mpi.registry import Space
+from cascade_mpi.pool import Pool
+from cascade_mpi.spaces import Space
 from cascade_mpi.values import decode_dims, dtype_name, result_dtype
 
 _AT_ONCE = 1024  # blocks that are looked at under one lock
@@ -55,20 +57,60 @@ def _integer_of(space: Space, record: np.void) -> int:
     return integer_key(space, int(record["key_hi"]), int(record["key_lo"]))
 
 
-def scan(dram: DramTier, space: Space, check_open: Callable[[], None]) -> Iterator[BlockInfo]:
+class Listing:
+    """The cells that a scan has still to look at. It follows the blocks that move meanwhile; the lock is held then."""
+
+    def __init__(self, pool: Pool, space: Space) -> None:
+        self._left = deque[tuple[DramTier, npt.NDArray[np.int64]]]()
+        self._waits: dict[int, npt.NDArray[np.bool_]] = {}  # by rank of the arena and first page
+        with pool.lock:
+            for tier in pool.tiers.values():
+                firsts = tier.cells_of(space.id, space.epoch)
+                self._mask(tier)[firsts] = True
+                self._left += [(tier, firsts[at : at + _AT_ONCE]) for at in range(0, firsts.size, _AT_ONCE)]
+            pool.followers.add(self)
+
+    def moved(self, tier: DramTier, first: int, to: DramTier, new: int) -> None:
+        """Local. A block has gone from one cell to another: it is listed there if it was not yet, and only then."""
+        old = self._mask(tier)
+        waits, old[first] = bool(old[first]), False
+        self._mask(to)[new] = waits
+        if waits:
+            self._left.append((to, np.array([new])))
+
+    def next(self) -> tuple[DramTier, npt.NDArray[np.int64]] | None:
+        """Local. An arena and first pages of some cells in it; None: that was all."""
+        if not self._left:
+            return None
+        tier, firsts = self._left.popleft()
+        mask = self._mask(tier)
+        firsts = firsts[mask[firsts]]
+        mask[firsts] = False
+        return tier, firsts
+
+    def _mask(self, tier: DramTier) -> npt.NDArray[np.bool_]:
+        rank = tier.area.rank
+        if rank not in self._waits:
+            self._waits[rank] = np.zeros(tier.words.size, np.bool_)
+        return self._waits[rank]
+
+
+def scan(pool: Pool, space: Space, check_open: Callable[[], None]) -> Iterator[BlockInfo]:
     """Local. This rank's blocks of a namespace at its epoch that have not expired; no MPI call.
 
-    One that is stored or leaves meanwhile may be listed or not. `check_open` raises when the memory is gone.
+    One that is stored or leaves meanwhile may be listed or not, one that moves is listed once. `check_open` raises when
+    the memory is gone.
     """
-    return _infos(dram, space, _cells(dram, space), check_open)
+    return _infos(pool, Listing(pool, space), space, check_open)
 
 
-def _infos(
-    dram: DramTier, space: Space, cells: list[npt.NDArray[np.int64]], check_open: Callable[[], None]
-) -> Iterator[BlockInfo]:
-    for firsts in cells:
+def _infos(pool: Pool, listing: Listing, space: Space, check_open: Callable[[], None]) -> Iterator[BlockInfo]:
+    while True:
         check_open()
-        with dram.lock:
+        with pool.lock:
+            if (piece := listing.next()) is None:
+                return
+            dram, firsts = piece
             mine = firsts[_mine(dram, space, firsts)]
             words, records = dram.words[mine], dram.records[mine]
         now = dram.fabric.now()
@@ -93,23 +135,15 @@ def remove(dram: DramTier, space: Space, keys: range | None) -> int:
     With `keys` those whose integer lies in it. 1 Get + 1 CAS each.
     """
     removed = 0
-    for firsts in _cells(dram, space):
-        with dram.lock:
-            for first in firsts[_mine(dram, space, firsts)].tolist():
-                record = dram.records[first]
-                content = bool(record["flags"] & FLAG_CONTENT)  # named by the others: it goes with the last of them
-                if keys is not None and (content or _integer_of(space, record) not in keys):
-                    continue
-                dram.remove(first)
-                removed += not content
-    return removed
-
-
-def _cells(dram: DramTier, space: Space) -> list[npt.NDArray[np.int64]]:
-    """The first pages of the live cells of a namespace at its epoch, in pieces."""
     with dram.lock:
-        firsts = dram.cells_of(space.id, space.epoch)
-    return [firsts[start : start + _AT_ONCE] for start in range(0, firsts.size, _AT_ONCE)]
+        for first in dram.cells_of(space.id, space.epoch).tolist():
+            record = dram.records[first]
+            content = bool(record["flags"] & FLAG_CONTENT)  # named by the others: it goes with the last of them
+            if keys is not None and (content or _integer_of(space, record) not in keys):
+                continue
+            dram.remove(first)
+            removed += not content
+    return removed
 
 
 def _mine(dram: DramTier, space: Space, firsts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -109,7 +109,7 @@ class Mover:
                 new = 0  # its hard bit was toggled, or it has left: only the index can tell
         finally:
             if new and tier.is_live(old) and (done or cell.tier.enter_if_it_stands(new, nbytes)):
-                done = True  # Ctrl-C or an error came in the middle of it
+                done = True  # an error came behind the swap
                 self._moved(tier, first, old, cell, new, nbytes)
             if not done:
                 cell.tier.abandon(cell.first)
@@ -166,6 +166,7 @@ class Mover:
         if not to.is_live(new):
             unsummed = self._later and not to.area.far and not summed
             to.enter(new, nbytes, unsummed=unsummed, touch=int(tier.area.touched[first]))
+        self._pool.has_moved(tier, first, to, cell.first)
         to.counted[cell.first] = tier.counted[first]
         tier.counted[first] = False  # it is the same block: nothing is given back
         space = self._registry.by_id(int(to.records["namespace"][cell.first]))

@@ -1,7 +1,7 @@
 """Namespaces: what else than its own key must be equal for two blocks to be the same.
 
 Covers the parts of a namespace and the digests that make it part of every key. Does not cover which
-epoch a namespace is at, nor its quota (see `registry`). Knows no MPI.
+epoch a namespace is at, nor its quota (see `registry`, `quotas`). Knows no MPI.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 from cascade_mpi.layout import MAX_DEPTH, MAX_EXPIRY
@@ -100,14 +101,18 @@ class Namespace:
 
     def _check_rules(self) -> None:
         depth, ttl = self.protect_depth, self.ttl
-        if depth is not None and (type(depth) is not int or not 0 <= depth <= MAX_DEPTH):
-            raise ValueError(
-                f"protect_depth of a namespace is {depth!r}: it must be an integer in 0..{MAX_DEPTH}, or None"
-            )
-        if ttl is not None and (type(ttl) not in (int, float) or not 0 < ttl <= MAX_EXPIRY):
-            raise ValueError(
-                f"ttl of a namespace is {ttl!r}: it must be seconds above 0, at most {MAX_EXPIRY}, or None"
-            )
+        if depth is not None:
+            if not isinstance(depth, Integral) or isinstance(depth, bool) or not 0 <= depth <= MAX_DEPTH:
+                raise ValueError(
+                    f"protect_depth of a namespace is {depth!r}: it must be an integer in 0..{MAX_DEPTH}, or None"
+                )
+            object.__setattr__(self, "protect_depth", int(depth))  # NumPy's too
+        if ttl is not None:
+            if not isinstance(ttl, Real) or isinstance(ttl, bool) or not 0 < ttl <= MAX_EXPIRY:
+                raise ValueError(
+                    f"ttl of a namespace is {ttl!r}: it must be seconds above 0, at most {MAX_EXPIRY}, or None"
+                )
+            object.__setattr__(self, "ttl", int(ttl) if isinstance(ttl, Integral) else float(ttl))
 
     def __str__(self) -> str:
         """For people: the parts that are set, never the salt."""

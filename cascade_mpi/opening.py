@@ -19,7 +19,7 @@ from cascade_mpi.fabric import LEVELS, copy_table_bytes, data_layout
 from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, MAX_DISK_CELLS, MAX_PAGES, MAX_RANKS, page_bytes_for
 from cascade_mpi.leases import lease_bytes
 from cascade_mpi.onesided import SLOTS_PER_PEER
-from cascade_mpi.registry import table_bytes
+from cascade_mpi.shared_words import table_bytes
 
 _log = logging.getLogger("cascade")
 _WORDS_PER_BLOCK = 4

@@ -1,7 +1,7 @@
 """Hazard-slot pins: keep a cell from being reused while somebody looks at it.
 
 Covers this rank's slots at every manager and the order in which they are written. Does not cover what is
-pinned (`view`) nor the manager's look at the slots (`dram`). Each slot is written by one rank only.
+pinned (`view`) nor the manager's look at the slots (`cells`). Each slot is written by one rank only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cascade_mpi.errors import NoPinSlotError, ProtocolError, StoreClosedError
 from cascade_mpi.fabric import Fabric
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.kernels import context as c
 from cascade_mpi.onesided import SLOTS_PER_PEER
 
@@ -62,6 +63,7 @@ class PinTable:
             raise ProtocolError(f"word {word:016x} of rank {manager} names a block on disk: there is no memory to pin")
         return None
 
+    @uninterrupted
     def release(self, pin: Pin) -> None:
         """Local. Clear the slot of a pin."""
         with self._lock:  # one of two releases at once: the slot may have another holder after the first

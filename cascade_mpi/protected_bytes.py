@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from cascade_mpi.config import format_size
 from cascade_mpi.fabric import Fabric
-from cascade_mpi.registry import PROTECTED, Registry
+from cascade_mpi.shared_words import PROTECTED, SharedWords
 
 
 class ProtectedBytes:
     """The counts of all ranks. Without a quota nothing is counted and no MPI call made."""
 
-    def __init__(self, fabric: Fabric, registry: Registry, limit: int | None) -> None:
-        self._fabric, self._registry = fabric, registry
+    def __init__(self, fabric: Fabric, shared: SharedWords, limit: int | None) -> None:
+        self._fabric, self._shared = fabric, shared
         self.limit = limit
 
     def reserve(self, rank: int, nbytes: int) -> str:
@@ -35,7 +35,7 @@ class ProtectedBytes:
             held = used
             return used if used + nbytes > limit else used + nbytes
 
-        self._registry.change(rank, PROTECTED, more)
+        self._shared.change(rank, PROTECTED, more)
         if held + nbytes <= limit:
             return ""
         return (
@@ -46,8 +46,8 @@ class ProtectedBytes:
     def release(self, rank: int, nbytes: int) -> None:
         """Local. A hard word of a rank's cell has left or become a soft one. 1 Get + 1 CAS at that rank."""
         if self.limit is not None:
-            self._registry.change(rank, PROTECTED, lambda used: used - nbytes)
+            self._shared.change(rank, PROTECTED, lambda used: used - nbytes)
 
     def counted(self) -> int:
         """Local. Bytes that count in this rank's arena now; 0 without a quota. 1 Get."""
-        return self._registry.read(self._fabric.comm.rank, PROTECTED)
+        return self._shared.read(self._fabric.comm.rank, PROTECTED)

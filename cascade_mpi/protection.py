@@ -1,7 +1,7 @@
 """Protection of stored blocks: the hard bit of an index word, which any rank may toggle.
 
 Covers `protect` and `unprotect` of blocks that any rank manages. Does not cover puts that are born protected
-(`writer`), the count of protected bytes (`protected_bytes`), nor who heeds the bit (`dram`).
+(`writer`), the count of protected bytes (`protected_bytes`), nor who heeds the bit (`evictions`).
 
 The bit is toggled by a compare-and-swap of the word to itself with the other bit, in its slot. All else in a
 word stays its manager's. So an eviction, which swaps the soft word for 0, and a protection of the same word

@@ -17,6 +17,7 @@ from cascade_mpi.copier import Copier
 from cascade_mpi.copies import Copies
 from cascade_mpi.errors import BufferSizeError, CascadeError, NoPinSlotError, ProtocolError
 from cascade_mpi.fabric import Fabric
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_bytes
 from cascade_mpi.keys import shown
@@ -256,6 +257,7 @@ class Reader:
         s.words[c.COUNTERS + path] += room
         return True
 
+    @uninterrupted
     def _pinned(self, hi: int, lo: int, address: int, room: int, offset: int, what: int) -> int | None:
         """Read under a pin: the words change faster than the payload can be copied."""
         fabric, s = self._fabric, self._fabric.scratch

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import Any
 
 from cascade_mpi.errors import StoreFullError
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.protection import Key, Protection
 
 Session = str | bytes | int
@@ -70,6 +71,7 @@ class SharedBlocks:
             self._seen[key] = has = had | bit
             return had >= 0 and has.bit_count() >= self.least
 
+    @uninterrupted
     def _protect(self, key: Key) -> None:
         try:
             with self._protecting:

@@ -25,7 +25,10 @@ from cascade_mpi.writer import Writer
 
 
 def stats(fabric: Fabric, pool: Pool, writer: Writer, pins: PinTable) -> dict[str, Any]:
-    """Local. What this rank has done since the store was opened: counters, and the fill of its arena (bytes)."""
+    """Local. What this rank has done since the store was opened: counters, and the fill of its arena (bytes).
+
+    `live`, `limbo`, `free` and `lent` (to other ranks) are all of the arena; what this rank has leased is in `pool`.
+    """
     count, dram, total = fabric.counters(), pool.own, pool.total
     a = dram.allocator
     paths = {
@@ -35,6 +38,7 @@ def stats(fabric: Fabric, pool: Pool, writer: Writer, pins: PinTable) -> dict[st
     page = fabric.page_bytes
     blocks, nbytes = pool.protected()
     tiers = list(pool.tiers.values())
+    nobody, lent = pool.not_used()
     return {
         "gets": hits + count["misses"], "hits": hits, "misses": count["misses"],
         "bytes_got": sum(each["bytes"] for each in paths.values()), "tiers": paths,
@@ -51,7 +55,7 @@ def stats(fabric: Fabric, pool: Pool, writer: Writer, pins: PinTable) -> dict[st
         "pins": len(pins.held()),
         "arena": {
             "bytes": a.pages * page, "live_bytes": dram.live_bytes - dram.copy_bytes, "live": a.live_pages * page,
-            "limbo": a.limbo_pages * page, "free": pool.free_pages * page,
+            "limbo": a.limbo_pages * page, "free": (a.free_pages + nobody) * page, "lent": lent * page,
         },
         "blocks": sum(int(np.count_nonzero(tier.words * ~tier.copies)) for tier in tiers),
     }  # fmt: skip
@@ -148,5 +152,6 @@ def report(
 def _eviction(config: Config, dram: DramTier) -> dict[str, Any]:
     if dram.victims is None:
         return {"policy": "none", "ahead_bytes": 0, "by": 'nobody: when_full is "refuse"'}
-    by = "each put a little, ahead of others" if dram.low_pages else "a put that finds no room"
-    return {"policy": config.eviction, "ahead_bytes": dram.low_pages * dram.fabric.page_bytes, "by": by}
+    ahead = dram.low_pages - dram.wished
+    by = "each put a little, ahead of others" if ahead else "a put that finds no room"
+    return {"policy": config.eviction, "ahead_bytes": ahead * dram.fabric.page_bytes, "by": by}

@@ -1,7 +1,7 @@
 """Which blocks of one rank leave next: an eviction policy, fed from the arena's own tables.
 
 Covers the policy's ids of cells, what it is told and when, and the choice in its order. Does not cover taking the
-blocks out (`dram`) nor any policy (`policies`).
+blocks out (`evictions`) nor any policy (`policies`).
 
 A get tells the policy nothing: readers on any rank write the time of use into the touch array of the cell's
 manager, which looks at it only before it chooses. So the policy hears of uses late, of several uses of a block
@@ -136,7 +136,7 @@ class Victims:
 
     def _look(self) -> None:
         """Tell the policy what has happened since the last time."""
-        # What an interrupt (Ctrl-C) cut short is told again: so only of what the policy does not know yet.
+        # What an error cut short is told again: so only of what the policy does not know yet.
         policy = self._policy
         if self._evicted:
             evicted = np.array(self._evicted)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.pins import Pin
 from cascade_mpi.values import result_dtype
 
@@ -42,6 +43,7 @@ class View:
         self.array: npt.NDArray[Any] = flat.view(result_dtype(dtype)).reshape(shape)
         self.array.flags.writeable = False
 
+    @uninterrupted
     def release(self) -> None:
         """Local. Give the pin back; nothing the second time. The array must not be read any more."""
         self._release()

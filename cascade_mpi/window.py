@@ -1,7 +1,7 @@
 """MPI windows: creation in both layouts, hints, who is mapped where, flush-free access to the own memory, free.
 
 Covers everything that touches `MPI.Win` objects as such. Does not cover what stands in the memory
-(see `layout`, `dram`) nor the one-sided operations of a request (see `onesided`).
+(see `layout`, `cells`) nor the one-sided operations of a request (see `onesided`).
 
 Two layouts. "allocate": one `Win.Allocate` on the whole communicator, and `Shared_query` for loads and
 stores to peers of the node (MPICH 4.2 and newer). "shared": `Win.Allocate_shared` on the node for loads

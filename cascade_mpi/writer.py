@@ -44,7 +44,8 @@ from cascade_mpi.layout import (
 from cascade_mpi.onesided import DESCRIBE
 from cascade_mpi.pool import Cell, Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
-from cascade_mpi.registry import Registry, Space
+from cascade_mpi.registry import Registry
+from cascade_mpi.spaces import Space
 from cascade_mpi.values import Source, encode_dims
 
 Exists = Literal["replace", "keep", "error"]
@@ -116,7 +117,7 @@ class Writer:
             return self.refuse(draft, source.nbytes)
         try:
             return self.publish(draft, exists, looked)
-        except BaseException:  # Ctrl-C too: a cell that no word names may not be lost
+        except BaseException:  # an error of MPI, say: a cell that no word names may not be lost
             if self.is_draft(draft):
                 self.discard(draft)
             raise
@@ -168,7 +169,7 @@ class Writer:
                 if counted:
                     cell.tier.counted[cell.first] = True
                 return Draft(hi, lo, word, nbytes, space, content)
-        except BaseException:  # Ctrl-C too: neither the cell nor the counts may be lost
+        except BaseException:  # an error of MPI, say: neither the cell nor the counts may be lost
             if cell is not None:
                 cell.tier.abandon(cell.first)
             if counted:
@@ -202,7 +203,7 @@ class Writer:
             record["content_hi"], record["content_lo"] = content  # no word names the cell yet
             record["flags"] &= ~np.uint16(FLAG_CHECKSUM)
             tier.wrote_descriptor(first)
-        except BaseException:  # Ctrl-C too
+        except BaseException:  # whatever it is, the cell must not be lost
             tier.abandon(first)
             raise
         return Draft(hi, lo, word - (TIER_DRAM - TIER_ALIAS << TIER_SHIFT), 0, space)
@@ -307,7 +308,7 @@ class Writer:
                     others = fabric.publish(fabric.ctx, address, home, bucket, slot, old, new)
                     if others >= 0:
                         dram.enter(new, nbytes, unsummed=summing)
-                except BaseException:  # Ctrl-C between the two: a cell that the index names must be known here
+                except BaseException:  # an error behind the swap: a cell that the index names must be known here
                     dram.enter_if_it_stands(new, nbytes, unsummed=summing)
                     raise
                 if others >= 0 and self._registry.has_passed(space):

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.launch
 SUITE_LIMIT_S = 400
 PROGRAM_LIMIT_S = 90
 # Ranks (None: no launcher) and nodes, with the least number of tests that pass: they really ran. 2 and 4 ranks on 2
-# nodes: one and two ranks on each.
-JOBS = {(None, 1): 120, (1, 1): 400, (2, 1): 400, (2, 2): 400, (4, 1): 40, (4, 2): 250}
+# nodes: one and two ranks on each. 4 on 4: a copy for each rank, and all memory but the own is away.
+JOBS = {(None, 1): 120, (1, 1): 400, (2, 1): 400, (2, 2): 400, (4, 1): 40, (4, 2): 250, (4, 4): 7}
+OF_NODES = [f"tests/mpi/test_{name}.py" for name in ("copies", "dedup", "many_nodes", "pool")]
 
 needs_mpiexec = pytest.mark.skipif(launch.mpiexec() is None, reason="there is no mpiexec beside python or in PATH")
 
@@ -45,9 +46,12 @@ def test_the_mpi_tests(tmp_path: Path, ranks: int | None, cliques: int) -> None:
     ]  # fmt: skip
     # Without a launcher there is one rank too: only what may differ then is run once more. 4 ranks of one node
     # take the paths of 2 ranks of one and 4 of two: the essential tests will do.
-    command += ["tests/mpi"] if ranks else ["tests/mpi/test_store.py", "tests/mpi/test_embedding.py"]
-    if ranks == 4:
-        command += ["-m", "core" if cliques == 1 else "core or not alone"]
+    if cliques == 4:
+        command += [*OF_NODES, "-m", "nodes"]
+    else:
+        command += ["tests/mpi"] if ranks else ["tests/mpi/test_store.py", "tests/mpi/test_embedding.py"]
+        if ranks == 4:
+            command += ["-m", "core" if cliques == 1 else "core or not alone"]
     results = tmp_path / "results"
     results.mkdir()
     ended = launch.run(command, ranks=ranks, cliques=cliques, seconds=SUITE_LIMIT_S, TEST_RESULTS_DIR=str(results))

@@ -1,7 +1,7 @@
 """The one-sided protocol as compiled calls: get, look-up for writers, publish, remove, pin, batches.
 
 Each kernel issues its own MPI calls and touches memory of its own node by load and store. Covers reading and the
-single steps of writing, a module for each noun; the order of a put, a delete and a reclaim is in `writer` and `dram`.
+single steps of writing, a module for each noun; the order of a put, a delete and a reclaim is in `writer` and `cells`.
 `onesided_python` does the same steps with mpi4py, module by module.
 
 Costs in MPI calls are for another node; on the own node there are none, but for the CAS.

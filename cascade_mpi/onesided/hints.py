@@ -1,7 +1,7 @@
 """What calls leave behind beside their results: touches, notes that a word has gone, counts of hits.
 
 Covers hints to the managers of cells, which never decide anything, how they are sent, and MPI's progress. Does not
-cover what a manager makes of them (`dram`, `victims`).
+cover what a manager makes of them (`cells`, `victims`).
 """
 
 from __future__ import annotations

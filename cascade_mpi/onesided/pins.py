@@ -1,7 +1,7 @@
 """Hazard slots: keep a cell from being reused while this rank looks at it.
 
 Covers the two steps of a pin and its end. Does not cover who owns a slot (`cascade_mpi.pins`) nor when a manager
-looks at them (`dram`).
+looks at them (`cells`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compare-and-swaps of index words: publish, remove, toggle.
 
 Covers the swap and the barriers around it. Does not cover the order of a put, a delete and a reclaim (`writer`,
-`dram`).
+`cells`).
 """
 
 from __future__ import annotations

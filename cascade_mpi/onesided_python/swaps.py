@@ -1,6 +1,6 @@
 """Compare-and-swaps of index words: `onesided.swaps` through mpi4py.
 
-Does not cover the order of a put, a delete and a reclaim (`writer`, `dram`).
+Does not cover the order of a put, a delete and a reclaim (`writer`, `cells`).
 """
 
 from __future__ import annotations

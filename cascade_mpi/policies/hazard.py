@@ -42,23 +42,28 @@ _LATE = (12288, 16384, 20480, 24576, 28672, 32768, 40960, 49152, 65536, 131072)
 EDGES = _EARLY + _LATE
 
 # The policy's numbers: counters, then arrays.
-TICK, UNIT, STEP, EVERY, RATE, CURSOR, GHOSTS, GHOST_SHARE, AS_LRU, LRU_AGE, REST, WAIT = range(OWN, OWN + 12)
-WATCHED = WAIT + 1  # the first id of those that are watched; below 0: a hash of the id says it
-EDGE = WATCHED + 1
+TICK, UNIT, STEP, EVERY, RATE, CURSOR, GHOSTS, GHOST_SHARE, AS_LRU, WATCHED = range(OWN, OWN + 10)
+# WATCHED: the first id of those that are watched; below 0: a hash of the id says it.
+SHADOW_RATE, SHADOW_WIDTH, SHADOW_OLDEST, SHADOW_COUNT, FULL, SWITCH, SINCE, TAKEOVERS = range(WATCHED + 1, WATCHED + 9)
+MISSING, MISSING_SHARE = TAKEOVERS + 1, TAKEOVERS + 2  # blocks that LRU would have: how many, and at most
+EDGE = MISSING_SHARE + 1
 ORDER = EDGE + AGES + 1  # queues by rank: what is worth least first
 RANK = ORDER + QUEUES  # and the other way round
 BITS = RANK + QUEUES  # by rank: may this queue have blocks?
 SAMPLE = BITS + WORDS
 SAMPLES = 8192
-NUMBERS = SAMPLE + SAMPLES - OWN
+SHADOW = SAMPLE + SAMPLES  # by the time of last use: how many blocks LRU would have
+SHADOWS = 8192
+NUMBERS = SHADOW + SHADOWS - OWN
 
 # Its reals. Uses and exposures are those of sampled blocks; an exposure of 1 is one block through one age.
 USES, EXPOSURE, PRIOR_USES, PRIOR_EXPOSURE = 0, QUEUES, 2 * QUEUES, 3 * QUEUES
 FACTOR = 4 * QUEUES
 CURVE = FACTOR + CLASSES
 TRUST = CURVE + AGES  # what an observation of the prior counts
-OWN_ONLY, LRU_ONLY = TRUST + 1, TRUST + 2
-REALS = LRU_ONLY + 1
+BALANCE, AHEAD = TRUST + 1, TRUST + 2  # hits more than LRU's; log-likelihood of the prior above the plain model's
+MAY_LOSE, TRY_AGAIN, AT_LEAST, MOST_SAVED, REST, WIDE, CONFIRM, FIRST = range(AHEAD + 1, AHEAD + 9)
+REALS = FIRST + 1
 
 CURVE_WEIGHT = 10.0  # uses for which the prior's curve stands, at each age
 CLASS_WEIGHT = 10.0  # uses for which "like the others" stands, for a class
@@ -96,7 +101,7 @@ def observe(numbers: Numbers, reals: Reals, kind: int, age: int, used: bool) -> 
 
 
 @shared
-def doubt_prior(reals: Reals, watched: Reals) -> None:
+def doubt_prior(numbers: Numbers, reals: Reals, watched: Reals) -> None:
     """Local. Drop the prior if its factors with a curve fitted here explain better what has been seen here.
 
     Compares the log-likelihoods of Poisson rates: sum of uses * log(rate) - exposure * rate.
@@ -114,7 +119,8 @@ def doubt_prior(reals: Reals, watched: Reals) -> None:
             rate = (reals[PRIOR_USES + cell] + PRIOR_WEIGHT) / (reals[PRIOR_EXPOSURE + cell] + weight)
             exposure = reals[EXPOSURE + cell] + watched[cell]
             ahead += reals[USES + cell] * np.log(rate / plain) - exposure * (rate - plain)
-    if ahead < -DOUBT:
+    reals[AHEAD] = ahead
+    if ahead < -DOUBT and numbers[TICK] >= numbers[EVERY]:  # the first few requests may be unlike all others
         reals[TRUST] = 0.0
 
 

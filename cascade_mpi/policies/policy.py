@@ -144,6 +144,16 @@ class Policy:
         """Local. How many blocks that left it remembers at most, of size 1."""
         return capacity if cls.has_ghosts else 0
 
+    @classmethod
+    def state_bytes(cls, capacity: int) -> int:
+        """Local. Bytes that it takes to hold `capacity` blocks of size 1, with all ghosts and what is fixed.
+
+        Makes such a policy. One that counts accesses by id in a table of its own has that too.
+        """
+        if cls.offline:
+            return (capacity + cls.most_ghosts(capacity)) * cls.state_bytes_per_block
+        return sum(part.nbytes for part in cls(capacity, capacity + cls.most_ghosts(capacity))._state)
+
     # What the policy is.
 
     @property

@@ -13,8 +13,9 @@ of the next: the choice is exact up to the widths of these intervals, and needs 
 `request` tells what only a request shows. Without it the policy works with uses and ages alone.
 
 A row of 16 bytes is all state of a block, resident or ghost. Ghosts are ends of requests and sampled blocks: as
-many as the cache has blocks, but four times as many up to 2,048 blocks, and 8,192 up to there. 230 KiB of queues,
-ranks, observations and samples do not depend on the capacity.
+many as the cache has blocks, but four times as many up to 2,048 blocks, and 8,192 up to there; and up to as many again
+as the cache has (a part of that above 4,096 blocks), which LRU would have. 300 KiB of queues,
+ranks, observations, samples and the shadow of LRU do not depend on the capacity.
 Worth counts blocks, not bytes: for one size of block, or sizes that have nothing to do with their use.
 
 What told nothing more on the half of the trace that was not looked at, and is left out: position in the prefix
@@ -36,6 +37,7 @@ from cascade_mpi.policies import prior
 from cascade_mpi.policies.compiled import loop, shared
 from cascade_mpi.policies.hazard import (
     AGES,
+    AS_LRU,
     BITS,
     CLASSES,
     CURVE,
@@ -43,10 +45,12 @@ from cascade_mpi.policies.hazard import (
     EDGES,
     EVERY,
     FACTOR,
+    FIRST,
     GHOST_SHARE,
     GHOSTS,
     LONG_GAP,
-    LRU_AGE,
+    MAY_LOSE,
+    MISSING_SHARE,
     NEW_FEW,
     NEW_MANY,
     NUMBERS,
@@ -59,21 +63,39 @@ from cascade_mpi.policies.hazard import (
     REALS,
     SAMPLE,
     SAMPLES,
+    SHADOW,
+    SHADOW_COUNT,
+    SHADOW_OLDEST,
+    SHADOW_RATE,
+    SHADOW_WIDTH,
+    SHADOWS,
     SHORT_GAP,
     STEP,
     TICK,
     TRUST,
     UNIT,
-    WAIT,
     WATCHED,
     class_number,
 )
 from cascade_mpi.policies.links import take_out
 from cascade_mpi.policies.loops import Operations
+from cascade_mpi.policies.marks import (
+    ASKED,
+    END,
+    GAP_AT,
+    LAST,
+    MAX_USES,
+    USES_AT,
+    WIDTH_AT,
+    age_of,
+    stamped,
+)
 from cascade_mpi.policies.policy import Ids, Mask, Policy, expect
 from cascade_mpi.policies.queues import (
     GHOST,
     GHOST_RING,
+    LRU_ONLY,
+    LRU_ONLY_RING,
     drop,
     enqueue,
     gone,
@@ -86,21 +108,14 @@ from cascade_mpi.policies.queues import (
     unlink,
 )
 from cascade_mpi.policies.state import CODE, MARK, ROW, Numbers, Reals, Rows, nothing
-from cascade_mpi.policies.watch import (
-    ASKED,
-    END,
-    FOREVER,
-    GAP_AT,
-    LAST,
-    MAX_USES,
-    USES_AT,
-    WIDTH_AT,
-    age_of,
-    stamped,
-    use,
-)
+from cascade_mpi.policies.watch import use
 
 GHOSTS_A_BLOCK, MOST_GHOSTS = 4, 8192  # or as many as the cache has blocks, if that is more
+# The guard's: shares of all accesses that may be lost, and from which LRU gives way again; compared blocks that
+# chance may cost; gains that are kept, and how long LRU ranks, by the cache's blocks; the first of these where
+# the prior fits; the log-likelihood that confirms it; accesses by the cache's blocks before a model without it
+# is tried.
+SETTINGS = (0.003, 0.0015, 8.0, 0.25, 2.0, 0.01, 10.0, 16.0)
 LEARN_EVERY = 4096  # accesses
 SMALL, LARGE = 1000, 32768  # blocks between which ages are absolute
 
@@ -108,7 +123,7 @@ SMALL, LARGE = 1000, 32768  # blocks between which ages are absolute
 @shared
 def _is_known(nodes: Rows, i: int) -> bool:
     code = nodes[ROW * i + CODE]
-    return bool(code > 0 or code == GHOST)
+    return bool(code > 0 or code in (GHOST, LRU_ONLY))
 
 
 def request(nodes: Rows, numbers: Numbers, sizes: Numbers, reals: Reals, ids: Ids, partial: int) -> int:
@@ -182,7 +197,7 @@ class Prefix(Policy):
     has_ghosts = True
     wants_requests = True
     operations = Operations(touch, nothing, insert, take, unlink, relink, gone, drop, trim)
-    lists = (*((queue + 1, queue + 1) for queue in range(QUEUES)), (GHOST, GHOST_RING))
+    lists = (*((queue + 1, queue + 1) for queue in range(QUEUES)), (GHOST, GHOST_RING), (LRU_ONLY, LRU_ONLY_RING))
 
     def __init__(
         self, capacity: int, blocks: int, *, trust: float = 4.0, watched: int | None = None, **options: Any
@@ -195,6 +210,10 @@ class Prefix(Policy):
     @classmethod
     def most_ghosts(cls, capacity: int) -> int:
         """Local. As many as the cache has blocks, and in small caches more."""
+        return cls._ends(capacity) + capacity // cls.shadow_rate(capacity)
+
+    @classmethod
+    def _ends(cls, capacity: int) -> int:
         return max(capacity, min(GHOSTS_A_BLOCK * capacity, MOST_GHOSTS))
 
     @classmethod
@@ -202,6 +221,11 @@ class Prefix(Policy):
         """Local. One block in so many is watched, of size 1: a power of two."""
         rate = max(capacity // 4096, min(capacity // 128, 16), 1)
         return 1 << (rate.bit_length() - 1)
+
+    @classmethod
+    def shadow_rate(cls, capacity: int) -> int:
+        """Local. One block in so many, of size 1, is compared with LRU, at least those that are watched."""
+        return 1 << (max(capacity // 2048, 1).bit_length() - 1) if capacity > 4096 else 1
 
     def _number_count(self, capacity: int, blocks: int) -> int:
         return NUMBERS
@@ -212,7 +236,7 @@ class Prefix(Policy):
     def _start(self, capacity: int, blocks: int) -> None:
         numbers, reals = self._numbers, self._reals
         numbers[SAMPLE : SAMPLE + SAMPLES] = -1
-        numbers[WAIT], numbers[LRU_AGE] = 4, FOREVER
+        numbers[AS_LRU] = 1
         numbers[WATCHED] = -1 if self._watched is None else self._watched
         numbers[ORDER : ORDER + QUEUES] = numbers[RANK : RANK + QUEUES] = np.arange(QUEUES)
         reals[FACTOR : FACTOR + CLASSES] = prior.factors()
@@ -232,8 +256,15 @@ class Prefix(Policy):
         numbers[EDGE : EDGE + AGES + 1] = np.maximum(ages, np.arange(AGES + 1))
         numbers[STEP] = min(max(places // 16, 4), 512)
         numbers[EVERY] = LEARN_EVERY
+        self._reals[MAY_LOSE : FIRST + 1] = SETTINGS
         numbers[RATE] = self.watch_rate(places)
-        numbers[GHOST_SHARE] = self.most_ghosts(places)
+        numbers[GHOST_SHARE] = self._ends(places)
+        rate, width = min(self.shadow_rate(places), int(numbers[RATE])), max(places // 512 // int(numbers[UNIT]), 1)
+        if (rate, width) != (numbers[SHADOW_RATE], numbers[SHADOW_WIDTH]):
+            numbers[SHADOW_RATE], numbers[SHADOW_WIDTH] = rate, width
+            numbers[MISSING_SHARE] = places // rate
+            numbers[SHADOW : SHADOW + SHADOWS] = numbers[SHADOW_COUNT] = 0
+            numbers[SHADOW_OLDEST] = numbers[TICK] // numbers[UNIT] // width
         if not numbers[TICK]:
             self._reals[TRUST] = self._trust / numbers[RATE]  # the prior has seen every block, not one in RATE
         _compiled_request()(*self._state, np.empty(0, np.int64), 0)

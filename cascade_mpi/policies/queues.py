@@ -12,41 +12,36 @@ from __future__ import annotations
 import numpy as np
 
 from cascade_mpi.policies.compiled import device, shared
+from cascade_mpi.policies.guard import enter, is_compared, lru_has
 from cascade_mpi.policies.hazard import (
     AGES,
+    AS_LRU,
     BITS,
     EDGE,
     EVERY,
+    FULL,
     GHOST_SHARE,
     GHOSTS,
+    MISSING,
+    MISSING_SHARE,
     NO_WIDTH,
     ORDER,
     QUEUES,
     RANK,
     STEP,
+    SWITCH,
     TICK,
     WORDS,
     observe,
 )
 from cascade_mpi.policies.links import back, empty, push_front, put_again, take_out
 from cascade_mpi.policies.loops import forget
+from cascade_mpi.policies.marks import ASKED, END, MAX_USES, USES_AT, WIDTH_AT, age_of, is_sampled, kind_of
 from cascade_mpi.policies.state import BLOCKS, CODE, MARK, ROW, Numbers, State
-from cascade_mpi.policies.watch import (
-    ASKED,
-    END,
-    MAX_USES,
-    USES_AT,
-    WIDTH_AT,
-    age_of,
-    is_sampled,
-    kind_of,
-    learn,
-    sample,
-    use,
-)
+from cascade_mpi.policies.watch import learn, sample, use
 
-GHOST = -1
-GHOST_RING = QUEUES + 1
+GHOST, LRU_ONLY = -1, -2
+GHOST_RING, LRU_ONLY_RING = QUEUES + 1, QUEUES + 2
 FIRST_LEARNT = 256  # accesses; then at each power of two, until it is time by `EVERY`
 
 
@@ -119,7 +114,9 @@ def _tick(state: State) -> None:
     tick = numbers[TICK]
     if tick % numbers[STEP] == 0:
         _grow_older(state)
-    if tick % numbers[EVERY] == 0 or (FIRST_LEARNT <= tick < numbers[EVERY] and not tick & (tick - 1)):
+    early = FIRST_LEARNT <= tick < numbers[EVERY] and not tick & (tick - 1)
+    if tick % numbers[EVERY] == 0 or early or numbers[SWITCH]:
+        numbers[SWITCH] = 0
         learn_and_rank(state)
 
 
@@ -159,27 +156,57 @@ def insert(state: State, i: int) -> None:
     """Local. Into the youngest queue; of a ghost it is known how often it was used."""
     nodes, numbers = state[0], state[1]
     _tick(state)
-    was_ghost = nodes[ROW * i + CODE] == GHOST
+    was_ghost = nodes[ROW * i + CODE] in (GHOST, LRU_ONLY)
     if was_ghost:
         drop(state, i)
     mark = nodes[ROW * i + MARK]
     if mark & ASKED:
         nodes[ROW * i + MARK] = mark & ~ASKED
-        if not was_ghost and is_sampled(numbers, i):
-            sample(state, i)
+        if not was_ghost:
+            if is_compared(numbers, i):
+                enter(state, i)
+            if is_sampled(numbers, i):
+                sample(state, i)
     else:
         use(state, i, was_ghost, _once_more(mark) if was_ghost else END | NO_WIDTH << WIDTH_AT)
     enqueue(state, i)
 
 
 @device
-def take(state: State) -> int:
-    """Local. The longest unused of the queue that is worth least."""
+def _next_block(state: State, k: int) -> int:
+    """The lowest rank from k on whose queue has blocks; QUEUES if there is none."""
     nodes, numbers = state[0], state[1]
-    k = _next_rank(numbers, 0)
-    while empty(nodes, numbers[BLOCKS] + 1 + numbers[ORDER + k]):
+    k = _next_rank(numbers, k)
+    while k < QUEUES and empty(nodes, numbers[BLOCKS] + 1 + numbers[ORDER + k]):
         _has_none(numbers, k)
         k = _next_rank(numbers, k + 1)
+    return k
+
+
+@shared
+def _longest_unused(state: State, k: int) -> int:
+    """The rank, from k on, of the queue with the block whose last use is longest ago.
+
+    Ranks go by age now, and a block moves to its next age at most `STEP` accesses late: so two ages have it.
+    """
+    nodes, numbers = state[0], state[1]
+    last = max(numbers[ORDER + k] % AGES - 1, 0)
+    best, oldest = k, -1
+    while k < QUEUES and numbers[ORDER + k] % AGES >= last:
+        age = age_of(numbers, nodes[ROW * back(nodes, numbers[BLOCKS] + 1 + numbers[ORDER + k]) + MARK])
+        if age > oldest:
+            best, oldest = k, age
+        k = _next_block(state, k + 1)
+    return best
+
+
+@device
+def take(state: State) -> int:
+    """Local. The longest unused of the queue that is worth least, or of all while LRU ranks."""
+    nodes, numbers = state[0], state[1]
+    k = _next_block(state, 0)
+    if numbers[AS_LRU]:
+        k = _longest_unused(state, k)
     i = back(nodes, numbers[BLOCKS] + 1 + numbers[ORDER + k])
     take_out(nodes, i)
     return i
@@ -200,12 +227,19 @@ def relink(state: State, i: int) -> None:
 
 @device
 def gone(state: State, i: int) -> None:
-    """Local. A ghost is left of an end of a request, by which the session is known again, and of what is watched."""
+    """Local. Ghosts are left of ends of requests, which tell sessions, of what is watched and of what LRU has."""
     nodes, numbers = state[0], state[1]
-    if nodes[ROW * i + MARK] & END or is_sampled(numbers, i):
+    numbers[FULL] = 1
+    mark = nodes[ROW * i + MARK]
+    if mark & END or is_sampled(numbers, i):
         nodes[ROW * i + CODE] = GHOST
         push_front(nodes, numbers[BLOCKS] + GHOST_RING, i)
         numbers[GHOSTS] += 1
+        trim(state)
+    elif is_compared(numbers, i) and lru_has(numbers, mark):
+        nodes[ROW * i + CODE] = LRU_ONLY
+        push_front(nodes, numbers[BLOCKS] + LRU_ONLY_RING, i)
+        numbers[MISSING] += 1
         trim(state)
     else:
         nodes[ROW * i + MARK] = 0
@@ -216,18 +250,25 @@ def gone(state: State, i: int) -> None:
 def drop(state: State, i: int) -> None:
     """Local. A ghost that is no longer one."""
     take_out(state[0], i)
-    state[1][GHOSTS] -= 1
+    state[1][GHOSTS if state[0][ROW * i + CODE] == GHOST else MISSING] -= 1
 
 
 @shared
 def trim(state: State) -> None:
-    """Local. Forget the oldest ghosts above their share."""
+    """Local. Forget the oldest ghosts above their share, and those that LRU would not have any more."""
     nodes, numbers, reals = state[0], state[1], state[3]
     while numbers[GHOSTS] > numbers[GHOST_SHARE]:
         i = back(nodes, numbers[BLOCKS] + GHOST_RING)
         mark = nodes[ROW * i + MARK]
         if is_sampled(numbers, i):
             observe(numbers, reals, kind_of(mark), age_of(numbers, mark), False)
+        drop(state, i)
+        nodes[ROW * i + MARK] = 0
+        forget(state, i)
+    while numbers[MISSING] > 0:
+        i = back(nodes, numbers[BLOCKS] + LRU_ONLY_RING)
+        if numbers[MISSING] <= numbers[MISSING_SHARE] and lru_has(numbers, nodes[ROW * i + MARK]):
+            break
         drop(state, i)
         nodes[ROW * i + MARK] = 0
         forget(state, i)

@@ -19,8 +19,37 @@ cascade_evicted_blocks_total                counter    blocks evicted to make ro
 cascade_evicted_bytes_total                 counter    their bytes
 cascade_retries_total (reason)              counter    recheck: the block moved during the read; exhausted: the
                                                        read gave up; lost_cas: another rank was faster
-cascade_arena_bytes (state)                 gauge      DRAM arena that is live, limbo (resting) or free
+cascade_arena_bytes (state)                 gauge      DRAM arena: live, limbo (resting), free, lent to others
 cascade_arena_capacity_bytes                gauge      its size
+cascade_copies_made_total                   counter    copies made of other nodes' blocks
+cascade_copies_made_bytes_total             counter    their bytes
+cascade_copies_refused_total                counter    copies that were due and found no room
+cascade_copies_dropped_total (reason)       counter    copies that went: cold (others were used later), stale
+                                                       (the block changed)
+cascade_copies                              gauge      copies that are held
+cascade_copies_bytes                        gauge      their bytes
+cascade_copy_hits_total                     counter    blocks read from copies
+cascade_copy_hit_bytes_total                counter    their bytes
+cascade_copy_hits_without_mpi_total         counter    those that called MPI for nothing
+cascade_copy_stale_looks_total              counter    looks at copies whose block was another one
+cascade_copy_waits_total                    counter    reads of what another rank was to fetch
+cascade_extents (state)                     gauge      extents of the own arena: own (used by its rank), free,
+                                                       lent; leased from others
+cascade_extents_recalled                    gauge      those of the lent ones that were asked for
+cascade_leased_bytes                        gauge      payload in extents of others
+cascade_extent_recalls_total                counter    extents asked for
+cascade_extents_returned_total              counter    extents given back
+cascade_moved_blocks_total                  counter    blocks moved to another cell
+cascade_moved_bytes_total                   counter    their bytes
+cascade_move_dropped_blocks_total           counter    blocks that went as they fitted nowhere
+cascade_dedup_hits_total                    counter    puts whose content was stored already
+cascade_dedup_saved_bytes_total             counter    their bytes
+cascade_dedup_stored_again_total            counter    puts whose content went meanwhile
+cascade_dedup_skipped_total                 counter    blocks left as they were: no room for a content
+cascade_dedup_waiting                       gauge      blocks whose content is to be looked at later
+cascade_dedup_cells (kind)                  gauge      cells of content (bytes stored once) and alias (names
+                                                       of them)
+cascade_alias_reads_total                   counter    reads through an alias
 cascade_stall_seconds_total                 counter    time in barriers, waiting for other ranks
 cascade_sleep_seconds_total                 counter    time before requests that had not arrived (timed replay)
 cascade_late_requests_total                 counter    requests begun more than 10 ms after their arrival
@@ -47,7 +76,7 @@ import numpy as np
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.workload.result import QUANTILES, arena
 from cascade_mpi.workload.sampling import Sample
-from cascade_mpi.workload.tally import NAMES, OPERATIONS, TIERS, Counts, Latencies, totals
+from cascade_mpi.workload.tally import ARENA, NAMES, OPERATIONS, TIERS, Counts, Latencies, totals
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -72,6 +101,48 @@ _COUNTERS = (
     ("cascade_sleep_seconds", 1e9, "slept_ns", "Time before requests that had not arrived."),
     ("cascade_late_requests", 1, "late_requests", "Requests begun more than 10 ms after their arrival."),
     ("cascade_late_seconds", 1e9, "late_ns", "Lateness of these requests, summed."),
+    ("cascade_copies_made", 1, "copies_promotions", "Copies made of other nodes' blocks."),
+    ("cascade_copies_made_bytes", 1, "copies_promoted_bytes", "Their bytes."),
+    ("cascade_copies_refused", 1, "copies_refused", "Copies that were due and found no room."),
+    ("cascade_copy_hits", 1, "copies_hits", "Blocks read from copies."),
+    ("cascade_copy_hit_bytes", 1, "copies_bytes", "Their bytes."),
+    ("cascade_copy_hits_without_mpi", 1, "copies_hits_without_mpi", "Those that called MPI for nothing."),
+    ("cascade_copy_stale_looks", 1, "copies_stale", "Looks at copies whose block was another one."),
+    ("cascade_copy_waits", 1, "copies_waited", "Reads of what another rank was to fetch."),
+    ("cascade_extent_recalls", 1, "pool_recalls", "Extents asked for."),
+    ("cascade_extents_returned", 1, "pool_returned", "Extents given back."),
+    ("cascade_moved_blocks", 1, "pool_moved", "Blocks moved to another cell."),
+    ("cascade_moved_bytes", 1, "pool_moved_bytes", "Their bytes."),
+    ("cascade_move_dropped_blocks", 1, "pool_dropped", "Blocks that went as they fitted nowhere."),
+    ("cascade_dedup_hits", 1, "dedup_hits", "Puts whose content was stored already."),
+    ("cascade_dedup_saved_bytes", 1, "dedup_saved_bytes", "Their bytes."),
+    ("cascade_dedup_stored_again", 1, "dedup_stored_again", "Puts whose content went meanwhile."),
+    ("cascade_dedup_skipped", 1, "dedup_skipped", "Blocks left as they were: no room for a content."),
+    ("cascade_alias_reads", 1, "dedup_alias_reads", "Reads through an alias."),
+)  # fmt: skip
+# Name, column of the tally, help.
+_GAUGES = (
+    ("cascade_arena_capacity_bytes", "arena_bytes", "DRAM arena."),
+    ("cascade_copies", "copies_held", "Copies that are held."),
+    ("cascade_copies_bytes", "copies_held_bytes", "Their bytes."),
+    ("cascade_extents_recalled", "pool_recalled", "Those of the lent ones that were asked for."),
+    ("cascade_leased_bytes", "pool_leased_bytes", "Payload in extents of others."),
+    ("cascade_dedup_waiting", "dedup_waiting", "Blocks whose content is to be looked at later."),
+)  # fmt: skip
+# Is it a gauge, name, help, further label, the columns by its values.
+_LABELLED = (
+    (False, "cascade_tier_gets", "Blocks got, by tier.", "tier", {tier: f"{tier}_gets" for tier in TIERS}),
+    (False, "cascade_tier_get_bytes", "Bytes got, by tier.", "tier", {tier: f"{tier}_bytes" for tier in TIERS}),
+    (False, "cascade_retries", "Steps begun again.", "reason",
+     {"recheck": "recheck_retries", "exhausted": "retries_exhausted", "lost_cas": "lost_cas"}),
+    (True, "cascade_arena_bytes", "DRAM arena, by state.", "state",
+     {state: f"arena_{state}" for state in ARENA if state != "bytes"}),
+    (False, "cascade_copies_dropped", "Copies that went.", "reason",
+     {"cold": "copies_demotions", "stale": "copies_stale_dropped"}),
+    (True, "cascade_extents", "Extents, by state.", "state",
+     {"own": "pool_held_own", "free": "pool_free", "lent": "pool_lent", "leased": "pool_held"}),
+    (True, "cascade_dedup_cells", "Cells of contents and of their names.", "kind",
+     {"content": "dedup_contents", "alias": "dedup_aliases"}),
 )  # fmt: skip
 _OCTAVES = range(10, 35, 2)  # buckets of the histogram: 1 µs to 17 s, each four times the one before
 
@@ -83,33 +154,15 @@ def families(mine: Counts, bins: Counts, label: str, value: str) -> Iterator[Met
     count = dict(zip(NAMES, mine.tolist(), strict=True))
     for name, per, column, text in _COUNTERS:
         yield _filled(CounterMetricFamily(name, text, labels=[label]), {(): count[column] / per}, value)
-    gets = {(tier,): count[f"{tier}_gets"] for tier in TIERS}
-    sizes = {(tier,): count[f"{tier}_bytes"] for tier in TIERS}
-    yield _filled(CounterMetricFamily("cascade_tier_gets", "Blocks got, by tier.", labels=[label, "tier"]), gets, value)
-    yield _filled(
-        CounterMetricFamily("cascade_tier_get_bytes", "Bytes got, by tier.", labels=[label, "tier"]), sizes, value
-    )
+    for name, column, text in _GAUGES:
+        yield _filled(GaugeMetricFamily(name, text, labels=[label]), {(): count[column]}, value)
+    for is_gauge, name, text, further, by_value in _LABELLED:
+        family = (GaugeMetricFamily if is_gauge else CounterMetricFamily)(name, text, labels=[label, further])
+        yield _filled(family, {(each,): count[column] for each, column in by_value.items()}, value)
     kept, refused = count["kept"], count["refused"]
     puts = {("stored",): count["put_blocks"] - kept - refused, ("kept",): kept, ("refused",): refused}
     yield _filled(
         CounterMetricFamily("cascade_puts", "Blocks put, by outcome.", labels=[label, "outcome"]), puts, value
-    )
-    retries = {
-        ("recheck",): count["recheck_retries"],
-        ("exhausted",): count["retries_exhausted"],
-        ("lost_cas",): count["lost_cas"],
-    }
-    yield _filled(
-        CounterMetricFamily("cascade_retries", "Steps begun again.", labels=[label, "reason"]), retries, value
-    )
-    states = {(state,): count[f"arena_{state}"] for state in ("live", "limbo", "free")}
-    yield _filled(
-        GaugeMetricFamily("cascade_arena_bytes", "DRAM arena, by state.", labels=[label, "state"]), states, value
-    )
-    yield _filled(
-        GaugeMetricFamily("cascade_arena_capacity_bytes", "DRAM arena.", labels=[label]),
-        {(): count["arena_bytes"]},
-        value,
     )
     calls = HistogramMetricFamily(
         "cascade_call_seconds", "Duration of a call for a batch of blocks.", labels=[label, "operation"]

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cascade_mpi.config import format_size
 from cascade_mpi.workload.result import QUANTILES, Result
+from cascade_mpi.workload.tally import ARENA
 
 
 def show(result: Result, console: Console | None = None) -> None:
@@ -65,7 +66,7 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
         late = result.lateness
         yield "late requests", f"{late['share']:.2%}, mean {late['mean_ms']:,.1f} ms, max {late['max_ms']:,.1f} ms"
     arena = result.arena
-    sizes = ", ".join(f"{state} {format_size(int(arena[state]))}" for state in ("live", "limbo", "free"))
+    sizes = ", ".join(f"{state} {format_size(int(arena[state]))}" for state in ARENA if state != "bytes")
     yield "arenas at the end", sizes
     yield "their fill", f"{arena['fill']:.1%}, a rank {arena['fill_min']:.1%} to {arena['fill_max']:.1%}"
 

@@ -16,11 +16,26 @@ import numpy.typing as npt
 
 TIERS = {"local": "self", "node": "node", "remote": "remote"}  # by the path's name in `Store.stats()` and `locate`
 OPERATIONS = ("lookup", "get", "put")
-ARENA = ("bytes", "live", "limbo", "free")
+ARENA = ("bytes", "live", "limbo", "free", "lent")
 Counts = npt.NDArray[np.int64]
 
 # What a store counts by itself, under the same names here and in `Store.stats()`.
-_FROM_STORE = ("recheck_retries", "retries_exhausted", "lost_cas", "evicted", "evicted_bytes", "misses")
+_FROM_STORE = (
+    "recheck_retries", "retries_exhausted", "lost_cas", "evicted", "evicted_bytes", "misses", "dedup_hits",
+    "dedup_saved_bytes",
+)  # fmt: skip
+# Likewise, under `Store.stats()[group]` and here with the group before the name.
+GROUPS = {
+    "copies": (
+        "promotions", "promoted_bytes", "refused", "demotions", "held", "held_bytes", "hits", "bytes",
+        "hits_without_mpi", "stale", "stale_dropped", "waited",
+    ),
+    "pool": (
+        "held_own", "free", "lent", "recalled", "held", "leased_bytes", "recalls", "returned", "moved", "moved_bytes",
+        "dropped",
+    ),
+    "dedup": ("stored_again", "skipped", "waiting", "contents", "aliases", "alias_reads"),
+}  # fmt: skip
 
 
 class Latencies:
@@ -105,6 +120,7 @@ class Tally:
     arena_live: int = 0
     arena_limbo: int = 0
     arena_free: int = 0
+    arena_lent: int = 0
     local_gets: int = 0
     local_bytes: int = 0
     local_timed_bytes: int = 0
@@ -117,6 +133,37 @@ class Tally:
     remote_bytes: int = 0
     remote_timed_bytes: int = 0
     remote_timed_ns: int = 0
+    copies_promotions: int = 0
+    copies_promoted_bytes: int = 0
+    copies_refused: int = 0
+    copies_demotions: int = 0
+    copies_held: int = 0
+    copies_held_bytes: int = 0
+    copies_hits: int = 0
+    copies_bytes: int = 0
+    copies_hits_without_mpi: int = 0
+    copies_stale: int = 0
+    copies_stale_dropped: int = 0
+    copies_waited: int = 0
+    pool_held_own: int = 0
+    pool_free: int = 0
+    pool_lent: int = 0
+    pool_recalled: int = 0
+    pool_held: int = 0
+    pool_leased_bytes: int = 0
+    pool_recalls: int = 0
+    pool_returned: int = 0
+    pool_moved: int = 0
+    pool_moved_bytes: int = 0
+    pool_dropped: int = 0
+    dedup_hits: int = 0
+    dedup_saved_bytes: int = 0
+    dedup_stored_again: int = 0
+    dedup_skipped: int = 0
+    dedup_waiting: int = 0
+    dedup_contents: int = 0
+    dedup_aliases: int = 0
+    dedup_alias_reads: int = 0
 
     def take(self, stats: Mapping[str, Any]) -> None:
         """Local. Set what the store itself counts (`Store.stats()`)."""
@@ -124,6 +171,9 @@ class Tally:
             setattr(self, name, int(stats[name]))
         for state in ARENA:
             setattr(self, f"arena_{state}", int(stats["arena"][state]))
+        for group, names in GROUPS.items():
+            for name in names:
+                setattr(self, f"{group}_{name}", int(stats[group].get(name, 0)))  # without leases there are no extents
         for tier, path in TIERS.items():
             setattr(self, f"{tier}_gets", int(stats["tiers"][path]["gets"]))
             setattr(self, f"{tier}_bytes", int(stats["tiers"][path]["bytes"]))

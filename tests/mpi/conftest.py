@@ -10,6 +10,7 @@ when one has failed and the others do not come, the job ends.
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import json
 import os
@@ -25,6 +26,8 @@ import pytest
 from layouts import LAYOUTS
 from mpi4py import MPI
 
+from cascade_mpi import selftest
+from cascade_mpi.fabric import Fabric
 from cascade_mpi.store import Store
 
 WATCHDOG_S = 240.0  # far beyond any test, the first one compiles
@@ -44,6 +47,8 @@ _counts = {"passed": 0, "failed": 0, "skipped": 0}
 _errors: list[int] = []  # a copy of the real stderr, which pytest does not capture
 _shared: list[MPI.Intracomm] = []  # the communicator of the `comm` fixture
 _kept: dict[tuple[Any, ...], Store] = {}  # open stores that tests share one after the other
+_self_test = selftest.run
+_self_tested: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
 # ------------------------------------------------------------------------------------------ failing together
@@ -51,6 +56,7 @@ _kept: dict[tuple[Any, ...], Store] = {}  # open stores that tests share one aft
 
 def pytest_configure(config: pytest.Config) -> None:
     _errors.append(os.dup(2))
+    selftest.run = _self_test_once
 
 
 @pytest.hookimpl(wrapper=True)
@@ -186,6 +192,25 @@ def any_comm(request: pytest.FixtureRequest) -> Iterator[MPI.Intracomm]:
     made = (MPI.COMM_SELF if request.param == "self" else MPI.COMM_WORLD).Dup()
     yield made
     made.Free()
+
+
+def _self_test_once(fabric: Fabric) -> dict[str, Any]:
+    """Collective. What the self-test found in the first store of these ranks, this layout and caller in this job.
+
+    It takes 0.1 s, most of what it takes to open a small store.
+    """
+    world = MPI.COMM_WORLD.Get_group()
+    ranks = MPI.Group.Translate_ranks(fabric.comm.Get_group(), list(range(fabric.comm.size)), world)
+    at = (fabric.layout, fabric.mpi_calls, *ranks)
+    if at not in _self_tested:
+        _self_tested[at] = _self_test(fabric)
+    return copy.deepcopy(_self_tested[at])
+
+
+@pytest.fixture
+def every_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every store that the test opens makes its self-test."""
+    monkeypatch.setattr(selftest, "run", _self_test)
 
 
 @pytest.fixture

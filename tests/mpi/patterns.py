@@ -1,9 +1,11 @@
-"""Blocks and keys that tests can compute again on any rank, and integer keys with a given home."""
+"""Blocks and keys that tests can compute again on any rank, keys with a given home, and a lock that can be watched."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -33,3 +35,23 @@ def next_on_node(store: Store) -> int:
 def other_node(store: Store) -> int | None:
     """A rank of another node, or None."""
     return next((rank for rank, mapped in enumerate(store._fabric.mapped) if not mapped), None)
+
+
+class Watched:
+    """A lock that says which threads have come to it."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock, self.came = lock, list[int]()
+
+    def __enter__(self) -> None:
+        self.came.append(threading.get_ident())
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def let(self, thread: threading.Thread) -> None:
+        """Start a thread, and go on when it has come to this lock, or to its end."""
+        thread.start()
+        while thread.is_alive() and thread.ident not in self.came:
+            pass

@@ -168,3 +168,12 @@ def test_a_batch_beside_its_own_deferred_puts(open_store: Callable[..., Store], 
     store.put_many(keys, [block(n, 20 + n) for n in range(6)])
     assert store.contains_many(keys).all()
     assert [store.get(key).nbytes for key in keys] == [20 + n for n in range(6)]
+
+
+def test_a_batch_knows_what_exists_may_be(store: Store, comm: MPI.Intracomm) -> None:
+    assert store.put(comm.rank, b"first")
+    for wrong in ("overwrite", None, True):
+        with pytest.raises(ValueError, match=r'exists is .*: it must be "replace", "keep" or "error"'):
+            store.put_many([comm.rank, 100 + comm.rank], [b"next"] * 2, exists=wrong)  # type: ignore[arg-type]
+    assert not store.contains(100 + comm.rank)
+    comm.Barrier()

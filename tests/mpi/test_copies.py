@@ -73,6 +73,7 @@ def is_read(store: Store, key: int, seed: int = 0, **more: Any) -> bool:
 # ------------------------------------------------------------------------------------------------- promotion
 
 
+@pytest.mark.nodes
 @several
 @each_variant
 def test_the_third_read_of_a_block_makes_a_copy(variant: str, open_store: Open, comm: MPI.Intracomm) -> None:
@@ -191,6 +192,7 @@ def test_no_copy_is_read_after_a_write_has_returned(variant: str, open_store: Op
     store.check()
 
 
+@pytest.mark.nodes
 @several
 @each_variant
 def test_a_replaced_or_deleted_block_is_not_read_from_its_copy(
@@ -218,7 +220,7 @@ def test_a_replaced_or_deleted_block_is_not_read_from_its_copy(
 @several
 @each_variant
 def test_a_copy_under_a_content_key_needs_no_mpi(variant: str, open_store: Open, comm: MPI.Intracomm) -> None:
-    store = opened(open_store, comm, variant)
+    store = opened(open_store, comm, variant, copy_share=0.5)
     put_all(store, comm, range(20), namespace=FIXED)
     store.replicate(range(20), namespace=FIXED)
     assert all(is_read(store, key, namespace=FIXED) for key in range(20))
@@ -259,6 +261,7 @@ def test_no_copy_outlives_its_epoch(variant: str, open_store: Open, comm: MPI.In
 # -------------------------------------------------------------------------------------------------- replicate
 
 
+@pytest.mark.nodes
 @several
 @each_variant
 def test_replicate_fetches_each_block_once_for_each_node(variant: str, open_store: Open, comm: MPI.Intracomm) -> None:

@@ -153,26 +153,146 @@ def test_copies_and_blocks_leave_by_the_same_policy(eviction: str, open_store: O
     store.check()
 
 
-def test_a_copy_evicts_no_more_than_it_needs(open_store: Open, comm: MPI.Intracomm) -> None:
-    store = opened(open_store, comm, promote_after=1, evict_ahead=0.2, lease_extents=0)
+def fill(store: Store, comm: MPI.Intracomm) -> None:
+    """Collective. Without leases: puts until no arena has room for a block, whatever a put would keep free."""
+    comm.Barrier()
+    dram, before = store._dram, store.stats()["evicted"]
+    with dram.lock:
+        dram.low_pages, low = 0, dram.low_pages
+        while (free := store.stats()["arena"]["free"]) >= PAGES * 4096:
+            assert store.put(f"{comm.rank}.{free}", block(free, NBYTES))
+        dram.low_pages = low
+    assert store.stats()["evicted"] == before
+    comm.Barrier()
+
+
+@pytest.mark.nodes
+@pytest.mark.parametrize("placement", ["local", "hash"])
+def test_reads_evict_nothing(placement: str, open_store: Open, comm: MPI.Intracomm) -> None:
+    store = open_store(comm, dram_bytes="512KiB", placement=placement, promote_after=1)
+    keys = range(int(0.9 * comm.size * 32))  # of 4 pages: they fill nine tenths of all memory
+    if comm.rank == 0:
+        assert all(store.put(key, block(key, 16_384)).stored for key in keys)
+    comm.Barrier()
+    out = np.zeros(16_384, np.uint8)
+    for _ in range(4):
+        for key in keys:
+            assert store.get(key, out) == 16_384
+            assert np.array_equal(out, block(key, 16_384))
+    comm.Barrier()
+    assert store.stats()["evicted"] == 0
+    assert summed(store, comm, "promotions") > 0
+    assert summed(store, comm, "refused") > 0
+    store.check()
+
+
+def test_a_copy_that_finds_no_room_evicts_no_block(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = opened(open_store, comm, promote_after=1, lease_extents=0)
     put_all(store, comm, range(1))
-    room = store.stats()["arena"]["free"] // (PAGES * 4096)
-    dram = store._dram
-    while store.stats()["arena"]["free"] >= PAGES * 4096:  # no room is left, whatever a put would keep free
-        with dram.lock:
-            dram.low_pages, low = 0, dram.low_pages
-            assert store.put(f"{comm.rank}.{room}", block(room, NBYTES))
-            dram.low_pages, room = low, room - 1
+    fill(store, comm)
+    assert all(is_read(store, 0) for _ in range(50))
+    counts = copies(store)
+    assert (counts["held"], counts["refused"] > 0) == (0, is_away(store))
     comm.Barrier()
-    before = store.stats()["evicted"]
-    one = comm.rank == store._fabric.node_ranks[0] and is_away(store)
-    for _ in range(100_000):
-        if not one or copies(store)["held"]:
-            break
-        assert is_read(store, 0)  # the room is there after its rest
-    assert store.stats()["evicted"] - before == int(one)
-    comm.Barrier()
+    done = store.replicate([0])
+    assert (done.copied, done.present, done.refused) == (0, 1, NODES - 1)
+    assert comm.allreduce(store.stats()["evicted"]) == 0
     assert is_read(store, 0)
+    comm.Barrier()
+    store.check()
+
+
+@pytest.mark.parametrize("settings", [{}, {"evict_ahead": 0.0}, {"lease_extents": 0, "evict_ahead": 0.01}], ids=str)
+def test_a_copy_comes_to_be_in_a_full_arena_where_puts_go_on(
+    settings: dict[str, float], open_store: Open, comm: MPI.Intracomm
+) -> None:
+    store = opened(open_store, comm, **settings)
+    put_all(store, comm, range(1), is_prefix=True)
+    for number in range(1000):
+        assert store.put(f"{comm.rank}.{number}", block(number, NBYTES))
+        if number > 50:  # all memory is full, and stays so
+            assert is_read(store, 0)
+            if copies(store)["hits"] or not is_away(store):
+                break
+    assert store.stats()["evicted"] > 0
+    assert copies(store)["hits"] > 0 or not is_away(store)
+    assert store._dram.wished == 0 or copies(store)["held"] == 0
+    comm.Barrier()
+    store.check()
+
+
+def test_room_is_not_kept_for_ever_for_a_copy_that_nobody_comes_for(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = opened(open_store, comm, promote_after=1, lease_extents=0, evict_ahead=0.05)
+    put_all(store, comm, range(1))
+    fill(store, comm)
+    assert is_read(store, 0)
+    dram, ahead = store._dram, store.report()["eviction"]["ahead_bytes"]
+    assert dram.wished == PAGES * is_away(store)
+    for number in range(3):
+        assert store.put(f"more {comm.rank}.{number}", block(number, NBYTES))
+    kept = store.stats()["arena"]["bytes"] - store.stats()["arena"]["live"]
+    assert kept >= ahead + dram.wished * 4096
+    dram._wished_until = 0.0
+    for number in range(3):
+        assert store.put(f"again {comm.rank}.{number}", block(number, NBYTES))
+    assert (dram.wished, dram.low_pages * 4096) == (0, ahead)
+    assert store.report()["eviction"]["ahead_bytes"] == ahead
+    comm.Barrier()
+    store.check()
+
+
+def test_in_a_full_arena_a_copy_takes_the_place_of_an_older_one(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = opened(open_store, comm, promote_after=1, lease_extents=0)
+    put_all(store, comm, range(3))
+    for key in range(2):
+        assert is_read(store, key)
+    comm.Barrier()
+    fill(store, comm)
+    assert all(is_read(store, key) for key in range(2))  # used last: nevertheless it is a copy that goes
+    before = summed(store, comm, "held")
+    assert before == 2 * (NODES - 1)
+    one = comm.rank == store._fabric.node_ranks[0] and is_away(store)
+    for _ in range(100_000):  # the room is there after its rest
+        made = copies(store)["promotions"]
+        assert not one or is_read(store, 2)
+        if not one or copies(store)["promotions"] > made:
+            break
+    comm.Barrier()
+    assert summed(store, comm, "held") >= before - (NODES - 1)
+    assert summed(store, comm, "demotions") > 0
+    assert comm.allreduce(store.stats()["evicted"]) == 0
+    assert all(is_read(store, key) for key in range(3))
+    comm.Barrier()
+    store.check()
+
+
+def test_replicate_keeps_to_the_share_and_says_what_did_not_fit(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = opened(open_store, comm, promote_after=100)
+    put_all(store, comm, range(36))
+    store.replicate(range(30, 36))  # older ones, which give way
+    done = store.replicate(range(30))
+    assert copies(store)["held_bytes"] <= store.report()["copies"]["most_bytes"]
+    assert done.copied + done.refused == 30 * (NODES - 1)
+    assert done.copied >= 9 * (NODES - 1)
+    assert done.refused > 0
+    before = remote_bytes(store, comm)
+    again = store.replicate(range(30))
+    assert again == (0, 0, done.present + done.copied, 0, done.refused)  # what it says is copied is there, and stays
+    assert remote_bytes(store, comm) == before
+    assert comm.allreduce(store.stats()["evicted"]) == 0
+    comm.Barrier()
+    store.check()
+
+
+def test_replicate_in_a_full_arena_leaves_what_it_found(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = opened(open_store, comm, promote_after=100, lease_extents=0)
+    put_all(store, comm, range(4))
+    others = 2 * (NODES - 1)
+    assert store.replicate(range(2)).copied == others
+    fill(store, comm)
+    assert store.replicate(range(4)) == (0, 0, 4 + others, 0, others)
+    assert summed(store, comm, "held") == others
+    assert comm.allreduce(store.stats()["evicted"]) == 0
     comm.Barrier()
     store.check()
 

@@ -7,8 +7,10 @@ quotas, lists, copies. Does not cover each rule at its moment (`test_dedup_steps
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from mpi4py import MPI
 from patterns import block
 
 from bench.dedup_share import measure
+from cascade_mpi import contents
+from cascade_mpi.errors import NotConfiguredError, ProtocolError, StoreFullError
 from cascade_mpi.kernels import context as c
-from cascade_mpi.layout import FLAG_COPY
+from cascade_mpi.layout import FLAG_COPY, place
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
 
@@ -230,6 +234,49 @@ def test_a_quota_counts_what_is_stored(open_store: Open, comm: MPI.Intracomm) ->
     store.check()
 
 
+@pytest.mark.nodes
+@pytest.mark.parametrize("mode", ["inline", "behind"])
+def test_contents_and_names_in_the_memory_of_others(
+    open_store: Open, comm: MPI.Intracomm, assert_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Each rank's names, and the whole blocks before them, lie in extents of the next rank; contents anywhere."""
+    store = opened(open_store, comm, dedup=mode, placement="hash", lease_extents=16, rest_ms=0.1)
+    size, number_of = comm.size, 12
+    lender = (comm.rank + 1) % size
+
+    def mine(rank: int) -> list[str]:
+        """Names of a rank that the hash puts into the arena of the next one, one for each content."""
+        found = (f"{rank} {n}" for n in itertools.count())
+        leased = (key for key in found if place(*store._words(key, None), size, 1).home == (rank + 1) % size)
+        return list(itertools.islice(leased, number_of))
+
+    with monkeypatch.context() as later:
+        later.setattr(store._dedup, "step", lambda limit: 0)  # nothing is looked at before all are stored
+        for number, key in enumerate(mine(comm.rank)):
+            assert store.put(key, block(number, NBYTES)).stored
+    held = store._pool.tiers[lender]
+    assert held.live_bytes >= (number_of * NBYTES if mode == "behind" else 0)
+    assert np.count_nonzero(held.words) >= number_of
+    comm.Barrier()
+    while store.stats()["dedup"]["waiting"]:
+        store.progress()
+    comm.Barrier()
+    found = totals(store)
+    assert (found["contents"], found["aliases"]) == (number_of, number_of * size)
+    assert found["dedup_hits"] == number_of * (size - 1)
+    wrong = [
+        key for rank in range(size) for number, key in enumerate(mine(rank))
+        if not is_read(store, key, block(number, NBYTES))
+    ]  # fmt: skip
+    assert_all(comm, not wrong, f"{wrong} are wrong or missing")
+    store.check()
+    for key in mine(comm.rank)[comm.rank == 0 :]:  # the first content keeps the name of rank 0
+        assert store.delete(key)
+    assert store.collect() == number_of - 1
+    assert is_read(store, mine(0)[0], block(0, NBYTES))
+    store.check()
+
+
 def test_batches_and_options(open_store: Open, comm: MPI.Intracomm) -> None:
     store = opened(open_store, comm)
     keys = [(comm.rank << 8) + at for at in range(6)]
@@ -361,6 +408,7 @@ def test_an_acknowledged_name_is_there_where_nothing_is_evicted(open_store: Open
 # -------------------------------------------------------------------------------------------- beside a dictionary
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", ["inline", "behind"])
 @pytest.mark.parametrize("when_full", ["refuse", "evict"])
 def test_random_calls_beside_a_dictionary(mode: str, when_full: str, open_store: Open) -> None:
@@ -377,7 +425,10 @@ def test_random_calls_beside_a_dictionary(mode: str, when_full: str, open_store:
         if act < 0.4:
             number = chance.randrange(len(data))
             how = chance.choice(["replace", "replace", "keep"])
-            result = store.put(name, data[number], exists=how, is_prefix=chance.random() < 0.05)
+            try:
+                result = store.put(name, data[number], exists=how, is_prefix=chance.random() < 0.05)
+            except StoreFullError as error:
+                [result] = error.results
             if result.stored:
                 model[name] = number
             elif result.kept:
@@ -413,6 +464,7 @@ def test_random_calls_beside_a_dictionary(mode: str, when_full: str, open_store:
 # ------------------------------------------------------------------------------------------------------- bench
 
 
+@pytest.mark.alone
 def test_the_bench_saves_what_it_expects(comm: MPI.Intracomm) -> None:
     rows, _ = measure(24, 8192, (10, 70), 3, comm)
     shares = [row for row in rows if row["case"].startswith("dedup_saved")]
@@ -420,3 +472,51 @@ def test_the_bench_saves_what_it_expects(comm: MPI.Intracomm) -> None:
     for row in shares:
         assert row["contents_ok"]
         assert row["saved_bytes"] == row["expected_bytes"] > 0
+
+
+# ---------------------------------------------------------------------------------------------- a missing package
+
+
+@pytest.fixture
+def without_blake3(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    contents.hasher_of.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "blake3", None)
+        yield patch
+    contents.hasher_of.cache_clear()
+
+
+@pytest.mark.parametrize("settings", [{}, {"dedup": "behind"}, {"dedup": "behind", "publish": "deferred"}])
+def test_the_put_that_needs_a_missing_package_says_so(
+    settings: dict[str, str], without_blake3: pytest.MonkeyPatch, open_store: Open, comm: MPI.Intracomm
+) -> None:
+    store = open_store(comm, **settings)
+    with pytest.raises(NotConfiguredError, match="needs the package blake3"):
+        store.put(comm.rank, block(1, NBYTES), namespace=SPACE)
+    with pytest.raises(NotConfiguredError, match="needs the package blake3"):
+        store.put_many([comm.rank], [block(1, NBYTES)], namespace=SPACE)
+    other = Namespace("other", identity="content", hash="sha256")
+    for number in range(3):  # none of these says it in the place of the first
+        assert store.put(100 * comm.rank + number, block(1, NBYTES), namespace=other)
+        store.progress()
+    assert store.get(comm.rank, namespace=SPACE) is None
+    store.check()
+
+
+def test_a_check_without_the_package_of_some_contents_ends_on_all_ranks(
+    without_blake3: pytest.MonkeyPatch, open_store: Open, comm: MPI.Intracomm, raises_all: Callable[..., str]
+) -> None:
+    """What only one rank holds, so that only one could raise, is no reason to leave the others waiting."""
+    store = open_store(comm)
+    shared = Namespace("s", identity="content", share_content=True, hash="sha256")
+    if comm.rank == 0:
+        assert store.put("a", block(1, NBYTES), namespace=shared)
+    comm.Barrier()
+    assert store.check()["checksums"] >= 1
+    without_blake3.undo()
+    contents.hasher_of.cache_clear()
+    store.check()  # both hashes can be tried
+    if comm.rank == 0:
+        store._dedup.check = lambda: 1 // 0  # type: ignore[assignment, return-value]
+    text = raises_all(comm, ProtocolError, store.check)
+    assert "rank 0: the look was broken off: ZeroDivisionError" in text

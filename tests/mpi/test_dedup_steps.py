@@ -7,6 +7,7 @@ plays the other rank. Does not cover races of many ranks (`test_dedup`).
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mpi4py import MPI
+from patterns import Watched
 from test_mutation_targets import elsewhere, once
 from test_protection_steps import before
 
@@ -279,20 +281,6 @@ def test_contents_go_when_nobody_names_them(alone: Open) -> None:
     assert store.stats()["arena"]["live"] == 0
 
 
-class Watched:
-    """A lock that says who has come to it."""
-
-    def __init__(self, lock: Any) -> None:
-        self._lock, self.came = lock, list[int]()
-
-    def __enter__(self) -> None:
-        self.came.append(threading.get_ident())
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
 def test_nobody_puts_by_alias_while_contents_are_collected(alone: Open) -> None:
     """A put that has found the content, and not named it yet, ends before the names are counted."""
     store = alone()
@@ -304,9 +292,7 @@ def test_nobody_puts_by_alias_while_contents_are_collected(alone: Open) -> None:
 
     def pause(_: str) -> None:
         store._writer.pause = None
-        thread.start()
-        while thread.is_alive() and thread.ident not in lock.came:
-            pass
+        lock.let(thread)
 
     store._writer.pause = pause
     assert store.put("b", value(1)).deduplicated
@@ -384,7 +370,8 @@ def test_what_is_protected_counts_once(alone: Open) -> None:
     store = alone(protected_bytes=nbytes, protect_depth=1)
     assert store.put("a", value(1), is_prefix=True).protected
     assert store.put("b", value(1), is_prefix=True).protected
-    assert store.put("c", value(2), is_prefix=True).refused
+    with pytest.raises(StoreFullError, match="raise it, or unprotect"):
+        store.put("c", value(2), is_prefix=True)
     assert store.get("c") is None
     result = store.put("c", value(2), depth=0)  # a rule is a wish
     assert result.stored and not result.protected
@@ -412,6 +399,74 @@ def test_a_name_without_content_cannot_be_protected(alone: Open) -> None:
     assert store.put("a", value(1))
     evict(store, content_of(store, value(1)))
     assert not store.protect("a").any()
+
+
+def test_no_session_protects_a_name_while_contents_are_collected(alone: Open) -> None:
+    """It would find the content hard, as a name was protected, and collect would let it go behind the name's back."""
+    store = alone(protect_shared=2)
+    assert store.put("a", value(1)) and store.put("b", value(1), is_prefix=True)
+    assert store.unprotect("b").all()
+    assert both(store, "a", value(1)) == (False, True)
+    store.get_many(["a"], session="one")
+    shared, lock = store._shared, Watched(store._dedup.lock)
+    shared._protecting = store._dedup.lock = lock  # type: ignore[assignment]
+    reader = threading.Thread(target=lambda: store.get_many(["a"], session="two"))
+    ask = store._dedup._ask
+
+    def asked(*given: Any) -> Any:
+        """Between the count of the names and what follows from it."""
+        found = ask(*given)
+        if not reader.ident:
+            lock.came.clear()
+            lock.let(reader)
+        return found
+
+    store._dedup._ask = asked  # type: ignore[method-assign]
+    assert store.collect() == 0
+    reader.join()
+    assert shared.protected == 1
+    assert both(store, "a", value(1)) == (True, True)
+    assert is_read(store, "b", value(1))
+    store.check()
+
+
+def test_sessions_put_and_read_by_content_while_contents_are_collected(alone: Open) -> None:
+    """Two threads and this one: nobody waits for ever, a protected name has its content, and it is not evicted."""
+    store = alone(protect_shared=2, when_full="evict", dram_bytes=64 * PAGE)
+    names, failed = [f"name {number}" for number in range(8)], list[str]()
+    contents = [value(number) for number in range(4)]
+
+    def use(which: int) -> None:
+        chance = random.Random(which)
+        for step in range(60):
+            name = chance.choice(names)
+            number = names.index(name) % 4
+            session = chance.randrange(4)
+            if chance.random() < 0.5:
+                [result] = store.put_many([name], [contents[number]], session=session, exists="keep")
+                if not (result.stored or result.kept):
+                    failed.append(result.reason)
+            else:
+                [got] = store.get_many([name], session=session)
+                if got is not None and not np.array_equal(got, contents[number]):
+                    failed.append(f"{name} has the bytes of {got[0]}")
+            if step % 10 == 0:
+                store.unprotect(name)
+
+    users = [threading.Thread(target=use, args=(which,)) for which in range(2)]
+    for user in users:
+        user.start()
+    while any(user.is_alive() for user in users):
+        store.collect()
+    for user in users:
+        user.join()
+    assert not failed
+    assert store.stats()["shared"]["protected"] > 5
+    hard = [each.key for each in store.scan() if each.protected]
+    for _ in range(40):
+        assert store.put("filler", value(9, 8), namespace="").stored
+    store.check()
+    assert store.contains_many(hard).all()
 
 
 # ------------------------------------------------------------------------------------------------- behind

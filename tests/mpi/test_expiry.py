@@ -16,6 +16,7 @@ from mpi4py import MPI
 from patterns import block
 
 from cascade_mpi.kernels import context as c
+from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
 
 pytestmark = pytest.mark.alone
@@ -113,7 +114,19 @@ def test_the_clock_of_the_reader_decides(clock: Store, comm: MPI.Intracomm) -> N
     comm.Barrier()
 
 
-@pytest.mark.parametrize("ttl", [0, -1, math.inf, math.nan, "5", True, 1e12])
+@pytest.mark.parametrize("ttl", [np.int64(3), np.float32(3), np.uint8(3), 3, 2.5])
+def test_a_ttl_may_be_any_real_number(store: Store, comm: MPI.Intracomm, ttl: float) -> None:
+    space = Namespace(f"ttl {comm.rank}", ttl=ttl, protect_depth=np.int32(0))  # type: ignore[arg-type]
+    assert type(space.ttl) in (int, float) and type(space.protect_depth) is int
+    store.put(f"t {comm.rank}", b"v", ttl=ttl, namespace="ttl")
+    store.put("t", b"v", namespace=space)
+    for found in (store.scan("ttl"), store.scan(space)):
+        [left] = [each.ttl for each in found]
+        assert left is not None
+        assert 0 < left <= 4
+
+
+@pytest.mark.parametrize("ttl", [10**400, np.bool_(True), np.float32(0), 0, -1, math.inf, math.nan, "5", True, 1e12])
 def test_what_is_no_ttl_is_said(store: Store, ttl: object) -> None:
     with pytest.raises(ValueError, match="ttl is "):
         store.put("k", b"v", ttl=ttl)  # type: ignore[arg-type]

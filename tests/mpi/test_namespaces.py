@@ -14,7 +14,7 @@ from cascade_mpi import registry as registry_module
 from cascade_mpi.errors import CascadeError, ConfigError, KeyExistsError
 from cascade_mpi.kernels import context as c
 from cascade_mpi.namespaces import Namespace
-from cascade_mpi.registry import NamespaceInfo
+from cascade_mpi.spaces import NamespaceInfo
 from cascade_mpi.store import Store
 
 Open = Callable[..., Store]

@@ -55,6 +55,7 @@ def all_until(comm: MPI.Intracomm, store: Store, condition: Callable[[], bool]) 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 @pytest.mark.core
+@pytest.mark.nodes
 def test_one_writer_fills_the_memory_of_all(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll, variant: str
 ) -> None:
@@ -77,6 +78,47 @@ def test_one_writer_fills_the_memory_of_all(
     assert store.check()["words"] == blocks
 
 
+def fits_in_arenas(ranks: int, size: int) -> int:
+    """How many blocks of so many bytes one rank can put: into its own arena whole, of others' all but a sixteenth."""
+    pages, arena = -(-size // 4096), ARENA // 4096
+    return arena // pages + (ranks - 1) * ((arena - -(-arena // 16)) // pages)
+
+
+@pytest.mark.parametrize("size", [100_000, 190_000, 300_000, 440_000, 1_300_000])
+def test_one_writer_leaves_no_rest_in_each_extent(
+    comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll, size: int
+) -> None:
+    """Blocks of any size up to a third of an arena, whose extents hold no whole number of them, find all the room."""
+    store = open_store(comm, **POOL, when_full="refuse")
+    blocks = fits_in_arenas(comm.size, size)
+    assert blocks * size > 0.8 * (ARENA + (comm.size - 1) * ARENA * 15 // 16)
+    refused = None
+    if comm.rank == 0:
+        refused = [key for key in range(blocks + 1) if store.put(key, block(key, size)).refused]
+    refused = comm.bcast(refused)
+    assert refused == [blocks]
+    wrong = wrong_blocks(store, {key: key for key in range(blocks)}, size, all_there=True)
+    assert_all(comm, not wrong, f"of {blocks} blocks {wrong[:5]} are not found or wrong")
+    store.check()
+
+
+@pytest.mark.parametrize("extents", [1, 3, 31])
+def test_nine_tenths_can_be_lent_in_however_many_parts(
+    comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll, extents: int
+) -> None:
+    store = open_store(comm, **POOL | {"lease_extents": extents})
+    kept = fill_from(store, list(range(comm.size)), 30_000, 0.9)
+    wrong = wrong_blocks(store, kept, 30_000, all_there=True)
+    assert_all(comm, not wrong, f"of {len(kept)} blocks {wrong[:5]} are not found or wrong")
+    assert_all(comm, store.stats()["evicted"] == 0, "blocks were evicted")
+    comm.Barrier()
+    if comm.rank:  # what is never lent is there at once
+        assert store.put(f"own {comm.rank}", block(2, 30_000)).stored
+        assert store._dram.live_bytes == 30_000
+    comm.Barrier()
+    store.check()
+
+
 def fill_from(store: Store, ranks: list[int], size: int, share: float, **options: Any) -> dict[int, int]:
     """Rank 0 puts blocks of so many bytes that fill this share of all memory: key -> seed."""
     pages = -(-size // 4096)
@@ -96,6 +138,19 @@ def wrong_blocks(store: Store, kept: dict[int, int], size: int, *, all_there: bo
         if (got is None and all_there) or (got is not None and not np.array_equal(out[:got], block(seed, size))):
             wrong.append(key)
     return wrong
+
+
+def test_an_arena_that_is_lent_adds_up(comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll) -> None:
+    """Rank 0 fills its own arena and more than half of the others': what they lend is neither live nor free."""
+    store = open_store(comm, **POOL)
+    fill_from(store, list(range(comm.size)), 30_000, 0.7)
+    stats, extent_bytes = store.stats(), store.report()["pool"].get("extent_bytes", 0)
+    arena, pool = stats["arena"], stats["pool"]
+    parts = {name: arena[name] for name in ("live", "limbo", "free", "lent")}
+    assert_all(comm, sum(parts.values()) == arena["bytes"] == ARENA, f"{parts} of {arena['bytes']}")
+    assert_all(comm, parts["lent"] == pool.get("lent", 0) * extent_bytes, f"{parts['lent']} bytes, {pool}")
+    assert comm.size == 1 or comm.allreduce(parts["lent"]) > 0
+    comm.Barrier()
 
 
 @pytest.mark.parametrize("protected", [False, True])
@@ -268,7 +323,7 @@ def test_generations_go_on_from_holder_to_holder(comm: MPI.Intracomm, open_store
             other.allocator._generations[start : start + pages] = array("H", [0] * pages)
             assert pool._take_run(other, 1)
             first, generation = other.allocator.allocate(2, 0.0)
-            if (first, generation) != (start, turn):
+            if (first, generation) != (start + pages - 2, turn):
                 wrong = f"turn {turn} began with generation {generation}"
                 break
             other.records["generation"][first] = generation  # as a put would have written it
@@ -366,6 +421,7 @@ def test_rebalance_evens_out_the_arenas(comm: MPI.Intracomm, open_store: Open, a
     store.check()
 
 
+@pytest.mark.nodes
 def test_placement_by_hash_spreads_what_one_rank_puts(
     comm: MPI.Intracomm, open_store: Open, assert_all: AssertAll
 ) -> None:

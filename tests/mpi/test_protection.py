@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from conftest import VARIANTS
 from mpi4py import MPI
 from patterns import block
 
-from cascade_mpi.errors import ProtocolError, StoreFullError
+from cascade_mpi.errors import ConfigError, ProtocolError, StoreFullError
 from cascade_mpi.kernels import context as c
-from cascade_mpi.registry import PROTECTED
+from cascade_mpi.shared_words import PROTECTED
 from cascade_mpi.store import Store
 
 PAGE = 4096
@@ -158,10 +159,12 @@ def test_a_put_beyond_the_quota_changes_nothing(open_store: Open, comm: MPI.Intr
     assert store.put(key + 1, value(2), is_prefix=True)
     filler(store, comm, PAGES - 2)
     before = store.stats()
-    refused = store.put(key + 2, value(3), is_prefix=True)
+    with pytest.raises(StoreFullError) as caught:
+        store.put(key + 2, value(3), is_prefix=True)
+    [refused] = caught.value.results
     assert refused.refused
-    assert f"{2 * PAGE} bytes in the arena of rank {comm.rank} are protected" in refused.reason
-    assert "raise it, or unprotect" in refused.reason
+    assert f"{2 * PAGE} bytes in the arena of rank {comm.rank} are protected" in str(caught.value)
+    assert "raise it, or unprotect" in str(caught.value)
     after = store.stats()
     assert {name: after[name] for name in ("evicted", "blocks", "arena", "protected")} == {
         name: before[name] for name in ("evicted", "blocks", "arena", "protected")
@@ -244,6 +247,37 @@ def test_what_leaves_gives_its_count_back(open_store: Open, comm: MPI.Intracomm,
     store.check()
 
 
+def test_many_puts_of_which_some_exceed_the_quota_try_all(open_store: Open, comm: MPI.Intracomm) -> None:
+    store = small(open_store, comm, protected_bytes=2 * PAGE, when_full="refuse", lease_extents=0)
+    keys = [100 * comm.rank + n for n in range(4)]
+    assert store.put(keys[2], value(9))
+    before = store.stats()["arena"]["live"]
+    sizes = [PAGE, 2 * PAGE, PAGE + 1, PAGE]  # the second and the third are too many
+    with pytest.raises(StoreFullError, match=r"2 of 4 blocks with is_prefix were not stored: .* raise it") as caught:
+        store.put_many(keys, [np.full(size, 5, np.uint8) for size in sizes], is_prefix=True)
+    assert [each.stored for each in caught.value.results] == [True, False, False, True]
+    assert [each.refused for each in caught.value.results] == [False, True, True, False]
+    assert store.contains_many(keys).tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(store.get(keys[2]), value(9))  # what it would have replaced is there
+    assert store.stats()["arena"]["live"] == before + 2 * PAGE
+    assert store._protected.counted() == 2 * PAGE
+    results = store.put_many([keys[1], keys[0]], [np.zeros(PAGES * PAGE, np.uint8), value(1)])  # no demand: no error
+    assert [each.refused for each in results] == [True, False]
+    comm.Barrier()
+    store.check()
+
+
+@pytest.mark.parametrize("wrong", [None, 1.5, object()])
+def test_what_are_no_keys_is_said(store: Store, comm: MPI.Intracomm, wrong: Any) -> None:
+    for call in (store.protect, store.unprotect):
+        with pytest.raises(TypeError, match=r"keys is .*: give one key, a sequence of keys or an array"):
+            call(wrong)
+    with pytest.raises(TypeError, match=r"keys is .*: give a sequence of keys or an array"):
+        store.request(wrong)
+    with pytest.raises(ConfigError, match=r"keys is .*: give a sequence of keys or an array"):
+        store.replicate(wrong if comm.rank == 0 else [1])
+
+
 def later(store: Store, seconds: int) -> None:
     """Local. Let the rank's clock be so many seconds further on."""
     store._fabric.context[c.EPOCH] -= seconds
@@ -266,7 +300,10 @@ def test_an_interrupted_put_gives_its_count_back(
     assert store.put(comm.rank, b"", is_prefix=True)
     for number in range(PAGES - 1):
         assert store.put(1000 + number * comm.size + comm.rank, value(number))
-    assert store.put(2000 + comm.rank, value(1), is_prefix=True).refused  # no room
+    with pytest.raises(StoreFullError, match=rf"needs 1 contiguous pages.*{PAGES} live.*raise dram_bytes"):
+        store.put(2000 + comm.rank, value(1), is_prefix=True)
+    assert store.get(2000 + comm.rank) is None
+    assert store.put(2000 + comm.rank, value(1)).refused  # without is_prefix no error
     assert store._protected.counted() == 0
     comm.Barrier()
     store.check()
@@ -277,7 +314,9 @@ def test_deferred_puts_count_from_the_start(open_store: Open, comm: MPI.Intracom
     key = 10 * comm.rank
     assert store.put(key, value(1), is_prefix=True).protected
     assert store.put(key + 1, value(2), is_prefix=True)
-    assert store.put(key + 2, value(3), is_prefix=True).refused
+    with pytest.raises(StoreFullError, match="raise it, or unprotect"):
+        store.put(key + 2, value(3), is_prefix=True)
+    assert len(store._deferred) == 2
     store.check()
     assert store.delete(key + 1)
     assert store.put(key + 2, value(3), is_prefix=True, ttl=1000)
@@ -342,7 +381,8 @@ def test_what_is_protected_is_found_while_everything_races(open_store: Open, com
         key = wild() if rng.random() < 0.5 else keys + rng.randrange(keys)
         if what < 0.5:
             # A replace would make another block, which nobody has protected.
-            store.put(key, images[key], exists="keep", is_prefix=key < keys and rng.random() < 0.1)
+            with suppress(StoreFullError):
+                store.put(key, images[key], exists="keep", is_prefix=key < keys and rng.random() < 0.1)
         elif what < 0.6:
             seen["deleted"] += store.delete(wild())
         elif what < 0.75:

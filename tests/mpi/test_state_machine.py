@@ -87,6 +87,10 @@ class Machine(RuleBasedStateMachine):
             assert how == "error"
             assert there
             return
+        except StoreFullError as error:
+            assert prefix
+            [result] = error.results
+            assert result.refused
         assert result.bytes == size
         assert result.stored + result.kept + result.refused == 1
         if result.kept:

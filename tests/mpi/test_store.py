@@ -392,7 +392,7 @@ def test_the_arena_adds_up(any_store: Store, comm: MPI.Intracomm) -> None:
     for number in range(9):
         any_store.put(f"{comm.rank} {number}", block(number, 9000 * number))
     arena = any_store.stats()["arena"]
-    assert arena["live"] + arena["limbo"] + arena["free"] == arena["bytes"] == 8 << 20
+    assert arena["live"] + arena["limbo"] + arena["free"] + arena["lent"] == arena["bytes"] == 8 << 20
     assert arena["live_bytes"] == 9000 * 36
     assert arena["live_bytes"] <= arena["live"]
 
@@ -519,7 +519,7 @@ def test_a_torn_description_is_no_array() -> None:
 def test_a_refused_progress_thread_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, comm: MPI.Intracomm) -> None:
     opened: list[object] = []
     monkeypatch.setattr(MPI, "Query_thread", lambda: MPI.THREAD_FUNNELED)
-    monkeypatch.setattr("cascade_mpi.store.Fabric", lambda *_: opened.append(1))
+    monkeypatch.setattr("cascade_mpi.store_life.Fabric", lambda *_: opened.append(1))
     with pytest.raises(ConfigError, match="funneled"):
         Store(comm, dram_bytes="1MiB", progress="thread")
     assert not opened

@@ -75,6 +75,7 @@ def test_a_short_torture(
 
 
 @several
+@pytest.mark.alone
 def test_too_few_reads_fail(comm: MPI.Intracomm, capfd: pytest.CaptureFixture[str]) -> None:
     options = Options(10**9, 0.2, 1, 0, {}, None, (replace(PHASES[0], share=1.0),))
     assert run(comm, options) == 1
@@ -83,6 +84,7 @@ def test_too_few_reads_fail(comm: MPI.Intracomm, capfd: pytest.CaptureFixture[st
 
 
 @several
+@pytest.mark.alone
 def test_a_reader_that_sees_an_old_value_is_found(comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way from a wrong answer of the store to the exit status."""
     kept: dict[object, object] = {}
@@ -99,6 +101,7 @@ def test_a_reader_that_sees_an_old_value_is_found(comm: MPI.Intracomm, monkeypat
     assert run(comm, options) == 1
 
 
+@pytest.mark.alone
 def test_one_rank_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(MPI.COMM_SELF, Options(10, 1.0, 1, 0, {})) == 2
     assert "start 2 or more ranks" in capfd.readouterr().out
@@ -115,6 +118,7 @@ def test_rounds_of_two_putters(comm: MPI.Intracomm, open_store: Open, assert_all
     assert min(played["won_by"]) > 0
 
 
+@pytest.mark.alone
 def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Options] = []
     monkeypatch.setattr(torture, "run", lambda comm, options: started.append(options) or 7)
@@ -131,6 +135,7 @@ def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------- stamped values
 
 
+@pytest.mark.alone
 def test_every_changed_word_of_a_value_is_seen() -> None:
     warm()
     room = np.empty(1024, np.uint64)
@@ -147,6 +152,7 @@ def test_every_changed_word_of_a_value_is_seen() -> None:
     assert stamp_of_lines(flat[64:], 3, 512, 8) == -1
 
 
+@pytest.mark.alone
 def test_a_mixture_of_two_versions_is_seen() -> None:
     one, other = (value(np.empty(64, np.uint64), 3, stamp(1, number), 512) for number in (5, 9))
     assert shape_of(stamp(1, 5), 512) == shape_of(stamp(1, 9), 512)
@@ -158,6 +164,7 @@ def test_a_mixture_of_two_versions_is_seen() -> None:
     assert stamp_of(one.reshape(-1).view(np.uint8), 3) == -2
 
 
+@pytest.mark.alone
 def test_pauses_hold_readers_managers_and_putters(open_store: Open) -> None:
     store = open_store(MPI.COMM_SELF, dram_bytes=16384, when_full="evict")
     pauses = Pauses(store, 1)
@@ -172,6 +179,7 @@ def test_pauses_hold_readers_managers_and_putters(open_store: Open) -> None:
     assert store._fabric.context[c.HOOKS] == 0
 
 
+@pytest.mark.alone
 def test_keys_have_twins() -> None:
     keys = make_keys(6, 2, 2, 1)
     places = [place(key >> 64, key & (1 << 64) - 1, 2, 2) for key in keys]
@@ -180,6 +188,7 @@ def test_keys_have_twins() -> None:
     assert len(set(keys)) == 6
 
 
+@pytest.mark.alone
 def test_what_racers_note(open_store: Open) -> None:
     """On one rank, without a race: every put and every read is in the notes."""
     store = open_store(MPI.COMM_SELF, dram_bytes="1MiB", when_full="refuse")

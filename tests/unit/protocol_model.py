@@ -5,9 +5,10 @@ reuse with bounded generations, the hard bit that anybody may toggle and the cou
 view, put, delete, protect, unprotect, evict, move, drop and sweep as the store does them, with CAS publishing
 and the look at the bucket after it; the copy table of a node (one word), with "copy" (read a block, then keep a
 copy), "near" (a get that may find the copy) and "demote" (its manager takes it out). Covers aliases too:
-"name xc" lets content c be stored, unless it is, and gives it the name x; gets and views go through them. Does not
-cover memory fences (a step is atomic and steps are sequentially consistent: see the assembly tests), clocks, the
-protection of what an alias names, leases (see `pool_model`), and the disk tier.
+"name xc" lets content c be stored, unless it is, and gives it the name x; gets and views go through them, "protect x"
+reaches the content, "collect c" lets it be evicted again if no name of it is protected. Does not cover memory fences
+(a step is atomic and steps are sequentially consistent: see the assembly tests), clocks, leases (see `pool_model`), and
+the disk tier.
 
 How it works. An operation is a generator: it yields one remote action at a time, as plain data, and is
 sent what the action observed. A list of actions means that any of them may come first. The explorer
@@ -24,7 +25,8 @@ Properties::
     bound      the same, only because the bound on retries was reached
     stale      a get returned a value that an earlier acknowledgement, read, miss or delete had superseded
     double     nobody is writing a key, and two words name cells of it
-    evicted    an evict took a block away whose protection had been acknowledged, and that nobody had unprotected
+    evicted    an evict took a block away whose protection had been acknowledged, and that nobody had unprotected; of a
+               name also if it took its content
     quota      more hard words stand in the index than the quota allows
     count      all is quiet, and another number of hard words is counted than stand in the index
     leak       all is quiet and swept, and a cell is neither free nor named, or a pin is still set
@@ -50,6 +52,7 @@ FREE, WRITING, PUBLISHING, LIVE, LIMBO = "free", "writing", "publishing", "live"
 UNDER_WAY = object()  # what a blocked action observes: nothing, its process cannot go on now
 SILENT = {"take", "owned", "settle", "enter"}  # in the manager's own table: one step with the action that follows
 PUTS = ("put", "keep", "name")
+READS = {"get bucket", "get slot", "get slot R", "get word", "get part", "get copy", "look at pins"}  # change nothing
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,9 @@ class Rules:
     look_order: str = "alias first"  # that look comes after the alias is published | "look first"
     store_again: str = "own alias"  # the full block goes over the own alias | over "any" word, or none
     alias_recheck: bool = True  # a reader looks at the alias's word again behind the content
+    shield: str = "content first"  # protect of a name sets the content's bit and then its own | the "name" alone
+    unshield: str = "name"  # unprotect of a name takes its own bit | that of its "content" too
+    collect_alone: bool = True  # nobody protects or puts by content meanwhile
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Row:
     programs: str  # of the processes, separated by "|"; operations by ","; "put x1", "keep x1" (protected), "get x"
     breaks: str = ""
     rules: Rules = field(default_factory=Rules)
-    init: str = "x1"  # values published beforehand: the n-th is in slot and cell n; "-" leaves that slot empty
+    init: str = "x1"  # values published beforehand: the n-th is in slot and cell n; "-" leaves that slot empty; "xc"
     cells: str = "01"  # the managing rank of each cell
     ranks: str = "0123"  # the rank of each process; two processes of one rank are its threads
     slots: int = 2
@@ -126,6 +132,11 @@ class Word(NamedTuple):
     generation: int
     hard: bool = False
     alias: bool = False
+
+
+def counts(word: Any) -> bool:
+    """Whether a word counts against the quota: a name has no bytes."""
+    return bool(word) and word.hard and not word.alias
 
 
 def same(one: Any, other: Any) -> bool:
@@ -235,7 +246,7 @@ class Protocol:
         if self.mine(me, word) and self.rules.look_at_pins == "before":
             unpinned = yield ("look at pins", word.cell)
         removed = yield ("cas", slot, word, 0)
-        if removed and word.hard and self.rules.uncount:
+        if removed and counts(word) and self.rules.uncount:
             yield ("uncount",)
         # Not found, an own word may have left, or its hard bit has been toggled: who must know looks again.
         if self.mine(me, word) and (removed or self.rules.failed_cas == "gone"):
@@ -428,6 +439,12 @@ class Protocol:
 
     def name(self, me: int, key: str, value: str) -> Operation:
         """Let a content be stored, give it a name, look whether it is still there; if not the full block is put."""
+        yield from self.beside_collect("enter shared")
+        outcome = yield from self.named(me, key, value)
+        yield from self.beside_collect("leave")
+        return outcome
+
+    def named(self, me: int, key: str, value: str) -> Operation:
         rules, content = self.rules, value[1]
         alias = yield ("take", key)
         if alias is None:
@@ -497,7 +514,7 @@ class Protocol:
                 break
         if rules.publish == "first":
             yield from self.fill(new, key, value)
-        if old and old.hard and rules.uncount:
+        if counts(old) and rules.uncount:
             yield ("uncount",)
         if old and old != new and self.mine(me, old):
             yield ("reclaim", old, None)
@@ -533,16 +550,34 @@ class Protocol:
             slot = word = None
 
     def protect(self, me: int, key: str) -> Operation:
-        """Toggle the hard bit of the word that counts, whoever manages its cell."""
+        """Toggle the hard bit of the word that counts, whoever manages its cell; of a name its content's first."""
+        yield from self.beside_collect("enter shared")
+        outcome = yield from self.shielded(me, key)
+        yield from self.beside_collect("leave")
+        return outcome
+
+    def shielded(self, me: int, key: str) -> Operation:
         rules = self.rules
         while True:
             hits, _ = yield from self.look_up(key, rules.writer_mismatch)
             if not hits:
                 return ("absent",)
             slot, word = hits[0]
+            if word.alias and rules.shield == "content first":
+                _, descriptor = yield ("get part", word.cell, "D")
+                outcome = yield from self.shielded(me, descriptor[2])
+                hits, _ = yield from self.look_up(key, rules.writer_mismatch)
+                if not hits or hits[0] != (slot, word):
+                    del descriptor, outcome, hits, slot, word
+                    continue  # it names something else by now
+                if outcome[0] == "absent":
+                    return ("hollow",)
+                if outcome[0] != "protected":
+                    return outcome
+                del descriptor, outcome
             if word.hard:
                 return ("protected", word)
-            if rules.count == "first":
+            if rules.count == "first" and not word.alias:
                 counted = yield ("count",)
                 if not counted:
                     return ("over quota",)
@@ -555,7 +590,8 @@ class Protocol:
                     return ("over quota",)
             if swapped:
                 return ("protected", word)
-            yield ("uncount",)
+            if not word.alias:
+                yield ("uncount",)
             del hits, slot, word, swapped
 
     def unprotect(self, me: int, key: str) -> Operation:
@@ -567,10 +603,29 @@ class Protocol:
             if not word.hard:
                 return ("unprotected",)
             swapped = yield ("cas", slot, word, word._replace(hard=False))
-            if swapped:
+            if swapped and not word.alias:
                 yield ("uncount",)
-                return ("unprotected",)
+            if swapped:
+                break
             del hits, slot, word, swapped
+        if word.alias and self.rules.unshield == "content":
+            _, descriptor = yield ("get part", word.cell, "D")
+            yield from self.unprotect(me, descriptor[2])
+        return ("unprotected",)
+
+    def collect(self, me: int, content: str) -> Operation:
+        """Let a content be evicted again if no name of it, on any rank, is protected any more."""
+        yield from self.beside_collect("enter alone")
+        shields = yield ("shields", content)
+        if not shields:
+            yield from self.unprotect(me, content)
+        yield from self.beside_collect("leave")
+        return ("collected",)
+
+    def beside_collect(self, action: str) -> Operation:
+        """The lock that collect takes on all ranks, and whoever protects or puts by content on its own."""
+        if "collect" in self.row.programs and self.rules.collect_alone:
+            yield (action,)
 
     # Managers.
 
@@ -609,7 +664,14 @@ class Protocol:
         new = yield ("take", key)
         if new is None:
             return ("refused",)
-        yield from self.fill(new, key, value)
+        if old.alias:
+            _, descriptor = yield ("get part", old.cell, "D")
+            new = new._replace(alias=True)
+            yield ("store", new.cell, "D", None)
+            yield ("store", new.cell, "D", (key, new.generation, descriptor[2]))
+            del descriptor
+        else:
+            yield from self.fill(new, key, value)
         while True:
             words = yield from self.bucket()
             slot, there = self.standing(words, old)
@@ -622,7 +684,7 @@ class Protocol:
             if moved or self.rules.failed_cas == "gone":
                 break
             del slot, there, moved
-        if moved and there.hard and not new.hard:
+        if moved and counts(there) and not new.hard:
             yield ("uncount",)
         yield ("reclaim", old, None)
         if moved:
@@ -715,6 +777,7 @@ class Machine:
 FIELDS = (
     "slots", "payloads", "descriptors", "table", "free", "pins", "pending", "local", "begun",
     "acknowledged", "known", "dead", "disturbed", "counted", "shielded", "loose", "wronged", "copy", "hollow",
+    "behind", "inside",
 )  # fmt: skip
 
 
@@ -727,7 +790,8 @@ class World:
     ghosts of the properties: what each process knew when its operation began; keys acknowledged; values known to
     readers or putters; values superseded; keys ever evicted or deleted; cells and generations of which the
     protection is acknowledged; keys that anybody ever began to unprotect; whether one of the shielded was evicted;
-    `hollow` are names whose content was taken away while they stood.
+    `hollow` are names whose content was taken away while they stood; `behind` are the protected names with the cells
+    and generations of their contents. `inside` are those who hold the lock of collect, -1 stands for collect itself.
     """
 
     __slots__ = ("row", *FIELDS)
@@ -736,7 +800,8 @@ class World:
         self.row = row
         (slots, payloads, descriptors, table, free, pins, self.pending, local, begun,
          self.acknowledged, self.known, self.dead, self.disturbed,
-         self.counted, self.shielded, self.loose, self.wronged, self.copy, self.hollow) = state  # fmt: skip
+         self.counted, self.shielded, self.loose, self.wronged, self.copy, self.hollow,
+         self.behind, self.inside) = state  # fmt: skip
         self.slots, self.payloads, self.descriptors = list(slots), list(payloads), list(descriptors)
         self.table, self.free, self.pins = list(table), free, list(pins)
         self.local, self.begun = list(local), list(begun)
@@ -750,15 +815,16 @@ class World:
             row,
             ((0,) * row.slots, (nothing,) * cells, (None,) * cells, ((FREE, 0, ""),) * cells, (), (0,) * processes,
              (), local, ((),) * processes, frozenset(), frozenset(), frozenset(), frozenset(),
-             0, frozenset(), frozenset(), False, 0, frozenset()),
+             0, frozenset(), frozenset(), False, 0, frozenset(), frozenset(), frozenset()),
         )  # fmt: skip
         for place, value in enumerate(row.init.split()):
             if value == "-":
                 continue
             key = value[0]
-            world.table[place], world.descriptors[place] = (LIVE, 0, key), (key, 0)
-            world.payloads[place] = (value,) * len(row.halves)
-            world.slots[place] = world.word(place)
+            alias = value[1].isalpha()
+            world.table[place], world.descriptors[place] = (LIVE, 0, key), (key, 0, *value[1] * alias)
+            world.payloads[place] = nothing if alias else (value,) * len(row.halves)
+            world.slots[place] = world.word(place)._replace(alias=alias)
             world.known |= {value}
             world.acknowledged |= {key}
         world.free = tuple((cell, frozenset()) for cell in range(cells) if world.table[cell][0] == FREE)
@@ -770,6 +836,7 @@ class World:
             tuple(self.pins), self.pending, tuple(self.local), tuple(self.begun),
             self.acknowledged, self.known, self.dead, self.disturbed,
             self.counted, self.shielded, self.loose, self.wronged, self.copy, self.hollow,
+            self.behind, self.inside,
         )  # fmt: skip
 
     def word(self, cell: int) -> Word:
@@ -820,12 +887,32 @@ class World:
             return False
         self.slots[slot] = new
         self._note_names(old, new)
-        if me >= 0 and old and old[1:3] in self.shielded:
-            if self.begun[me][0] == "evict":
+        if me >= 0 and old:
+            names = {name for name, *cell in self.behind if tuple(cell) == old[1:3]}
+            if self.begun[me][0] == "evict" and (names or old[1:3] in self.shielded):
                 self.wronged = True
             if self.begun[me][0] == "move":  # a replace makes another block
-                self.shielded |= {new[1:3]}
+                self.behind |= {(name, *new[1:3]) for name in names}
+                self.shielded |= {new[1:3]} if old[1:3] in self.shielded else set()
         return True
+
+    def _shields(self, me: int, content: str) -> bool:
+        return any(w and w.alias and w.hard and self.descriptors[w.cell][-1] == content for w in self.slots)
+
+    def _enter_shared(self, me: int) -> Any:
+        if -1 in self.inside:
+            return UNDER_WAY
+        self.inside |= {me}
+        return None
+
+    def _enter_alone(self, me: int) -> Any:
+        if self.inside:
+            return UNDER_WAY
+        self.inside |= {-1}
+        return None
+
+    def _leave(self, me: int) -> None:
+        self.inside -= {me, -1}
 
     def _note_names(self, old: Any, new: Any) -> None:
         """Which names stand for a content that is not there: a miss of one is an eviction, and it may come back."""
@@ -903,7 +990,8 @@ class World:
         """The word and value of this rank's live cell of a key."""
         for cell, (status, _, of) in enumerate(self.table):
             if self.row.cells[cell] == self.row.ranks[me] and status == LIVE and of == key:
-                return self.word(cell), self.payloads[cell][0]
+                alias = len(self.descriptors[cell]) == 3 and key.islower()
+                return self.word(cell)._replace(alias=alias), self.payloads[cell][0]
         return None, None
 
     def _live_cells(self, me: int) -> Any:
@@ -955,8 +1043,11 @@ class World:
         name, key, value = op
         if name in ("evict", "delete", "drop"):
             self.disturbed |= {key}
+        if name in (*PUTS, "delete"):
+            self.behind = frozenset(each for each in self.behind if each[0] != key)  # it may name something else
         if name == "unprotect":
             self.loose |= {key}
+            self.behind = frozenset(each for each in self.behind if each[0] != key)
             self.shielded = frozenset(each for each in self.shielded if self.table[each[0]][2] != key)
         if name in ("get", "view", "near", "protect", "unprotect"):
             must = key in self.acknowledged and key not in self.disturbed | self.hollow
@@ -976,6 +1067,7 @@ class World:
                 self.table[outcome[2].cell] = (LIVE, generation, of)
         if (kind == "protected" or (name == "keep" and kind == "stored")) and key not in self.loose:
             self.shielded |= {outcome[-1][1:3]}
+            self.behind |= {(key, *word[1:3]) for word in self.named_by(key, outcome[-1])}
         if name in PUTS and kind in ("stored", "superseded"):
             self.acknowledged |= {key}
             if name == "name" and not (self.row.rules.second_look and self.row.rules.look_order == "alias first"):
@@ -992,7 +1084,8 @@ class World:
             # Known before this read began and not what it returned: somebody has written since.
             self.known |= {value}
             self.dead |= before - {value}
-        if kind in ("miss", "hollow", "bound", "absent") and reader[1] and key not in self.disturbed | self.hollow:
+        excused = self.disturbed | (self.hollow if name != "protect" else {key} if self.disturbed else set())
+        if kind in ("miss", "hollow", "bound", "absent") and reader[1] and key not in excused:
             broken = {"bound" if kind == "bound" else "lost"}
         if kind == "miss":
             self.dead |= before
@@ -1023,7 +1116,15 @@ class World:
         return broken
 
     def hard_words(self) -> int:
-        return sum(1 for word in self.slots if word and word.hard)
+        return sum(1 for word in self.slots if word and word.hard and not word.alias)
+
+    def named_by(self, key: str, name: Word) -> list[Word]:
+        """The word of the content of a name, if both stand and nobody is about to change the name."""
+        changing = {begun[1] for begun in self.begun if begun and begun[0] in (*PUTS, "delete")}
+        if not name.alias or key in changing or not any(same(name, word) for word in self.slots):
+            return []
+        content = self.descriptors[name.cell][2]
+        return [word for word in self.slots if word and self.table[word.cell][2] == content]
 
     def check_quiet(self) -> set[str]:
         """The properties broken when nobody can go on: each manager sweeps once and looks at the pins again."""
@@ -1062,6 +1163,15 @@ class Explorer:
                 assert op is not None
                 if machine.fresh[start]:
                     world.begin(process, op)
+                elif first[0] in READS and not row.rest:
+                    observed = world.do(process, first)
+                    local, outcome = machine.advance(start, observed)
+                    if outcome is None:  # nothing is another but where this process stands
+                        world.local[process] = local
+                        new = (*state[:7], tuple(world.local), *state[8:])
+                        yield (process, op, first, observed, None), set(), new
+                        continue
+                    local = start
                 while (observed := world.do(process, action)) is not UNDER_WAY:
                     local, outcome = machine.advance(local, observed)
                     if outcome is not None:

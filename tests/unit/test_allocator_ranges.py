@@ -81,23 +81,46 @@ def test_nothing_new_comes_into_a_closed_range() -> None:
     assert allocator.allocate(1, 0.0) is None
 
 
+def test_downward_cells_come_from_the_high_end() -> None:
+    allocator = PageAllocator(64, 0.0, whole=False, downward=True)
+    allocator.add(48, 16)
+    assert [allocator.allocate(5, 0.0) for _ in range(4)] == [(59, 1), (54, 1), (49, 1), None]
+    allocator.add(32, 16)  # right below the page that is left
+    assert allocator.allocate(17, 0.0) == (32, 1)
+    allocator.add(0, 16)  # not beside it
+    assert allocator.allocate(16, 0.0) == (0, 1)
+    for first in (59, 54, 32):
+        release(allocator, first)
+        allocator.check()
+    assert allocator.allocate(9, 0.0) == (55, 1)
+    assert allocator.allocate(1, 0.0) == (54, 2)
+    assert allocator.largest_free == 17
+    allocator.check()
+
+
+@pytest.mark.parametrize("downward", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_every_invariant_holds_whatever_comes_and_goes(seed: int) -> None:
+def test_every_invariant_holds_whatever_comes_and_goes(seed: int, downward: bool) -> None:
     rng = random.Random(seed)
-    allocator, live, dropped = PageAllocator(256, 0.0, whole=False), dict[int, int](), 0
+    allocator = PageAllocator(256, 0.0, whole=False, downward=downward)
+    live, dropped = dict[int, int](), 0
     for _ in range(600):
         draw = rng.random()
         start = 16 * rng.randrange(16)
         if draw < 0.15 and start not in allocator.ranges:
             allocator.add(start, 16, [rng.randrange(100)] * 16 if rng.random() < 0.5 else None)
         elif draw < 0.55:
-            pages = rng.randint(1, 20)
+            pages, longest = rng.randint(1, 20), max(map(allocator.free_after, range(256)))
+            assert longest == max(map(allocator.free_before, range(257)))
             cell = allocator.allocate(pages, 0.0)
             if cell is not None:
                 held = allocator.ranges.keys() - allocator.closing
                 assert all(page // 16 * 16 in held for page in range(cell[0], cell[0] + pages))
                 assert all(cell[0] + pages <= a or a + n <= cell[0] for a, n in live.items())
+                assert pages <= longest
                 live[cell[0]] = pages
+            else:
+                assert pages > longest
         elif draw < 0.9 and live:
             first = rng.choice(list(live))
             del live[first]

@@ -137,6 +137,12 @@ def test_reads_cannot_be_verified_without_checksums() -> None:
     assert Config(verify_reads=True).verify_reads
 
 
+def test_no_more_is_protected_than_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"protected_bytes is 1048577, dram_bytes 1048576: no arena .* lower"):
+        Config(dram_bytes="1MiB", protected_bytes=(1 << 20) + 1)  # type: ignore[arg-type]
+    assert Config(dram_bytes="1MiB", protected_bytes="1MiB").protected_bytes == 1 << 20  # type: ignore[arg-type]
+
+
 def test_make_takes_a_config_a_mapping_or_nothing() -> None:
     base = Config.make({"dram_bytes": "1GiB", "namespace": "llama"})
     assert base.dram_bytes == 1 << 30

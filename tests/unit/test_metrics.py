@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from prometheus_client.parser import text_fd_to_metric_families
-from workload_fakes import setting
+from workload_fakes import DictStore, setting
 
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.traces import deal, synthetic
@@ -20,7 +20,7 @@ from cascade_mpi.workload import WorkloadOptions, metrics
 from cascade_mpi.workload.metrics import JsonLines, PrometheusFile, record, textfile_path
 from cascade_mpi.workload.plan import Nodes
 from cascade_mpi.workload.sampling import Sample
-from cascade_mpi.workload.tally import NAMES, OPERATIONS, Latencies, Tally
+from cascade_mpi.workload.tally import GROUPS, NAMES, OPERATIONS, Latencies, Tally
 
 
 def counts() -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +54,13 @@ def test_the_textfile_has_the_numbers_of_the_tally(tmp_path: Path) -> None:
     assert found["cascade_puts_total", "7", "stored"] == count["put_blocks"] - count["kept"] - count["refused"]
     assert found["cascade_retries_total", "7", "lost_cas"] == count["lost_cas"]
     assert found["cascade_arena_bytes", "7", "limbo"] == count["arena_limbo"]
+    assert found["cascade_arena_bytes", "7", "lent"] == count["arena_lent"]
+    assert found["cascade_copies_dropped_total", "7", "stale"] == count["copies_stale_dropped"]
+    assert found["cascade_copy_hits_without_mpi_total", "7"] == count["copies_hits_without_mpi"]
+    assert found["cascade_extents", "7", "leased"] == count["pool_held"]
+    assert found["cascade_moved_bytes_total", "7"] == count["pool_moved_bytes"]
+    assert found["cascade_dedup_saved_bytes_total", "7"] == count["dedup_saved_bytes"]
+    assert found["cascade_dedup_cells", "7", "alias"] == count["dedup_aliases"]
     assert found["cascade_stall_seconds_total", "7"] == count["stall_ns"] / 1e9
     assert found["cascade_call_seconds_count", "7", "put"] == 3
     assert found["cascade_call_seconds_sum", "7", "get"] == pytest.approx(count["get_ns"] / 1e9)
@@ -68,6 +75,26 @@ def test_every_metric_is_documented_and_there_is_no_other(tmp_path: Path) -> Non
     names = {re.sub("_(bucket|sum|count|created)$", "", name) for name, *_ in written(path)}
     documented = set(re.findall(r"^(cascade_\w+)", metrics.__doc__ or "", re.MULTILINE))
     assert names == documented
+
+
+def test_every_number_of_copies_pool_and_contents_is_a_metric(tmp_path: Path) -> None:
+    path = tmp_path / "cascade.prom"
+    mine, bins = counts()
+    PrometheusFile(path, "rank", "0").write(mine, bins)
+    values = set(written(path).values())
+    grouped = {name: number for name, number in zip(NAMES, mine.tolist(), strict=True) if name.split("_")[0] in GROUPS}
+    assert len(grouped) == sum(map(len, GROUPS.values())) + 2  # hits and saved bytes of contents stand outside
+    assert {name for name, number in grouped.items() if number not in values} == set()
+
+
+def test_a_tally_takes_what_a_store_counts() -> None:
+    tally, stats = Tally(), DictStore().stats()
+    tally.take(stats)
+    assert (tally.dedup_hits, tally.dedup_alias_reads, tally.copies_waited) == (6, 7, 7)
+    assert tally.pool_held == 0  # of a store without leases
+    assert tally.arena_live + tally.arena_limbo + tally.arena_free + tally.arena_lent == tally.arena_bytes
+    tally.take(stats | {"pool": dict.fromkeys(GROUPS["pool"], 8)})
+    assert (tally.pool_held, tally.pool_moved_bytes) == (8, 8)
 
 
 def test_a_later_write_replaces_the_file(tmp_path: Path) -> None:

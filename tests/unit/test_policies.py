@@ -187,6 +187,10 @@ class PolicyTests:
     def test_bytes_of_state(self, name):
         small, large = (sum(part.nbytes for part in new(name, 100, n)._state) for n in (200_000, 300_000))
         assert (large - small) / 100_000 == POLICIES[name].state_bytes_per_block
+        ids = 1_000 + POLICIES[name].most_ghosts(1_000)
+        assert POLICIES[name].state_bytes(1_000) >= ids * POLICIES[name].state_bytes_per_block
+        if name == "prefix":
+            assert POLICIES[name].state_bytes(1_000) > 230 * 1024 + 5_000 * 16  # ghosts and the fixed part too
 
 
 class TestPolicies(PolicyTests):

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cascade_mpi.policies import hazard, prior, watch
-from cascade_mpi.policies.hazard import AGES, CLASSES, EDGE, ORDER, QUEUES, RANK, TRUST, WAIT
+from cascade_mpi.policies import hazard, prior
+from cascade_mpi.policies import marks as watch
+from cascade_mpi.policies.hazard import AGES, AS_LRU, CLASSES, EDGE, ORDER, QUEUES, RANK, TAKEOVERS, TRUST
 from cascade_mpi.policies.lru import Lru
 from cascade_mpi.policies.prefix import Prefix
 from cascade_mpi.policies.state import MARK, ROW
@@ -42,13 +43,13 @@ def test_share_of_the_gap_between_lru_and_min(conversation, capacity, goal):
     ids, lengths, partial = conversation
     policy = Prefix(capacity, int(ids.max()) + 1)
     assert policy.replay(ids, lengths, partial).sum() >= goal
-    assert policy._numbers[WAIT] == 4  # LRU never took over
+    assert policy._numbers[TAKEOVERS] == 0
 
 
 def test_without_requests_it_is_still_ahead_of_lru(conversation):
     ids, _, _ = conversation
     policy, lru = Prefix(10_000, int(ids.max()) + 1), Lru(10_000, int(ids.max()) + 1)
-    assert policy.replay(ids).sum() > lru.replay(ids).sum() + 4_000
+    assert policy.replay(ids).sum() > lru.replay(ids).sum() + 2_000
 
 
 def stacked(seed, count, mean):
@@ -106,17 +107,64 @@ def test_never_a_point_below_lru_on_traces_it_was_not_made_for(name):
             assert policy._reals[TRUST] == 0, "what another trace taught does not hold here"
 
 
-def test_lru_takes_over_where_it_is_better():
-    ids = moving(21)
-    guarded, unguarded = (Prefix(900, int(ids.max()) + 1, trust=1000.0) for _ in range(2))
-    hits = guarded.replay(ids).sum()
-    lost = 0
-    for part in np.split(ids, 45):
-        lost += unguarded.replay(part).sum()
-        unguarded._reals[hazard.LRU_ONLY] = 0.0  # what the duel counts
-    assert guarded._numbers[WAIT] > 4
-    assert unguarded._numbers[WAIT] == 4
-    assert hits > lost
+def own_ranks(policy):
+    """As if the prior had been confirmed: before that, blocks leave as in LRU."""
+    policy._numbers[AS_LRU] = 0
+    policy.resize(policy.capacity)
+    return policy
+
+
+def twice(gap, blocks):
+    """Each block twice, `gap` blocks later."""
+    ids = np.empty(2 * blocks, np.int64)
+    ids[0::2] = np.arange(blocks)
+    ids[1::2] = np.maximum(np.arange(blocks) - gap, 0)
+    return ids
+
+
+def two_sets(seed):
+    """One working set, a little larger than the cache, and then another."""
+    random = np.random.default_rng(seed)
+    return np.concatenate([random.integers(0, 1_390, 10_000), 1_390 + random.integers(0, 1_390, 10_000)])
+
+
+UNKIND = {  # traces on which what was learned or expected is wrong: capacity, ids, blocks of each request
+    "twice": (3_000, twice(1_200, 9_000), 6),
+    "twice, short": (3_000, twice(960, 4_500), 2),
+    "Zipf in sixes": (3_000, zipf(2, 39_000, 75_000, 0.6), 6),
+    "sets": (1_000, two_sets(1), 2),
+    "other sets": (1_000, two_sets(2), 2),
+    "scan, then twice": (1_000, np.concatenate([np.arange(6_000), 6_000 + twice(350, 6_000)]), 3),
+}
+
+
+@pytest.mark.parametrize("partial", [None, True, False])
+@pytest.mark.parametrize("name", UNKIND)
+def test_never_a_point_below_lru_on_short_and_changing_traces(name, partial):
+    capacity, ids, width = UNKIND[name]
+    told = () if partial is None else (np.full(ids.size // width, width), partial)
+    policy, lru = (kind(capacity, int(ids.max()) + 1) for kind in (Prefix, Lru))
+    hits, bound = policy.replay(ids, *told).mean(), lru.replay(ids).mean()
+    assert hits > bound - 0.01, f"{hits:.2%}, LRU {bound:.2%}"
+
+
+def test_before_anything_is_known_it_is_lru():
+    ids = zipf(3, 3_000, 12_000)
+    policy = Prefix(800, 3_000, trust=0.0)
+    assert policy.replay(ids).tolist() == Lru(800, 3_000).replay(ids).tolist()
+    assert policy._numbers[AS_LRU]
+    policy.check()
+
+
+def test_when_lru_takes_over_blocks_of_all_queues_leave_by_last_use():
+    ids = zipf(4, 5_000, 8_000)
+    policy = own_ranks(Prefix(1_000, 5_000))
+    policy.replay(ids)
+    last = {block: at for at, block in enumerate(ids.tolist())}
+    resident = np.flatnonzero(policy.resident()).tolist()
+    policy._numbers[AS_LRU] = 1
+    policy.resize(1_000)
+    assert policy.victims(1_000).tolist() == sorted(resident, key=last.__getitem__)
 
 
 def test_same_calls_same_victims(conversation):
@@ -129,14 +177,14 @@ def test_same_calls_same_victims(conversation):
 
 
 def test_partial_block_of_a_request_goes_first():
-    policy = Prefix(100, 100)
+    policy = own_ranks(Prefix(100, 100))
     policy.replay(np.arange(60), np.full(6, 10), True)
     assert sorted(policy.victims(6).tolist()) == [9, 19, 29, 39, 49, 59]
     policy.check()
 
 
 def test_blocks_of_a_running_session_stay_longer_than_those_of_a_new_prompt():
-    policy = Prefix(1_000, 1_000)
+    policy = own_ranks(Prefix(1_000, 1_000))
     for _ in range(6):  # turns
         policy.replay(np.arange(10), [10], False)
     policy.replay(np.arange(20, 30), [10], False)
@@ -145,7 +193,7 @@ def test_blocks_of_a_running_session_stay_longer_than_those_of_a_new_prompt():
 
 
 def test_session_is_known_again_by_its_end_after_its_blocks_have_left():
-    policy = Prefix(4_000, 100)
+    policy = Prefix(40_000, 100)
     assert policy._numbers[hazard.RATE] == 16
     policy.replay(np.arange(10), [10], False)
     policy.evicted(np.arange(10))

@@ -11,7 +11,7 @@ import numpy as np
 from cascade_mpi.traces import Deal, deal, synthetic
 from cascade_mpi.workload.result import Result, Setting, check_counts, summarise
 from cascade_mpi.workload.server import Server
-from cascade_mpi.workload.tally import OPERATIONS
+from cascade_mpi.workload.tally import GROUPS, OPERATIONS
 
 
 class DictStore:
@@ -64,7 +64,9 @@ class DictStore:
         tiers["self"] = {"gets": self.gets, "bytes": self.bytes}
         return {
             "recheck_retries": 3, "retries_exhausted": 1, "lost_cas": 4, "evicted": 2, "evicted_bytes": 200,
-            "misses": 5, "arena": {"bytes": 1000, "live": 500, "limbo": 100, "free": 400}, "tiers": tiers,
+            "misses": 5, "tiers": tiers, "dedup_hits": 6, "dedup_saved_bytes": 600, "pool": {},
+            "arena": {"bytes": 1000, "live": 500, "limbo": 100, "free": 300, "lent": 100},
+            **{group: dict.fromkeys(GROUPS[group], 7) for group in ("copies", "dedup")},
         }  # fmt: skip
 
 

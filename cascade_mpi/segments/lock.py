@@ -1,0 +1,231 @@
+"""One job at a time writes to a directory: the file LOCK, and who holds it.
+
+Covers taking it, refusing a second job with the name of the first, and file systems without locks. Does not cover what
+a job that is refused may still do: open the directory read-only, which needs no lock.
+
+The lock is the kernel's (fcntl): it ends with the process that holds it, however that ends, so a dead job's file blocks
+nobody. The text in the file is only for people. One process of the job takes it, and keeps it until all its ranks have
+ended their writing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+from cascade_mpi.errors import LocksUnsupportedError, StoreInUseError
+from cascade_mpi.segments import faults
+
+NAME = "LOCK"
+_MODE = 0o600
+_MAX_BYTES = 4096
+_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
+_ONE_NODE = {
+    "lustre": ("localflock",),
+    "nfs": ("nolock", "local_lock=all", "local_lock=posix"),
+    "nfs4": ("nolock", "local_lock=all", "local_lock=posix"),
+}
+_TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
+_FIELDS = 200  # characters of a field that are shown
+
+Locks = Literal["required", "none"]
+
+# A process's own locks do not stop it, and closing any descriptor of the file would end them: so it must know them.
+_held: set[tuple[int, int]] = set()
+_guard = threading.Lock()
+
+
+class Owner(NamedTuple):
+    """Who writes to a directory."""
+
+    host: str
+    pid: int
+    job: str  # the batch system's number, or ""
+    since: int  # s of Unix time
+
+    @classmethod
+    def here(cls, since: int, environ: Mapping[str, str]) -> Owner:
+        """Local. This process."""
+        return cls(os.uname().nodename, os.getpid(), environ.get("SLURM_JOB_ID", ""), since)
+
+    def __str__(self) -> str:
+        with suppress(ValueError, OverflowError, OSError):  # a time that no calendar has
+            when = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            job = f"job {self.job}, " if self.job else ""
+            return f"{job}process {self.pid} on {self.host}, since {when}"
+        return f"process {self.pid} on {self.host}"
+
+
+class DirectoryLock:
+    """The right to write to a directory, held until `release` or the end of the process."""
+
+    def __init__(self, root: Path, descriptor: int, identity: tuple[int, int], note: str) -> None:
+        self.root = root
+        self.note = note  # for the report: what the lock does not keep out, or ""
+        self._descriptor: int | None = descriptor
+        self._identity = identity
+        self._pid = os.getpid()
+
+    @classmethod
+    def take(cls, root: str | os.PathLike[str], owner: Owner, *, locks: Locks = "required") -> DirectoryLock:
+        """Local. Take the lock of an existing directory without waiting. 1 open, 1 lock, 1 write.
+
+        `locks="none"`: where the file system has no locks, go on without; the user answers for there being one job. The
+        lock's `note` says it.
+
+        Raises
+        ------
+        StoreInUseError
+            Another job has it, or this process itself; the text has its name.
+        LocksUnsupportedError
+            The file system keeps no locks, or none that reach other nodes, and `locks` is "required".
+        DiskError
+            The file cannot be made: permission, read-only, full.
+        """
+        root = Path(root).absolute()
+        path = root / NAME
+        with _guard:
+            _refuse_own(path)
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                descriptor = os.open(path, flags, _MODE)
+            except OSError as error:
+                raise faults.explain(error, "opening the lock", str(path)) from error
+            try:
+                status = os.fstat(descriptor)
+                identity = status.st_dev, status.st_ino
+                note = _lock(descriptor, path, locks, _one_node(status.st_dev))
+                note = "; ".join(filter(None, (note, _write(descriptor, path, owner))))
+            except BaseException:
+                os.close(descriptor)
+                raise
+            _held.add(identity)
+        return cls(root, descriptor, identity, note)
+
+    def __enter__(self) -> DirectoryLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Local. Let others write. The file stays, empty. A second release does nothing, nor does a forked child's."""
+        with _guard:
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is None:
+                return
+            if self._pid == os.getpid():
+                with suppress(OSError):  # the text is for people, a full disk must not keep the lock
+                    os.ftruncate(descriptor, 0)
+                _held.discard(self._identity)
+            os.close(descriptor)
+
+
+def owner_of(root: str | os.PathLike[str]) -> Owner | None:
+    """Local. Who wrote the name in a directory's LOCK; None if nobody did, or it cannot be read.
+
+    Whether he still lives is for `DirectoryLock.take` to find out. Not for the process that holds it itself: closing
+    the file would end its lock, so that one is told None.
+    """
+    path = Path(root).absolute() / NAME
+    with _guard, suppress(OSError):
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in _held:
+            return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return _read(descriptor)
+        finally:
+            os.close(descriptor)
+    return None
+
+
+def _refuse_own(path: Path) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in _held:
+            raise StoreInUseError(
+                f"{path.parent}: this process ({os.getpid()}) has it open for writing already: close that store first, "
+                "or open it read-only"
+            )
+
+
+def _one_node(device: int, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The mount option by which a network's file system keeps locks on this node alone, or ""."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError):
+        for line in mounts.read_text(errors="replace").splitlines():
+            before, _, after = line.partition(" - ")
+            fields, words = before.split(), after.split()
+            if len(fields) > 2 and fields[2] == number and words:
+                known = _ONE_NODE.get(words[0], ())
+                return next((each for each in words[-1].split(",") if each in known), "")
+    return ""
+
+
+def _lock(descriptor: int, path: Path, locks: Locks, one_node: str) -> str:
+    """The note of a lock that was taken, or of one that cannot be."""
+    if one_node and locks != "none":
+        raise LocksUnsupportedError(
+            errno.ENOLCK,
+            f"{path.parent}: this file system is mounted with {one_node}, so its locks do not reach other nodes, and a "
+            f"second job there would not be noticed: mount it with locks for all (Lustre: -o flock), choose another "
+            'directory, or set disk_locks="none" and see to it that there is only one job',
+            str(path),
+        )
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            first = _read(descriptor)
+            who = str(first) if first is not None else "a process that has not written its name"
+            raise StoreInUseError(
+                f"{path.parent} is in use by {who}: wait for it to end, use another directory, or open it read-only"
+            ) from error
+        if error.errno not in _UNSUPPORTED:
+            raise faults.explain(error, "locking it", str(path)) from error
+        if locks != "none":
+            raise LocksUnsupportedError(
+                error.errno or errno.ENOLCK,
+                f"{path.parent}: this file system keeps no file locks ({error.strerror}), so a second job on this "
+                "directory would not be noticed, and two would destroy it: mount it with them (Lustre: -o flock), "
+                'choose another directory, or set disk_locks="none" and see to it that there is only one job',
+                str(path),
+            ) from error
+        return f"no lock: the file system keeps none ({error.strerror}), and disk_locks is none"
+    return f"the lock keeps out jobs of this node only: the file system is mounted with {one_node}" if one_node else ""
+
+
+def _write(descriptor: int, path: Path, owner: Owner) -> str:
+    """The note of a name that could not be written: a full disk must not keep out who wants to make room."""
+    text = (json.dumps(owner._asdict()) + "\n").encode()
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text, 0)
+        os.fsync(descriptor)  # so that a node without our page cache can read the name
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"a second job is refused without our name, it could not be written: {error.strerror}"
+        raise faults.explain(error, "writing the owner's name", str(path)) from error
+    return ""
+
+
+def _read(descriptor: int) -> Owner | None:
+    """Whoever is writing it may be in the middle, and anybody may have edited it."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        fields = json.loads(os.pread(descriptor, _MAX_BYTES, 0))
+        host, job = (str(fields[name])[:_FIELDS] for name in ("host", "job"))
+        if host.isprintable() and job.isprintable():  # it is shown on a terminal
+            return Owner(host, int(fields["pid"]), job, int(fields["since"]))
+    return None
