@@ -84,7 +84,7 @@ class CellTable:
         self._coldest = Coldest(self.words, self._lengths, self.area.touched, self.cells_of)
         self.low_pages = int(ahead * fabric.pages) if eviction is not None else 0
         self.wished = 0  # of them for a copy that found no room
-        self._wished_until = 0.0
+        self._wished_until = self._no_wish_until = 0.0
         self._barren = 0.0  # until then there is nothing to evict ahead
         self._last_retired = -1.0
         self.pause: Callable[[str], None] | None = None  # test hook

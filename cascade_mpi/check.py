@@ -94,8 +94,13 @@ def check(
         claims = _check_copies(fabric, problems)
     copied = _sent(comm, claims)
     summed, own = 0, pool.own
+    # What ranks send each other is sent by all, whatever was found: each look of a rank's own is by itself.
+    extents = comm.allgather(_extents_held(pool))
+    expected = _sent(comm, pins.by_manager())
+    hard_bytes, drafted = comm.allreduce(_protected_named(comm.size, pool, draft_bytes or {}))[:, comm.rank].tolist()
     with _telling(problems):
-        _check_extents(fabric, pool, problems)
+        _check_extents(fabric, pool, extents, problems)
+    with _telling(problems):
         for rank, tier in pool.tiers.items():
             _check_cells(tier, named.pop(rank, []), copied if tier is own else [], problems)
             waiting = {word & MAX_PAGES - 1 for word in drafts if unpack_word(word).rank == rank}
@@ -111,8 +116,10 @@ def check(
             problems.append(
                 f"{len(words)} words name cells of this rank in the arena of rank {rank}, where it has none"
             )
-        _check_pins(fabric, pins, problems)
-        _check_protected(fabric, pool, protected, draft_bytes or {}, problems)
+    with _telling(problems):
+        _check_pins(fabric, expected, problems)
+        _check_protected(protected, hard_bytes, drafted, problems)
+    with _telling(problems):
         problems += contents()
     everything = comm.allgather([f"rank {comm.rank}: {text}" for text in problems])
     found = [text for each in everything for text in each]
@@ -290,18 +297,22 @@ def _fetch_descriptor(fabric: Fabric, rank: int, page: int) -> Any:
     return buffer.view(DESCRIPTOR)[0]
 
 
-def _check_extents(fabric: Fabric, pool: Pool, problems: list[str]) -> None:
-    """Each extent has one holder, which knows of it: so no two managers' cells overlap.
+def _extents_held(pool: Pool) -> set[tuple[int, int]]:
+    """The (rank of the arena, extent) that this rank has cells in."""
+    if pool.table is None:
+        return set()
+    return {(rank, pool.table.at(start)) for rank, tier in pool.tiers.items() for start in tier.allocator.ranges}
+
+
+def _check_extents(fabric: Fabric, pool: Pool, held: list[set[tuple[int, int]]], problems: list[str]) -> None:
+    """Each extent has one holder, which knows of it: so no two managers' cells overlap. `held` is by rank.
 
     That a tier's cells lie in the extents that it holds is the allocator's to check.
     """
     if pool.table is None:
         return
-    held = {
-        (rank, pool.table.at(start)) for rank, tier in pool.tiers.items() for start in tier.allocator.ranges
-    }  # fmt: skip
     holders: dict[tuple[int, int], int] = {}
-    for rank, extents in enumerate(fabric.comm.allgather(held)):
+    for rank, extents in enumerate(held):
         for at in extents:
             if at in holders:
                 problems.append(f"extent {at[1]} of rank {at[0]} is held by ranks {holders[at]} and {rank}")
@@ -352,30 +363,27 @@ def _check_cells(dram: DramTier, named: list[int], copied: list[int], problems: 
             problems.append(f"descriptor {first} says live, but no cell begins there")
 
 
-def _check_pins(fabric: Fabric, pins: PinTable, problems: list[str]) -> None:
-    """The non-zero slots of all managers are the pins that the ranks hold."""
-    comm = fabric.comm
-    held: list[list[int]] = [[] for _ in range(comm.size)]
-    for pin in pins.held():
-        held[pin.manager].append(pin.word)
-    expected: npt.NDArray[np.uint64] = np.array(sorted(w for each in comm.alltoall(held) for w in each), np.uint64)
+def _check_pins(fabric: Fabric, expected: list[int], problems: list[str]) -> None:
+    """The non-zero slots of this manager are the pins that the ranks hold: their words are `expected`."""
     found = np.sort(fabric.pin_words[fabric.pin_words != 0])
-    if not np.array_equal(expected, found):
-        problems.append(f"{found.size} pin slots are set, the ranks hold {expected.size} pins here")
+    if not np.array_equal(np.array(sorted(expected), np.uint64), found):
+        problems.append(f"{found.size} pin slots are set, the ranks hold {len(expected)} pins here")
 
 
-def _check_protected(
-    fabric: Fabric, pool: Pool, protected: ProtectedBytes, draft_bytes: Mapping[int, int], problems: list[str]
-) -> None:
-    """What counts against an arena's quota is what the hard words of all its managers name, and is allowed."""
-    if protected.limit is None:
-        return
-    found = np.zeros((2, fabric.comm.size), np.int64)
+def _protected_named(ranks: int, pool: Pool, draft_bytes: Mapping[int, int]) -> npt.NDArray[np.int64]:
+    """Protected bytes of this rank's words and of its drafts, each by the rank of the arena: int64[2, ranks]."""
+    found = np.zeros((2, ranks), np.int64)
     for rank, tier in pool.tiers.items():
         found[0, rank] = tier.protected()[1]
     for rank, nbytes in draft_bytes.items():
         found[1, rank] = nbytes
-    named, drafted = fabric.comm.allreduce(found)[:, fabric.comm.rank].tolist()
+    return found
+
+
+def _check_protected(protected: ProtectedBytes, named: int, drafted: int, problems: list[str]) -> None:
+    """What counts against an arena's quota is what the hard words of all its managers name, and is allowed."""
+    if protected.limit is None:
+        return
     counted = protected.counted()
     if counted != named + drafted:
         problems.append(f"{counted} protected bytes are counted, hard words name {named} and drafts {drafted}")

@@ -77,8 +77,10 @@ class DramTier(Evictions, Passing):
             makes_way = cell is None and self.allocator.limbo_pages < pages and self.evict_copy(pages, staying)
             if wait:
                 return cell or self.regain(pages)
-            if not makes_way:
-                self.wish(0 if cell else pages)
+            if cell and pages >= self.wished:
+                self.wish(0)
+            elif cell is None and not makes_way:
+                self.wish(pages)
             return cell
 
     def copies_take(self, firsts: Collection[int]) -> int:

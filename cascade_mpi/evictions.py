@@ -24,6 +24,7 @@ _CHOOSE_SHARE_LRU = 4  # where only the last use counts: what is not used until 
 _LARGE_ONES = 8  # candidates that a put passes over as it evicts ahead
 _BARREN_S = 0.1  # a look for something to evict ahead that found nothing is not made again so soon
 _WISH_S = 10.0  # puts keep room for a copy that had none for so long: then nobody comes for it any more
+_WISH_AGAIN_S = 60.0  # after a wish in vain: what is free is in pieces, or not in this arena
 
 
 class Evictions(Cells):
@@ -50,9 +51,8 @@ class Evictions(Cells):
         now = time.monotonic()
         if now < self._barren:
             return
-        if self.wished and now > self._wished_until:
-            missing = None if missing is None else missing - self.wished
-            self.wish(0)
+        forgotten = self.forget_wish(now)
+        missing = None if missing is None else missing - forgotten
         if missing is None:
             missing = self.low_pages - self.allocator.free_pages - self.allocator.limbo_pages
         want = pages if 2 * missing < self.low_pages else 2 * pages
@@ -127,9 +127,20 @@ class Evictions(Cells):
 
         A read evicts nothing: it is puts that do, in the order of the policy, and only where they would anyhow.
         """
-        if self.victims is not None and (pages or self.wished):
-            self.low_pages += pages - self.wished
-            self.wished, self._wished_until = pages, time.monotonic() + _WISH_S
+        now = time.monotonic()
+        if self.victims is None or (pages and (self.wished or now < self._no_wish_until)):
+            return  # one at a time, and none right after one that was in vain
+        self.low_pages += pages - self.wished
+        self.wished, self._wished_until = pages, now + _WISH_S
+
+    def forget_wish(self, now: float) -> int:
+        """Local. Give up a wish that has waited for too long: its pages."""
+        wished = self.wished
+        if not wished or now <= self._wished_until:
+            return 0
+        self.wish(0)
+        self._no_wish_until = now + _WISH_AGAIN_S
+        return wished
 
     def _next_victim(self, staying: Sequence[int] = ()) -> int:
         """First page of the block to go next; -1 if there is none. No block of `staying` (first pages) is chosen."""

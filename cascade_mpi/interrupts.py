@@ -41,6 +41,8 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not _state.depth or _state.forcing:
+            if not _state.forcing:
+                _state.noted = None  # of one that was about to be delivered: it is, with this one
             self.previous(number, frame)
         elif _state.noted is None:
             _state.noted = _Noted(self, monotonic())
@@ -108,6 +110,13 @@ def store_opened() -> None:
         present = signal.getsignal(signal.SIGINT)
         if callable(present) and not isinstance(present, _Handler):
             signal.signal(signal.SIGINT, _Handler(present))
+
+
+def forked() -> None:
+    """Local. This is a forked child: nobody is inside a call, and its only thread is the main one."""
+    global _MAIN  # noqa: PLW0603  # read with every guarded call: a name of the module is the quickest
+    _MAIN = get_ident()
+    _state.depth, _state.noted, _state.forcing, _state.stores, _state.lock = 0, None, False, 0, threading.Lock()
 
 
 def store_closed() -> None:

@@ -83,6 +83,13 @@ class PinTable:
         with self._lock:
             return [pin for slots in self._held.values() for pin in slots if pin is not None]
 
+    def by_manager(self) -> dict[int, list[int]]:
+        """Local. The words of the pins that are held now, by the rank whose slots they are in."""
+        words: dict[int, list[int]] = {}
+        for pin in self.held():
+            words.setdefault(pin.manager, []).append(pin.word)
+        return words
+
     def _take(self, word: int, manager: int) -> Pin:
         with self._lock:
             slots = self._held.setdefault(manager, [None] * SLOTS_PER_PEER)

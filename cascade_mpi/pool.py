@@ -156,8 +156,13 @@ class Pool(Extents):
         return None
 
     def _keep_ahead(self, pages: int, now: float) -> None:
-        """While little is free, take one more extent; else evict about as much as this put takes."""
-        missing = self.own.low_pages
+        """While little is free, take one more extent; else evict about as much as this put takes.
+
+        What is wished for a copy has to be in the own arena; nothing is evicted for it while other memory is free.
+        """
+        own = self.own
+        own.forget_wish(now)
+        missing = own.low_pages
         for tier in self.tiers.values():
             allocator = tier.allocator
             missing -= allocator.free_pages + allocator.limbo_pages
@@ -168,6 +173,9 @@ class Pool(Extents):
                 return
             self._note_dry(now)
             self._recall(pages)
+        if own.wished and (short := own.low_pages - own.allocator.free_pages - own.allocator.limbo_pages) > 0:
+            own.evict_ahead(pages, short)
+            return
         tiers = self._all()
         going = tiers[0] if len(tiers) == 1 else max(tiers, key=DramTier.oldest)
         going.evict_ahead(pages, missing)  # which looks by itself whether it has anything

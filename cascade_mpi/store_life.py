@@ -32,7 +32,7 @@ from cascade_mpi.errors import (
     StoreClosedError,
 )
 from cascade_mpi.fabric import Fabric
-from cascade_mpi.interrupts import store_closed, store_opened, uninterrupted
+from cascade_mpi.interrupts import forked, store_closed, store_opened, uninterrupted
 from cascade_mpi.kernels import context as c
 from cascade_mpi.keys import Key, key_words
 from cascade_mpi.mover import Mover
@@ -117,8 +117,8 @@ class OpenStore:
         self._threaded = self._copier.splits(SPLIT_BYTES) and not self.config.verify_reads
         self._open, self._reason = True, ""
         _stores.add(self)
-        store_opened()
         self._comm.Barrier()
+        store_opened()
 
     def _start_progress(self) -> tuple[ProgressThread | None, str]:
         fabric, wanted = self._fabric, self.config.progress
@@ -222,6 +222,7 @@ class OpenStore:
 
 
 def _after_fork_in_child() -> None:
+    forked()
     for store in list(_stores):
         if store._open:
             store._refuse_calls(

@@ -161,14 +161,25 @@ class Reads(OpenStore):
                 return View(pin, address, found.nbytes, found.dtype, found.shape)
             pin.release()
 
-    @uninterrupted
     def pin(self, key: Key, *, namespace: AnyNamespace | None = None) -> Pin | None:
         """Local. Keep the memory of a block from being reused until `unpin`; None for a miss.
 
         A pinned block can still be replaced, deleted or evicted; its bytes stay where they are.
         """
+        taken = list[Pin]()
+        try:
+            self._pin(key, namespace, taken)
+        except BaseException:  # a Ctrl-C that waited for the call: nobody has the pin
+            for pin in taken:
+                pin.release()
+            raise
+        return taken[0] if taken else None
+
+    @uninterrupted
+    def _pin(self, key: Key, namespace: AnyNamespace | None, taken: list[Pin]) -> None:
         held = self._read(key, namespace, self._reader.pin)
-        return None if held is None else held[1]
+        if held is not None:
+            taken.append(held[1])
 
     def unpin(self, pin: Pin) -> None:
         """Local. Give a pin back; nothing the second time."""

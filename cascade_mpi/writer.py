@@ -308,6 +308,8 @@ class Writer:
                     others = fabric.publish(fabric.ctx, address, home, bucket, slot, old, new)
                     if others >= 0:
                         dram.enter(new, nbytes, unsummed=summing)
+                    elif others == c.MPI_FAILED:  # before the swap, or behind it
+                        fabric.raise_mpi_error(fabric.scratch)
                 except BaseException:  # an error behind the swap: a cell that the index names must be known here
                     dram.enter_if_it_stands(new, nbytes, unsummed=summing)
                     raise
@@ -318,8 +320,6 @@ class Writer:
                     self._leave_one(draft)
             if others >= 0:
                 break
-            if others == c.MPI_FAILED:
-                fabric.raise_mpi_error(fabric.scratch)
             self.lost_cas += 1
             looked = 0.0
         if old:

@@ -44,6 +44,10 @@ def opened(directory: Path) -> Iterator[Opened | None]:
             identity = read(files)
         except StoreIdentityError as error:
             problems.append(str(error))
+        except CascadeError as error:  # it cannot be read: that says nothing about what it holds
+            print_error(str(error))
+            yield None
+            return
         if identity is not None:
             yield Opened(files, identity.uuid)
             return

@@ -50,6 +50,7 @@ from cascade_mpi.policies.hazard import (
     GHOSTS,
     LONG_GAP,
     MAY_LOSE,
+    MISSING,
     MISSING_SHARE,
     NEW_FEW,
     NEW_MANY,
@@ -210,7 +211,7 @@ class Prefix(Policy):
     @classmethod
     def most_ghosts(cls, capacity: int) -> int:
         """Local. As many as the cache has blocks, and in small caches more."""
-        return cls._ends(capacity) + capacity // cls.shadow_rate(capacity)
+        return cls._ends(capacity) + capacity // cls._compared_rate(capacity)
 
     @classmethod
     def _ends(cls, capacity: int) -> int:
@@ -226,6 +227,10 @@ class Prefix(Policy):
     def shadow_rate(cls, capacity: int) -> int:
         """Local. One block in so many, of size 1, is compared with LRU, at least those that are watched."""
         return 1 << (max(capacity // 2048, 1).bit_length() - 1) if capacity > 4096 else 1
+
+    @classmethod
+    def _compared_rate(cls, capacity: int) -> int:
+        return min(cls.shadow_rate(capacity), cls.watch_rate(capacity))
 
     def _number_count(self, capacity: int, blocks: int) -> int:
         return NUMBERS
@@ -259,10 +264,10 @@ class Prefix(Policy):
         self._reals[MAY_LOSE : FIRST + 1] = SETTINGS
         numbers[RATE] = self.watch_rate(places)
         numbers[GHOST_SHARE] = self._ends(places)
-        rate, width = min(self.shadow_rate(places), int(numbers[RATE])), max(places // 512 // int(numbers[UNIT]), 1)
+        rate, width = self._compared_rate(places), max(places // 512 // int(numbers[UNIT]), 1)
+        numbers[MISSING_SHARE] = places // rate
         if (rate, width) != (numbers[SHADOW_RATE], numbers[SHADOW_WIDTH]):
             numbers[SHADOW_RATE], numbers[SHADOW_WIDTH] = rate, width
-            numbers[MISSING_SHARE] = places // rate
             numbers[SHADOW : SHADOW + SHADOWS] = numbers[SHADOW_COUNT] = 0
             numbers[SHADOW_OLDEST] = numbers[TICK] // numbers[UNIT] // width
         if not numbers[TICK]:
@@ -320,6 +325,7 @@ class Prefix(Policy):
         nodes, numbers = self._nodes, self._numbers
         expect("ghosts", sum(1 for _ in self.ring(GHOST_RING)), numbers[GHOSTS])
         expect("ghosts within their share", numbers[GHOSTS] <= numbers[GHOST_SHARE], True)
+        expect("ghosts that LRU would have", sum(1 for _ in self.ring(LRU_ONLY_RING)), numbers[MISSING])
         expect("ranks", numbers[RANK + numbers[ORDER : ORDER + QUEUES]].tolist(), list(range(QUEUES)))
         for queue in {int(code) - 1 for code in self._codes() if code > 0}:
             for i in self.ring(queue + 1):

@@ -154,9 +154,14 @@ class SegmentLog:
             record = record._replace(flags=record.flags | FLAG_CHECKSUM, checksum=checksum)
         alone = length > self._segment_bytes // ALONE_SHARE
         segment = self._create() if alone else self._with_room(length)
+        unit = unit_after(segment.end, length)
         try:
-            unit = unit_after(segment.end, length)
             header = encode_record(record, segment.place, unit)
+        except ValueError:  # nothing was written
+            if not segment.rows:
+                self._retire(segment)
+            raise
+        try:
             segment.file.write_at(unit * UNIT, header, _ZEROS[: lead(length) - RECORD_BYTES], payload)
         except BaseException:
             self._retire(segment)  # what is behind its last record is not known now

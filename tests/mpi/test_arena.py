@@ -511,12 +511,13 @@ def test_the_last_blocks_of_requests_go_first_if_requests_are_told(
 ) -> None:
     """The last one is not full, so that nobody will ask for it again; only the request says which one that is."""
     store = open_store(comm, dram_bytes="1MiB", eviction="prefix", evict_ahead=0, rest_ms=0.1)
-    for request in range(150):  # of 4 blocks each, into 256 pages
+    requests = 2400  # of 4 blocks each, into 256 pages: it goes by age until it has seen sixteen times as many
+    for request in range(requests):
         keys = [(comm.rank << 32) + 4 * request + place for place in range(4)]
         if told:
             store.request(keys)
         assert all(each.stored for each in store.put_many(keys, [block(key & 0xFFFF, 4096) for key in keys]))
-    there = np.array([store.contains((comm.rank << 32) + number) for number in range(600)]).reshape(150, 4)
+    there = store.contains_many([(comm.rank << 32) + number for number in range(4 * requests)]).reshape(requests, 4)
     last, others = int(there[:, 3].sum()), int(there[:, :3].sum())
     for number in np.flatnonzero(there.reshape(-1))[:20].tolist():
         np.testing.assert_array_equal(store.get((comm.rank << 32) + number), block(number, 4096))

@@ -202,11 +202,12 @@ def test_a_copy_that_finds_no_room_evicts_no_block(open_store: Open, comm: MPI.I
     store.check()
 
 
-@pytest.mark.parametrize("settings", [{}, {"evict_ahead": 0.0}, {"lease_extents": 0, "evict_ahead": 0.01}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"lease_extents": 0, "evict_ahead": 0.01}], ids=str)
 def test_a_copy_comes_to_be_in_a_full_arena_where_puts_go_on(
     settings: dict[str, float], open_store: Open, comm: MPI.Intracomm
 ) -> None:
-    store = opened(open_store, comm, **settings)
+    # A short rest: of an arena as small as this one all that is not live would be in limbo where puts follow closely.
+    store = opened(open_store, comm, rest_ms=0.1, **settings)
     put_all(store, comm, range(1), is_prefix=True)
     for number in range(1000):
         assert store.put(f"{comm.rank}.{number}", block(number, NBYTES))
