@@ -25,20 +25,19 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from recorded_disk import ROOT, Disk, Event, RecordingFiles, walk
 
 SECTOR, PAGE = 512, 4096
 
 
-class Chooser:
+class Chooser(Protocol):
     """Whoever decides what was kept. `pick(n)` is 0 (the oldest) to n - 1 (the newest); `mood` begins a new object."""
 
     def mood(self) -> None: ...
 
-    def pick(self, options: int) -> int:
-        raise NotImplementedError
+    def pick(self, options: int) -> int: ...
 
 
 class RandomChooser(Chooser):
