@@ -7,7 +7,7 @@ A segment, integers little-endian, offsets in bytes::
 
     0        header, one page of 4096
     4096     records, each on a unit of 1024: a header of 256, then the payload
-    table    at a page: one entry of 64 for each record
+    table    at a page: one entry of 128 for each record
     size-4096   trailer, one page: where the table is, and what it must be
 
 A payload below 64 KiB follows its header directly. A larger one begins at a page, and its record one unit before that,
@@ -31,7 +31,7 @@ LARGE = 64 << 10  # payloads of this size and more begin at a page
 LARGE_LEAD = UNIT  # from the start of such a record to its payload
 
 RECORD_BYTES = 256
-ENTRY_BYTES = 64
+ENTRY_BYTES = 128
 MIN_SEGMENT_BYTES = 64 << 10
 MAX_SEGMENT_BYTES = 256 << 20  # a larger file holds one record only
 MAX_SEGMENT = (1 << 64) - 1
@@ -69,7 +69,8 @@ ENTRY = np.dtype(
     [
         ("key_hi", "<u8"), ("key_lo", "<u8"), ("sequence", "<u8"), ("length", "<u8"), ("namespace", "<u8"),
         ("expiry", "<u8"), ("epoch", "<u4"), ("unit", "<u4"), ("header_check", "<u4"), ("kind", "u1"), ("marks", "u1"),
-        ("flags", "<u2"),
+        ("flags", "<u2"), ("checksum", "<u8"), ("dim0", "<u8"), ("dims", "<u4", 7), ("depth", "<u4"), ("dtype", "u1"),
+        ("ndim", "u1"), ("zeros", "u1", 14),
     ]
 )  # fmt: skip
 

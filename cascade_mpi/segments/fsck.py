@@ -253,7 +253,7 @@ class _Examination:
                 continue
             missing[number] = False
             row = entries[number : number + 1]
-            if np.array([entry_of(piece.record, piece.unit, piece.check)], row.dtype) != row:
+            if np.array([entry_of(piece.record, piece.unit, piece.check)], row.dtype).tobytes() != row.tobytes():
                 differs = Found(
                     "damaged", piece.start, piece.end, problem="the footer says other things of this record"
                 )

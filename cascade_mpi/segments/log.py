@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class _Open:
 
     def __init__(self, place: Place, writer: int, file: File) -> None:
         self.place, self.writer, self.file = place, writer, file
-        self.rows: list[tuple[int, ...]] = []  # of `format.ENTRY`
+        self.rows: list[tuple[Any, ...]] = []  # of `format.ENTRY`
         self.durable = 0  # of these rows
         self.end = PAGE  # the byte after the last payload
         self.name_durable = False

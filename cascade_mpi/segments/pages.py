@@ -7,7 +7,7 @@ pages. Does not cover records (see `records`) nor files.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ from cascade_mpi.segments.format import (
 from cascade_mpi.segments.records import Record
 
 _CHECKED = PAGE - 8
+_ZEROS = (0,) * 14
 _CHECK = struct.Struct("<Q")
 
 
@@ -83,11 +84,12 @@ def decode_header(page: bytes | memoryview, store: bytes, segment: int, path: st
     return SegmentHeader(Place(store, segment, run), writer, created)
 
 
-def entry_of(record: Record, unit: int, check: int) -> tuple[int, ...]:
+def entry_of(record: Record, unit: int, check: int) -> tuple[Any, ...]:
     """Local. The fields of `ENTRY` for a record at a unit, `check` from `records.header_check`."""
     r = record
     return (
-        r.key_hi, r.key_lo, r.sequence, r.length, r.namespace, r.expiry, r.epoch, unit, check, r.kind, r.marks, r.flags
+        r.key_hi, r.key_lo, r.sequence, r.length, r.namespace, r.expiry, r.epoch, unit, check, r.kind, r.marks, r.flags,
+        r.checksum, r.dim0, r.dims, r.depth, r.dtype, r.ndim, _ZEROS,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ from cascade_mpi.segments.records import Record, decode_record
 if TYPE_CHECKING:
     from cascade_mpi.segments.files import File, Files
 
-TAIL_BYTES = 64 << 10  # read at once from the end: the trailer and the table of 960 records
+TAIL_BYTES = 64 << 10  # read at once from the end: the trailer and the table of 480 records
 
 
 class Footer(NamedTuple):
@@ -67,7 +67,7 @@ class SegmentReader:
         return decode_header(self.bytes_at(0, PAGE), self.store, self.segment, self.path)
 
     def footer(self) -> Footer:
-        """Local. The table of records. 1 read, 2 for more than 960 records; DamagedError without a valid footer."""
+        """Local. The table of records. 1 read, 2 for more than 480 records; DamagedError without a valid footer."""
         size = self.size
         tail = self.bytes_at(max(size - TAIL_BYTES, 0), min(size, TAIL_BYTES))
         trailer = decode_trailer(tail[-PAGE:], self.store, self.segment, size, self.path)

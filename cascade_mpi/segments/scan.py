@@ -13,7 +13,7 @@ their sequences, not by their order. Nothing is found twice, as every step goes 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +84,7 @@ def scan(reader: SegmentReader, header: SegmentHeader | None) -> Scan:
         this store and this segment.
     """
     walk = Walk(reader, header.place if header else None)
-    rows: list[tuple[int, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     damages: list[Found] = []
     end = PAGE
     for piece in walk.pieces():

@@ -57,7 +57,7 @@ def test_the_bytes_of_a_segment_are_what_they_were() -> None:
     """A change here makes every stored segment unreadable: then VERSION goes up, and the page says so."""
     data = small_segment()
     assert len(data) == 163_840
-    assert hashlib.sha256(data).hexdigest() == "e54f867014b9363f292844082d8b8ad3427e21e296ba4baececb4240a2268452"
+    assert hashlib.sha256(data).hexdigest() == "d5271840b9e9596f0fa211f06887ce479eab736ac504ad92a68779151f4c9862"
     assert data[:10] == b"CSCDseg\n\x01\x00"
     assert data[4096:4107] == b"CSCDrec\n\x01\x00\x01"
     assert data[-4096:-4086] == b"CSCDend\n\x01\x00"
@@ -87,13 +87,17 @@ def test_fields_stand_where_the_page_says() -> None:
     count, table_at, table_bytes, _, data_end, lowest, highest, blocks, tombstones = (
         number(end + at, 8) for at in range(56, 128, 8)
     )
-    assert (count, table_bytes, lowest, highest, blocks, tombstones) == (10, 640, 1, 99, 9, 1)
+    assert (count, table_bytes, lowest, highest, blocks, tombstones) == (10, 1280, 1, 99, 9, 1)
     assert table_at % 4096 == 0
     assert 0 <= table_at - data_end < 4096
-    entry = table_at + 64
+    entry = table_at + 128
     assert [number(entry + at, 8) for at in (0, 8, 16, 24, 32, 40)] == [1, 38, 2, 1, 13, 15]
     assert [number(entry + at, 4) for at in (48, 52, 56)] == [14, 5, number(second + 248, 4)]
     assert [number(entry + at, 1) for at in (60, 61, 62)] == [1, 1, 2 | 1 << 5 | 1]
+    assert [number(entry + at, 8) for at in (64, 72)] == [number(second + at, 8) for at in (64, 96)]  # checksum, dim0
+    assert [number(entry + at, 4) for at in (80, 104, 108)] == [1, 9, 16]
+    assert [number(entry + at, 1) for at in (112, 113)] == [10, 2]
+    assert not any(data[entry + 114 : entry + 128])
 
 
 @given(records, st.integers(4, (1 << 32) - 1))

@@ -115,7 +115,7 @@ def test_a_read_checks_key_sequence_and_room(length: int) -> None:
 
 
 def test_an_index_is_read_in_two_reads_at_most() -> None:
-    for records, reads in ((1, 1), (900, 1), (2000, 2)):
+    for records, reads in ((1, 1), (450, 1), (2000, 2)):
         files, _ = a_store([10] * records, segment_bytes=8 << 20)
         reader = open_segment(files, STORE, 0)
         files.reads = 0
