@@ -11,6 +11,7 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,29 @@ from cascade_mpi.onesided import SLOTS_PER_PEER
 from cascade_mpi.victims import Victims
 
 PAGE_MASK = MAX_PAGES - 1
+DROP, STAYS = -1, -2  # of `Below.demote`: it cannot be kept on disk; it has not left
+
+
+class Below(Protocol):
+    """What the cells of an arena ask of the disk tier below them."""
+
+    def demote(self, tier: Any, first: int) -> int:
+        """Local. Let a block leave memory and stay on disk: its bytes, `STAYS` if it is protected, else `DROP`."""
+
+    def unbacked(self, word: int) -> None:
+        """Local. A block that this disk cell has too has left memory, and not to there."""
+
+    def entered(self, tier: Any, word: int) -> None:
+        """Local. A block was published."""
+
+    def retire(self, word: int) -> bool:
+        """Local. The word of a disk cell was taken out of the index; False: another rank manages that."""
+
+    def before_removal(self, hi: int, lo: int, sequence: int) -> int:
+        """Local. The sequence of the removal of what was found with `sequence`, announced."""
+
+    def removed(self, hi: int, lo: int, sequence: int) -> None:
+        """Local. It has been made."""
 
 
 class CellTable:
@@ -63,6 +87,7 @@ class CellTable:
         self._lengths = self.records["length"]
         self._word, self._length = elements(self.words), elements(self._lengths)
         self._expiry, self._touch = elements(self.records["expiry"]), elements(self.area.touched)
+        self._flags = elements(self.records["flags"])
         self._magic, self._pins = elements(self.records["magic"]), elements(self.area.pin_words).cast("B")
         self._no_pins = bytes(self._pins.nbytes)
         self._key_hi, self._key_lo = elements(self.records["key_hi"]), elements(self.records["key_lo"])
@@ -87,6 +112,7 @@ class CellTable:
         self._wished_until = self._no_wish_until = 0.0
         self._barren = 0.0  # until then there is nothing to evict ahead
         self._last_retired = -1.0
+        self.below: Below | None = None  # the disk tier
         self.pause: Callable[[str], None] | None = None  # test hook
 
     def pages_for(self, nbytes: int) -> int:

@@ -21,11 +21,15 @@ from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import checksum_cell, full_fence
 from cascade_mpi.layout import (
     DESCRIPTOR_BYTES,
+    FLAG_ALIAS,
+    FLAG_BACKED,
+    FLAG_CONTENT,
     HARD,
     is_alias,
 )
 
 _POLL_S = 5e-5
+_NEVER_BELOW = FLAG_ALIAS | FLAG_CONTENT  # blocks that are in memory only
 _DRAIN_LATE_S = 0.001  # cells leave limbo in batches: each looks at the pins
 _DRAIN_CELLS = 2  # and so many at a time, unless an allocation needs them all: no put waits for many
 _DRAIN_SHARE = 32  # or 1/32 of what rests there: where a put evicts many small ones, limbo does not grow for ever
@@ -59,6 +63,8 @@ class Cells(CellTable):
             self.area.far.send_touch(first)
         if self.victims is not None:
             self.victims.entered(first, self.pages_for(nbytes))
+        if self.below is not None and not self._copied[first]:
+            self.below.entered(self, word)
 
     def enter_copy(self, word: int, nbytes: int) -> None:
         """Local. Note a word as published in the node's copy table; the caller holds the lock as for `enter`."""
@@ -102,10 +108,10 @@ class Cells(CellTable):
 
     # ----------------------------------------------------------------------------------------------- from live to limbo
 
-    def retire(self, word: int, *, evicted: bool = False) -> bool:
+    def retire(self, word: int, *, evicted: bool = False, leaves_to: int = 0) -> bool:
         """Local. An own word has left the index for good (the caller's CAS has returned): its cell goes to limbo.
 
-        False if that was known already.
+        `leaves_to` is the word of the disk cell that stands in its place. False if that was known already.
         """
         with self.lock:
             if not self._is_live(word):
@@ -118,6 +124,10 @@ class Cells(CellTable):
                 self._copied[first] = False
                 self.copy_pages -= self.pages_for(nbytes)
                 self.copy_bytes -= nbytes
+            elif self.below is not None and self._flags[first] & FLAG_BACKED:
+                backing = int(self.records["content_hi"][first])
+                if backing != leaves_to:
+                    self.below.unbacked(backing)
             if self.victims is not None:
                 self.victims.left(first, evicted=evicted)
             self._leave(first)
@@ -131,18 +141,24 @@ class Cells(CellTable):
         with self.lock:
             word, fabric, s = self._word[first], self.fabric, self._scratch
             nbytes = self._length[first]
+            below = None if self._copied[first] or self._flags[first] & _NEVER_BELOW else self.below
+            key, sequence = (self._key_hi[first], self._key_lo[first]), 0
             while (slot := self._slot_of(first, word)) >= 0:
                 there = self._note(first)
                 if evicting and there & HARD:
                     self.spared += 1
                     return None
                 home, bucket = s.signed[c.HOME], s.signed[c.BUCKET]
+                if below is not None:  # an older record may be durable: it must not come back
+                    sequence = below.before_removal(*key, int(self.records["sequence"][first]))
                 done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)
                 if done < 0:
                     fabric.raise_mpi_error(s)
                 if done:
                     if there & HARD and self.unprotected is not None:
                         self.unprotected(nbytes)
+                    if below is not None:
+                        below.removed(*key, sequence)
                     break
                 # It has left, or its hard bit was toggled and the block lives: only the index can tell.
             self.retire(word, evicted=evicting)

@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from cascade_mpi.errors import ConfigError
-from cascade_mpi.layout import MAX_DEPTH, MIN_PAGE_BYTES
+from cascade_mpi.layout import MAX_DEPTH, MAX_DISK_CELLS, MIN_PAGE_BYTES
 from cascade_mpi.namespaces import AnyNamespace, Namespace, as_namespace
 
 WindowsMode = Literal["auto", "allocate", "shared"]
@@ -30,6 +30,10 @@ Eviction = Literal["lru", "arc", "s3fifo", "prefix"]
 DedupMode = Literal["inline", "behind"]
 MpiCalls = Literal["auto", "compiled", "python"]
 Placement = Literal["local", "hash"]
+Durability = Literal["none", "demote", "writeback", "writethrough"]
+DiskMode = Literal["write", "read"]
+DiskDirect = Literal["auto", "on", "off"]
+DiskLocks = Literal["required", "none"]
 
 HIDDEN = "(hidden)"  # what is printed for a secret
 MIN_REST_MS = 0.1  # 32,767 generations of a cell must last longer than any honest attempt to read it
@@ -146,6 +150,23 @@ class Config:
     dedup
         When a put into a namespace with identity "content" looks whether the content is stored: before it stores it
         ("inline"), or afterwards, a block with each later put and `progress()` ("behind").
+    disk
+        The directory of the disk tier, on a file system that all ranks see; None: there is no such tier. Its parent
+        must exist.
+    durability
+        What is written to disk by itself: "none" (what `sync()` and `flush()` are asked for), "demote" (blocks that
+        leave memory), "writeback" (all blocks, soon after their put), "writethrough" (before the put returns).
+    disk_blocks
+        Blocks that each rank can have on disk; None: one for each arena page, 4,096 at least and 2^20 at most. There is
+        always room for what the directory has.
+    disk_mode
+        "write", for one job at a time, or "read": nothing is written, another job may write meanwhile.
+    disk_direct
+        Whether large writes go past the page cache: "on", "off", or where the file system can ("auto").
+    disk_locks
+        "required", or "none" where the file system keeps no locks: then nothing keeps a second job away.
+    segment_bytes
+        How large a segment file gets, as a size in 1 MiB..256 MiB.
     """
 
     dram_bytes: int = 256 << 20
@@ -172,6 +193,13 @@ class Config:
     lease_extents: int = 32
     placement: Placement = "local"
     dedup: DedupMode = "inline"
+    disk: str | None = None
+    durability: Durability = "demote"
+    disk_blocks: int | None = None
+    disk_mode: DiskMode = "write"
+    disk_direct: DiskDirect = "auto"
+    disk_locks: DiskLocks = "required"
+    segment_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
         """Check every field; ConfigError names the field, its value and what is allowed."""
@@ -207,6 +235,15 @@ class Config:
         self._set("lease_extents", _integer("lease_extents", self.lease_extents, 0, 4096))
         if self.placement == "hash" and not self.lease_extents:
             raise ConfigError('placement is "hash", lease_extents is 0: blocks are placed elsewhere by leases')
+        if self.disk is not None:
+            if not isinstance(self.disk, (str, os.PathLike)) or not os.fspath(self.disk):
+                raise ConfigError(f"disk is {self.disk!r}: it must be the path of a directory, or None")
+            self._set("disk", str(os.fspath(self.disk)))
+        if self.disk_blocks is not None:
+            self._set("disk_blocks", _integer("disk_blocks", self.disk_blocks, 1, MAX_DISK_CELLS, " or None"))
+        self._set("segment_bytes", _size("segment_bytes", self.segment_bytes))
+        if not 1 << 20 <= self.segment_bytes <= 256 << 20:
+            raise ConfigError(f"segment_bytes is {self.segment_bytes}: it must be a size in 1MiB..256MiB")
 
     @classmethod
     def make(cls, config: ConfigLike = None, **overrides: Any) -> Config:
@@ -236,6 +273,10 @@ _MODES: dict[str, tuple[str, ...]] = {
     "mpi_calls": get_args(MpiCalls),
     "placement": get_args(Placement),
     "dedup": get_args(DedupMode),
+    "durability": get_args(Durability),
+    "disk_mode": get_args(DiskMode),
+    "disk_direct": get_args(DiskDirect),
+    "disk_locks": get_args(DiskLocks),
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cascade_mpi.cell_table import PAGE_MASK
+from cascade_mpi.cell_table import DROP, PAGE_MASK, STAYS
 from cascade_mpi.cells import Cells
 from cascade_mpi.layout import (
     HARD,
@@ -176,7 +176,11 @@ class Evictions(Cells):
     def _evict_one(self, first: int) -> int | None:
         """Evict a block or a copy: its bytes; None if somebody has protected it meanwhile, and the table says so."""
         copied = self._copied[first]
-        nbytes = self.remove(first, evicting=True)
+        nbytes: int | None = None if self.below is None or copied else self.below.demote(self, first)
+        if nbytes == STAYS:
+            return None
+        if nbytes is None or nbytes == DROP:
+            nbytes = self.remove(first, evicting=True)
         if nbytes is not None and copied:
             self.demoted += 1
         elif nbytes is not None:

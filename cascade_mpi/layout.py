@@ -55,6 +55,7 @@ FLAG_FIXED = 32  # the key determines the content: the namespace has content_key
 FLAG_ALIAS = 64  # a second name of stored content: `content_hi` and `content_lo` are its key, there is no payload
 FLAG_CONTENT = 128  # the key is the digest of the content: who named it put an alias (see `dedup`)
 FLAG_DISK = 256  # of a disk cell: `content_hi` is the location of its record, which its manager may change at any time
+FLAG_HELD = 1024  # of a disk cell: the block was protected when its record was written, and is again in memory
 FLAG_BACKED = 512  # in memory, and unchanged on disk: `content_hi` is the word of that disk cell, without its hard bit
 
 DESCRIPTOR = np.dtype(
@@ -186,7 +187,7 @@ class Placement(NamedTuple):
 
 
 _MASK64 = (1 << 64) - 1
-_MIX1, _MIX2, _MIX3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+MIX1, MIX2, MIX3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def place(key_hi: int, key_lo: int, ranks: int, buckets: int) -> Placement:
@@ -196,12 +197,12 @@ def place(key_hi: int, key_lo: int, ranks: int, buckets: int) -> Placement:
     keys; identity stays with the full key. `buckets` (per rank) is a power of two up to 2^40.
     The kernels compute the same (`kernels.probe.place`).
     """
-    a = (key_hi * _MIX1 & _MASK64) ^ key_lo
-    a = (a ^ a >> 30) * _MIX2 & _MASK64
-    b = (a ^ a >> 27) + (key_hi ^ _MIX1) & _MASK64
-    b = (b ^ b >> 31) * _MIX3 & _MASK64
+    a = (key_hi * MIX1 & _MASK64) ^ key_lo
+    a = (a ^ a >> 30) * MIX2 & _MASK64
+    b = (a ^ a >> 27) + (key_hi ^ MIX1) & _MASK64
+    b = (b ^ b >> 31) * MIX3 & _MASK64
     b ^= b >> 29
-    a = (a ^ b >> 32 ^ b << 32) * _MIX3 & _MASK64
+    a = (a ^ b >> 32 ^ b << 32) * MIX3 & _MASK64
     return Placement(home=(a >> 32) * ranks >> 32, bucket=b & buckets - 1, fp=b >> 64 - FP_BITS)
 
 

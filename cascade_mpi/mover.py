@@ -24,6 +24,7 @@ from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels.copy import copy_bytes
 from cascade_mpi.kernels.probe import full_fence
 from cascade_mpi.layout import (
+    FLAG_BACKED,
     FLAG_CHECKSUM,
     GENERATION_SHIFT,
     HARD,
@@ -39,9 +40,7 @@ from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.registry import Registry
 
 _AT_ONCE_BYTES = 64 << 20  # moved in one call out of extents that are recalled: no put waits for more
-_PLACE = (
-    MAX_GENERATION << GENERATION_SHIFT | MAX_RANKS - 1 << RANK_SHIFT | MAX_PAGES - 1
-)  # the bits that a move changes
+PLACE = MAX_GENERATION << GENERATION_SHIFT | MAX_RANKS - 1 << RANK_SHIFT | MAX_PAGES - 1  # the bits that a move changes
 _ROUNDS = 8
 
 
@@ -101,7 +100,7 @@ class Mover:
                 if hard and not counted and not (counted := self._count(tier, cell, nbytes)):
                     return Moved.NO_QUOTA
                 old = found[-1]
-                new = (old & ~_PLACE) | cell.generation << GENERATION_SHIFT | cell.tier.area.rank << RANK_SHIFT
+                new = (old & ~PLACE) | cell.generation << GENERATION_SHIFT | cell.tier.area.rank << RANK_SHIFT
                 new |= cell.first
                 if done := self._swap(*found, new):
                     self._moved(tier, first, old, cell, new, nbytes)
@@ -118,6 +117,34 @@ class Mover:
         if word := int(tier.words[first]):  # others took it away, and have not said so yet
             tier.retire(word)
         return Moved.GONE
+
+    def duplicate(self, tier: DramTier, first: int, sequence: int) -> Cell | None:
+        """Local. A new cell with the block of a live one, under another sequence, which no word names yet; or None.
+
+        Where there is no room, or the block itself had to go for it. What counted for the old cell counts for this one.
+        The caller holds the lock.
+        """
+        record = tier.records[first]
+        nbytes, word = int(record["length"]), int(tier.words[first])
+        cell = self._pool.reserve(nbytes, int(record["key_hi"]), int(record["key_lo"]))
+        if cell is None:
+            return None
+        try:
+            if int(tier.words[first]) | HARD != word | HARD:
+                cell.tier.abandon(cell.first)
+                return None
+            self._copy(tier, first, cell, nbytes)
+            new = cell.tier.records[cell.first : cell.first + 1]
+            new["sequence"] = sequence  # nothing on disk has it
+            if int(new["flags"][0]) & FLAG_BACKED:
+                new["flags"] &= ~np.uint16(FLAG_BACKED)
+                new["content_hi"] = 0
+            cell.tier.wrote_descriptor(cell.first)
+        except BaseException:  # an error of MPI, say: the cell may not be lost
+            cell.tier.abandon(cell.first)
+            raise
+        cell.tier.counted[cell.first], tier.counted[first] = tier.counted[first], False
+        return cell
 
     def _count(self, tier: DramTier, cell: Cell, nbytes: int) -> bool:
         """Count a protected block in the arena that it moves to; False if the quota there does not allow it."""

@@ -208,6 +208,8 @@ class Pool(Extents):
     def retire(self, word: int) -> bool:
         """Local. If a word that has left the index was this rank's, its cell goes to limbo; else False."""
         tier = self.tier_of(word)
+        if tier is None and is_disk(word):
+            return self.own.below is not None and self.own.below.retire(word)
         return tier is not None and tier.retire(word)
 
     def has_moved(self, tier: DramTier, first: int, to: DramTier, new: int) -> None:
@@ -334,6 +336,7 @@ def open_pool(fabric: Fabric, config: Config, registry: Registry, protected: Pro
         made.unprotected = partial(protected.release, made.area.rank)
         made.freed = registry.release
         made.pause = None if like is None else like.pause
+        made.below = None if like is None else like.below
         return made
 
     own = tier()

@@ -16,13 +16,13 @@ other way only the alias's word becomes a soft one: other names may want the con
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from cascade_mpi.errors import StoreFullError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.layout import DESCRIPTOR, HARD, MAX_RANKS, RANK_SHIFT, is_alias
+from cascade_mpi.layout import DESCRIPTOR, HARD, MAX_RANKS, RANK_SHIFT, is_alias, is_disk
 from cascade_mpi.onesided import DESCRIBE
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.writer import Writer
@@ -53,6 +53,7 @@ class Protection:
 
     def __init__(self, fabric: Fabric, writer: Writer, counted: ProtectedBytes) -> None:
         self._fabric, self._writer, self._counted = fabric, writer, counted
+        self.promote: Callable[[Key], bool] = _no_disk
         self._attempt = fabric.attempt  # seconds from look-up to CAS after which the look-up is made again (rule R4)
 
     def protect(self, keys: Iterable[Key]) -> list[bool]:
@@ -63,7 +64,7 @@ class Protection:
         Raises
         ------
         StoreFullError
-            They do not all fit the quota; nothing was changed, unless a block was replaced by a larger one
+            One is on disk, and there is no room for it in memory; or they do not all fit the quota; nothing was changed, unless a block was replaced by a larger one
             meanwhile: then the text says how many are protected.
         """
         wanted = list(keys)
@@ -102,7 +103,9 @@ class Protection:
             if found is not None and is_alias(found.word):
                 counted = self._content_of(key)
                 found = None if counted is None or counted in shares else self._look(counted)
-            if counted is not None and found is not None and not found.hard:
+            if found is not None and is_disk(found.word) and self.promote(key):
+                found = self._look(key)
+            if counted is not None and found is not None and not found.hard and not is_disk(found.word):
                 self._count(counted, found.share, shares)
 
     def _count(self, key: Key, share: tuple[int, int], shares: dict[Key, tuple[int, int]]) -> None:
@@ -123,6 +126,10 @@ class Protection:
                     continue  # it names something else by now
                 if gone:
                     return False
+            if found is not None and is_disk(found.word):
+                if not self.promote(key):
+                    return False
+                continue  # its bytes are in an arena now, where they count
             if found is None or found.hard:
                 return found is not None
             if self._counted.limit is not None and shares.get(key) != found.share:
@@ -160,3 +167,7 @@ class Protection:
         if done and fabric.hint_gone(fabric.ctx, s.address, found.word) < 0:
             fabric.raise_mpi_error(s)
         return bool(done)
+
+
+def _no_disk(key: Key) -> bool:
+    return False

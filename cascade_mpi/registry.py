@@ -11,7 +11,7 @@ stands at rank ``slot % ranks``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from mpi4py import MPI
@@ -98,23 +98,40 @@ class Registry(Quotas):
             return True  # somebody has registered it since, or there would be nothing to be found
         return (self.epochs[space.slot] + 1) // 2 != space.epoch
 
+    def restore(self, epochs: Mapping[int, int]) -> None:
+        """Local. Let namespaces (by id) be at these epochs; all ranks do so before any other uses the store.
+
+        ConfigError (on all ranks): there are not enough slots.
+        """
+        rank, ranks = self._fabric.comm.rank, self._fabric.comm.size
+        for namespace_id, epoch in sorted(epochs.items()):
+            if not epoch:
+                continue
+            slot = 0 if namespace_id == DEFAULT.id else self._slot(namespace_id, "of the directory", register=True)
+            self.epochs[slot] = 2 * epoch
+            if slot % ranks == rank:
+                self._fabric.spaces.memory.view(np.uint64)[self._next_at + slot] = epoch
+
     def _find(self, namespace: Namespace, register: bool) -> Space:
-        wanted = namespace.id
+        slot = self._slot(namespace.id, str(namespace), register=register)
+        return Space(namespace, slot, 0 if slot < 0 else self.epochs[slot])
+
+    def _slot(self, wanted: int, name: str, *, register: bool) -> int:
+        """The slot of a namespace's id, -1 if it has none and is not to get one."""
         while True:
             ids = self._get(0, self._ids_at, self._slots)
             found = np.flatnonzero(ids == np.uint64(wanted))
             if found.size:
-                slot = int(found[0])
-                return Space(namespace, slot, self.epochs[slot])
+                return int(found[0])
             if not register:
-                return Space(namespace, -1, 0)
+                return -1
             # The first free one from a place that the id gives: slots are never given back, so all ranks that
             # register one namespace try the same slot and one of them gets it. Slot 0 is the default one's.
             order = (wanted % (self._slots - 1) + np.arange(self._slots - 1)) % (self._slots - 1) + 1
             free = order[ids[order] == 0]
             if not free.size:
                 raise ConfigError(
-                    f"namespace {namespace} cannot be added: all {self._slots} are in use; raise namespace_slots"
+                    f"namespace {name} cannot be added: all {self._slots} are in use; raise namespace_slots"
                 )
             self._cas(0, self._ids_at + int(free[0]), 0, wanted)
 

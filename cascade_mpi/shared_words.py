@@ -17,6 +17,7 @@ from cascade_mpi.fabric import Fabric
 
 CHANGES = 0  # counts the bumps that have reached this rank
 PROTECTED = 1  # payload bytes in this rank's arena that hard words name (see `protected_bytes`)
+FLOOR = 2  # the highest sequence of a delete among the keys of this home (see `disk.sequences`)
 HEADER = 8  # words, a cache line
 Words = npt.NDArray[np.uint64]
 
@@ -31,8 +32,9 @@ class SharedWords:
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
-        self._get, self._cas, self._add, self._spread = (
-            fabric.guarded(call) for call in (self._mpi_get, self._mpi_cas, self._mpi_add, self._mpi_spread)
+        self._get, self._cas, self._add, self._spread, self._lift = (
+            fabric.guarded(call)
+            for call in (self._mpi_get, self._mpi_cas, self._mpi_add, self._mpi_spread, self._mpi_lift)
         )
 
     def read(self, rank: int, word: int) -> int:
@@ -56,6 +58,10 @@ class SharedWords:
             if seen == old:
                 return
             old = seen
+
+    def lift(self, rank: int, word: int, value: int) -> None:
+        """Local. Raise a word of a rank's table to a value, unless it is above. 1 Accumulate + 1 Flush."""
+        self._lift(rank, word, value)
 
     def _at(self, rank: int, word: int) -> int:
         return int(self._fabric.spaces.table[rank, 1]) + 8 * word
@@ -89,3 +95,8 @@ class SharedWords:
             target = [self._at(rank, word), 1, MPI.UINT64_T]
             window.Accumulate([buffer, MPI.UINT64_T], rank, target, operation)
         window.Flush_all()
+
+    def _mpi_lift(self, rank: int, word: int, value: int) -> None:
+        window, buffer = self._fabric.spaces.world, np.array([value], np.uint64)
+        window.Accumulate([buffer, MPI.UINT64_T], rank, [self._at(rank, word), 1, MPI.UINT64_T], MPI.MAX)
+        window.Flush(rank)

@@ -8,37 +8,27 @@ call it) or **Local**.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NoReturn
-
-from mpi4py import MPI
+from concurrent.futures import Future
+from typing import Any
 
 from cascade_mpi import check as invariants
 from cascade_mpi import statistics
-from cascade_mpi.errors import (
-    NotConfiguredError,
-)
 from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.keys import Key
 from cascade_mpi.listing import BlockInfo
 from cascade_mpi.mover import Rebalanced
 from cascade_mpi.reader import Location
+from cascade_mpi.store_disk import Durable, Warmed
 from cascade_mpi.store_namespaces import Namespaces
 from cascade_mpi.store_reads import Reads
 from cascade_mpi.store_writes import Writes
 from cascade_mpi.view import View
 from cascade_mpi.writer import PutResult
 
-__all__ = ["BlockInfo", "Location", "PutResult", "Store", "View"]
-
-_OFF_TIERS = {
-    "flush": "the disk tier is off: there is nothing below memory that flush() could write to",
-    "prefetch": "the disk tier is off: there is nothing that prefetch() could bring up",
-}
+__all__ = ["BlockInfo", "Location", "PutResult", "Store", "View", "Warmed"]
 
 
-class Store(Reads, Writes, Namespaces):
+class Store(Reads, Writes, Namespaces, Durable):
     """One rank's part of a store that is spread over all ranks of a communicator.
 
     >>> with Store(MPI.COMM_WORLD, dram_bytes="1GiB") as store:
@@ -55,34 +45,6 @@ class Store(Reads, Writes, Namespaces):
     def get_async(self, key: Key, out: Any = None, **options: Any) -> Future[Any]:
         """Local. `get` in another thread; `out` must not be touched before the future is done."""
         return self._submit(self.get, key, out, **options)
-
-    def _submit(self, call: Callable[..., Any], *args: Any, **options: Any) -> Future[Any]:
-        self._check_open()
-        if self._fabric.thread_level < MPI.THREAD_MULTIPLE:
-            done: Future[Any] = Future()  # no other thread may call MPI: done when it is returned
-            try:
-                done.set_result(call(*args, **options))
-            except Exception as error:  # whatever it is, it belongs to the future
-                done.set_exception(error)
-            return done
-        with self._async_lock:
-            if self._async is None:
-                self._async = ThreadPoolExecutor(1, thread_name_prefix="cascade-async")
-            return self._async.submit(call, *args, **options)
-
-    # ----------------------------------------------------------------------------------------- tiers that are not there
-
-    def flush(self) -> NoReturn:
-        """Collective. Make everything durable: needs the disk tier, which this version does not have."""
-        self._not_configured("flush")
-
-    def prefetch(self, keys: Iterable[Key]) -> NoReturn:
-        """Local. Bring blocks up from the disk tier, which this version does not have."""
-        self._not_configured("prefetch")
-
-    def _not_configured(self, name: str) -> NoReturn:
-        self._check_open()
-        raise NotConfiguredError(_OFF_TIERS[name])
 
     # ------------------------------------------------------------------------------------------ progress and statistics
 
@@ -102,6 +64,8 @@ class Store(Reads, Writes, Namespaces):
         if self._registry.quotas:
             self._pool.sweep_hinted()
             self._registry.settle()
+        if self._disk is not None:
+            self._disk.tier.after_write()
         self._fabric.poll(self._ctx, self._scratch.address)
 
     def stats(self) -> dict[str, Any]:
@@ -117,6 +81,7 @@ class Store(Reads, Writes, Namespaces):
             "pool": statistics.pool(self._pool, self._mover),
             "copies": statistics.copies(self._fabric, self._dram, self._copies, self._reader),
             "shared": {"protected": self._shared.protected, "over_quota": self._shared.over_quota},
+            "disk": {} if self._disk is None else self._disk.stats(),
         }  # fmt: skip
 
     @uninterrupted
@@ -135,6 +100,9 @@ class Store(Reads, Writes, Namespaces):
         found["pool"] = statistics.about_pool(self.config, self._fabric, self._pool)
         found["copies"] = statistics.about_copies(self.config, self._fabric, self._copies)
         found["dedup"] = self._dedup.about()
+        found["disk"] = (
+            {"on": False, "reason": "disk is None"} if self._disk is None else self._disk.report(self.config)
+        )
         return {**found, "progress": {"thread": self._progress is not None, "reason": self._progress_reason}}
 
     @uninterrupted
@@ -144,7 +112,7 @@ class Store(Reads, Writes, Namespaces):
         drafts = self._deferred
         return invariants.check(
             self._fabric, self._pool, self._pins, self._protected, drafts.words(), drafts.protected_bytes(),
-            self._dedup.check,
+            self._dedup.check, None if self._disk is None else self._disk.check,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------- all blocks
@@ -181,5 +149,7 @@ class Store(Reads, Writes, Namespaces):
         self._comm.Barrier()  # what was put before is removed
         self._deferred.clear()
         self._pool.clear()
+        if self._disk is not None:
+            self._disk.clear()
         self._registry.settle()
         self._comm.Barrier()  # and what is put afterwards is not

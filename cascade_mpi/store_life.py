@@ -12,8 +12,8 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -28,6 +28,9 @@ from cascade_mpi.copier import Copier
 from cascade_mpi.copies import Copies
 from cascade_mpi.dedup import Dedup
 from cascade_mpi.deferred import Deferred
+from cascade_mpi.disk.directory import Directory
+from cascade_mpi.disk.opening import Disk, disk_blocks, open_disk
+from cascade_mpi.disk.restart import find
 from cascade_mpi.errors import (
     StoreClosedError,
 )
@@ -74,10 +77,26 @@ class OpenStore:
         self._reason = "was never opened"
         comm = MPI.COMM_SELF if comm is None else comm
         self.config = agree(comm, config, overrides)
-        sizes = geometry(self.config, comm.size)
-        check_memory(comm, self.config, sizes)
         self._comm = comm.Dup()
-        self._fabric = fabric = Fabric(self._comm, self.config, *sizes)
+        self._directory = None if self.config.disk is None else Directory(self._comm, self.config)
+        try:
+            self._open_tiers()
+        except BaseException:
+            if self._directory is not None:
+                self._directory.close()
+            raise
+        self._open, self._reason = True, ""
+        _stores.add(self)
+        self._comm.Barrier()
+        store_opened()
+
+    def _open_tiers(self) -> None:
+        """Collective. Windows, the memory tiers, the disk tier below them, and the parts that use them."""
+        directory, comm = self._directory, self._comm
+        found = None if directory is None else find(directory)
+        sizes = geometry(self.config, comm.size, 0 if found is None else disk_blocks(self.config, found))
+        check_memory(comm, self.config, sizes)
+        self._fabric = fabric = Fabric(comm, self.config, *sizes)
         with paused():  # another store's thread may end before this store does
             self._self_test = selftest.run(fabric)
         affinity = sorted(os.sched_getaffinity(0))
@@ -115,10 +134,13 @@ class OpenStore:
         # What the shortest path needs, without a second attribute look-up.
         self._ctx, self._scratch, self._get = fabric.ctx, fabric.scratch, fabric.get
         self._threaded = self._copier.splits(SPLIT_BYTES) and not self.config.verify_reads
-        self._open, self._reason = True, ""
-        _stores.add(self)
-        self._comm.Barrier()
-        store_opened()
+        self._disk: Disk | None = None
+        if directory is not None and found is not None:
+            self._disk = open_disk(
+                directory, found, self.config, fabric, self._pool, self._registry, self._protected, self._reader,
+                self._writer, self._mover,
+            )  # fmt: skip
+            self._protection.promote = self._disk.reads.promote_key
 
     def _start_progress(self) -> tuple[ProgressThread | None, str]:
         fabric, wanted = self._fabric, self.config.progress
@@ -148,8 +170,17 @@ class OpenStore:
             self._async.shutdown(wait=True)
         if self._progress is not None:
             self._progress.stop()
-        self._comm.Barrier()  # nobody reads from this rank any more
+        try:
+            if self._disk is not None:
+                self._disk.close()
+        finally:
+            self._close_memory()
+
+    def _close_memory(self) -> None:
+        self._comm.Barrier()  # nobody reads from this rank any more, and all have written what they write
         self._refuse_calls("was closed")
+        if self._directory is not None:
+            self._directory.close()
         self._mixed = (1,)
         self._registry.close()
         self._fabric.free()
@@ -186,6 +217,20 @@ class OpenStore:
 
     # --------------------------------------------------------------------------------------------- what the calls share
 
+    def _submit(self, call: Callable[..., Any], *args: Any, **options: Any) -> Future[Any]:
+        self._check_open()
+        if self._fabric.thread_level < MPI.THREAD_MULTIPLE:
+            done: Future[Any] = Future()  # no other thread may call MPI: done when it is returned
+            try:
+                done.set_result(call(*args, **options))
+            except Exception as error:  # whatever it is, it belongs to the future
+                done.set_exception(error)
+            return done
+        with self._async_lock:
+            if self._async is None:
+                self._async = ThreadPoolExecutor(1, thread_name_prefix="cascade-async")
+            return self._async.submit(call, *args, **options)
+
     def _space(self, namespace: AnyNamespace | None) -> Space:
         self._check_open()
         return self._registry.current(self._namespace if namespace is None else namespace)
@@ -219,6 +264,8 @@ class OpenStore:
         self._pool.attend()
         if self._comm.size > 1:
             self._fabric.poll(self._ctx, self._scratch.address)
+        if self._disk is not None:
+            self._disk.tier.after_write()
 
 
 def _after_fork_in_child() -> None:

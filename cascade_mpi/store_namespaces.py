@@ -17,6 +17,7 @@ from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.listing import BlockInfo
 from cascade_mpi.namespaces import AnyNamespace, as_namespace
 from cascade_mpi.quotas import MAX_QUOTA
+from cascade_mpi.segments import epochs
 from cascade_mpi.spaces import NamespaceInfo
 from cascade_mpi.store_life import OpenStore
 
@@ -40,7 +41,10 @@ class Namespaces(OpenStore):
         wait on most networks until their target enters MPI (see `progress`).
         """
         self._check_open()
-        epoch = self._registry.bump(self._namespace if namespace is None else namespace)
+        wanted = self._namespace if namespace is None else namespace
+        epoch = self._registry.bump(wanted)
+        if self._directory is not None and self._directory.writable:
+            epochs.note(self._directory.files, as_namespace(wanted).id, epoch)
         self._let_pass()
         return epoch
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -83,6 +83,31 @@ class Draft(NamedTuple):
     content: bool = False  # a content, which an alias will name: it counts as no put of its own
 
 
+class Order(Protocol):
+    """What a disk tier asks of writes, so that a restart finds the newest block of each key."""
+
+    def sequence(self) -> int:
+        """Local. The sequence of a new block."""
+
+    def before_publish(self, draft: Draft) -> None:
+        """Local. See to it that a draft is newer than what the last look-up of this thread has found."""
+
+    def after_publish(self, draft: Draft, home: int) -> bool:
+        """Local. The same for deletes that it has not seen; False: it is not stored. The lock is held."""
+
+    def takes_double(self, draft: Draft, stays: bool) -> bool:
+        """Local. Whether it has dealt with the doubles that the last look-up found; else the higher slots go."""
+
+    def before_delete(self, hi: int, lo: int) -> int:
+        """Local. The sequence of the delete of what the last look-up has found, announced."""
+
+    def deleted(self, hi: int, lo: int, sequence: int) -> None:
+        """Local. A word was taken away."""
+
+    def found_nothing(self, hi: int, lo: int) -> None:
+        """Local. A delete has found no block."""
+
+
 class Writer:
     """The write path of one rank."""
 
@@ -97,6 +122,7 @@ class Writer:
         self._sequence = 0
         self.puts = self.bytes_put = self.kept = self.refused = self.deletes = self.lost_cas = self.overflows = 0
         self.unprotected = 0  # blocks that the rule would have protected, but for the quota
+        self.order: Order | None = None  # with a disk tier
         self.pause: Callable[[str], None] | None = None  # test hook
         self.published: Callable[[Draft], None] | None = None  # told of every full block of a namespace by content
 
@@ -240,7 +266,7 @@ class Writer:
         ndim = len(source.shape)
         if ndim > 1:
             s.dims[:7] = dims
-        self._sequence = max(self._sequence + 1, time.time_ns())
+        self._sequence = max(self._sequence + 1, time.time_ns()) if self.order is None else self.order.sequence()
         flags |= (FLAG_CHECKSUM if inline else 0) | (FLAG_PREFIX if hard else 0)
         flags |= FLAG_FIXED if space.namespace.content_keys else 0
         word: int = write_cell(
@@ -292,6 +318,8 @@ class Writer:
             if exists != "replace" and self._found_there(hi, lo):
                 self.discard(draft)
                 return self.keeps(hi, lo, nbytes, exists, counts=not content)
+            if self.order is not None:
+                self.order.before_publish(draft)
             slot, old, old_bytes = self._goal(new)
             if over and old != over:
                 self.discard(draft)
@@ -318,12 +346,17 @@ class Writer:
                 if others > 0:
                     # Under the lock: were the new block evicted first, an older double would be seen again.
                     self._leave_one(draft)
+                in_order = others < 0 or self.order is None or self.order.after_publish(draft, home)
             if others >= 0:
                 break
             self.lost_cas += 1
             looked = 0.0
         if old:
             self._has_left(old, old_bytes)
+        if not in_order:
+            return self.refuse(
+                f"{self._pool.why_full(nbytes)} (it was deleted meanwhile: it had to be put again)", nbytes
+            )
         self.puts += not content
         self.bytes_put += 0 if content else nbytes
         if self.published and space.by_content and not content and not is_alias(new):
@@ -399,7 +432,8 @@ class Writer:
         s = self._fabric.scratch
         return [(s.signed[c.FOUND_WORDS + 2 * i], s.words[c.FOUND_WORDS + 2 * i + 1]) for i in range(s.signed[c.FOUND])]
 
-    def _take_away(self, slot: int, word: int, nbytes: int) -> bool:
+    def take_away(self, slot: int, word: int, nbytes: int) -> bool:
+        """Local. Take a word that the last `find` has found out of its slot; False if it is another by now."""
         fabric, s = self._fabric, self._fabric.scratch
         home, bucket = s.words[c.HOME], s.words[c.BUCKET]
         done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, word)
@@ -418,10 +452,16 @@ class Writer:
             fabric.raise_mpi_error(fabric.scratch)
 
     def _leave_one(self, draft: Draft) -> None:
-        """Of several words with the same full key the lowest slot wins: take the others away before the put returns."""
+        """Of several words with the same full key the lowest slot wins: take the others away before the put returns.
+
+        With a disk tier the block that stays has the highest sequence, too.
+        """
         while self.find(draft.hi, draft.lo, draft.word) > 1:
-            for slot, word, nbytes in reversed(self.found_blocks()[1:]):
-                self._take_away(slot, word, draft.nbytes if word == draft.word else nbytes)
+            blocks = self.found_blocks()
+            if self.order is not None and self.order.takes_double(draft, blocks[0][1] == draft.word):
+                continue
+            for slot, word, nbytes in reversed(blocks[1:]):
+                self.take_away(slot, word, draft.nbytes if word == draft.word else nbytes)
 
     def delete(self, hi: int, lo: int) -> bool:
         """Local. Take every word of a key away until none is found; True if this call took one that had not expired."""
@@ -430,11 +470,17 @@ class Writer:
             looked = time.monotonic()
             if not self.find(hi, lo):
                 break
+            sequence = 0 if self.order is None else self.order.before_delete(hi, lo)
             # The highest slot first: were the lowest, which wins, gone before, an older double would be seen again.
             live = bool(self._fabric.scratch.signed[c.FOUND_LIVE])
             for slot, word, nbytes in reversed(self.found_blocks()):
                 if time.monotonic() - looked > self._attempt:
                     break  # the word may name another block by now (rule R4): look again
-                deleted |= self._take_away(slot, word, nbytes) and live
+                if self.take_away(slot, word, nbytes):
+                    deleted |= live
+                    if self.order is not None and not is_alias(word):
+                        self.order.deleted(hi, lo, sequence)
+        if not deleted and self.order is not None:
+            self.order.found_nothing(hi, lo)
         self.deletes += deleted
         return deleted

@@ -61,6 +61,7 @@ BUCKET = next(_field)
 FOUND = next(_field)  # number of entries of FOUND_WORDS
 FREE_SLOT = next(_field)  # lowest empty slot, -1 if none
 FOUND_LIVE = next(_field)  # 1: the block of the lowest word found has not expired
+FOUND_SEQUENCE = next(_field)  # the highest sequence of the blocks found; not of a word that was known
 MPI_ERROR = next(_field)
 BEGAN = next(_field)  # tick at which the last read looked at the word for the first time
 COPY_ASKED = next(_field)  # 1: the origin of the copy that was read last was asked by MPI

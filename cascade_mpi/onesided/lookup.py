@@ -14,6 +14,7 @@ from cascade_mpi.kernels.jit import device, kernel
 from cascade_mpi.kernels.probe import (
     BUCKET_WORDS,
     O_LENGTH,
+    O_SEQUENCE,
     count,
     field,
     fingerprint_of,
@@ -41,6 +42,7 @@ def _find(ctx, s, home, bucket, fp, hi, lo, skip):  # type: ignore[no-untyped-de
         if rc != 0:
             return mpi.failed(s, rc)
         free, found, live, changed = np.int64(-1), np.int64(0), np.int64(0), False
+        highest = _ZERO
         for slot in range(BUCKET_WORDS):
             word = load64(words + slot * 8)
             if word == _ZERO:
@@ -68,6 +70,8 @@ def _find(ctx, s, home, bucket, fp, hi, lo, skip):  # type: ignore[no-untyped-de
             length = _ZERO
             if word != skip:
                 length = load64(s + c.DESCRIPTOR_COPY * 8 + O_LENGTH)
+                sequence = load64(s + c.DESCRIPTOR_COPY * 8 + O_SEQUENCE)
+                highest = max(highest, sequence)
             if found == 0 and (word == skip or not expired(ctx, s, s + c.DESCRIPTOR_COPY * 8)):
                 live = np.int64(1)
             set_field(s, c.FOUND_WORDS + 2 * found, slot)
@@ -78,6 +82,7 @@ def _find(ctx, s, home, bucket, fp, hi, lo, skip):  # type: ignore[no-untyped-de
             set_field(s, c.FOUND, found)
             set_field(s, c.FOUND_LIVE, live)
             set_field(s, c.FREE_SLOT, free)
+            store64(s + c.FOUND_SEQUENCE * 8, highest)
             return found
         count(s, c.C_RETRIES, 1)
     return np.int64(c.CHANGED)
@@ -101,7 +106,7 @@ def _slot_in(ctx, s, home, bucket, word):  # type: ignore[no-untyped-def]
 @kernel("int64(int64,int64,uint64,uint64,uint64)")
 def find(ctx, s, hi, lo, skip):  # type: ignore[no-untyped-def]
     """Every word of a key, for put, delete and protect: their number; (slot, word) pairs, the blocks' lengths, HOME,
-    BUCKET, FREE_SLOT, FOUND_LIVE in the scratch.
+    BUCKET, FREE_SLOT, FOUND_LIVE, FOUND_SEQUENCE in the scratch.
 
     `skip` is a word that is known to be the key's (0: none). 1 Get + 1 Flush, and as much for each match.
     """

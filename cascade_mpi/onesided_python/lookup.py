@@ -23,11 +23,12 @@ class LookUps(IndexWords):
             words = self._read_bucket(s, home, bucket)
             found = self._words_of(s, words, home, bucket, fp, hi, lo, skip)
             if found is not None:
-                for i, (slot, word, length, _) in enumerate(found):
+                for i, (slot, word, length, _, _) in enumerate(found):
                     s.signed[c.FOUND_WORDS + 2 * i], s.unsigned[c.FOUND_WORDS + 2 * i + 1] = slot, word
                     s.unsigned[c.FOUND_LENGTHS + i] = length
                 s.signed[c.FOUND] = len(found)
                 s.signed[c.FOUND_LIVE] = int(bool(found) and found[0][3])
+                s.unsigned[c.FOUND_SEQUENCE] = max((each[4] for each in found), default=0)
                 s.signed[c.FREE_SLOT] = words.index(0) if 0 in words else -1
                 return len(found)
             s.count(c.C_RETRIES)
@@ -35,8 +36,8 @@ class LookUps(IndexWords):
 
     def _words_of(
         self, s: Scratch, words: list[int], home: int, bucket: int, fp: int, hi: int, lo: int, skip: int
-    ) -> list[tuple[int, int, int, bool]] | None:
-        """A key's words in a bucket, each with its slot, the block's length and whether that has not expired.
+    ) -> list[tuple[int, int, int, bool, int]] | None:
+        """A key's words in a bucket, each with slot, the block's length, whether that has not expired, and sequence.
 
         None if a word that is not the key's has changed since.
         """
@@ -46,7 +47,7 @@ class LookUps(IndexWords):
                 s.count(c.C_BAD_WORDS)
                 continue
             if word == skip:
-                found.append((slot, word, 0, True))
+                found.append((slot, word, 0, True, 0))
                 continue
             cell = self._read_cell(s, word)
             if not cell.holds(word, hi, lo):
@@ -54,7 +55,7 @@ class LookUps(IndexWords):
                 if self._reload(s, home, bucket, slot) != word:
                     return None
                 continue
-            found.append((slot, word, cell.length, not self._expired(s, cell)))
+            found.append((slot, word, cell.length, not self._expired(s, cell), cell.sequence))
         return found
 
     def _slot_in(self, s: Scratch, home: int, bucket: int, word: int) -> int:

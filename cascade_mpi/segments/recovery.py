@@ -114,22 +114,36 @@ def latest(indexes: Sequence[SegmentIndex]) -> Latest:
     Of records with the same sequence, which compaction makes, the one in the higher segment counts; a tombstone counts
     before any block.
     """
-    total = sum(len(each.entries) for each in indexes)
-    located = np.empty(total, LOCATED)
+    return newest(locate(indexes))
+
+
+def locate(indexes: Sequence[SegmentIndex]) -> npt.NDArray[np.void]:
+    """Local. The entries of these segments, each with its segment, as `LOCATED`, in the order of segments and units."""
+    located = np.empty(sum(len(each.entries) for each in indexes), LOCATED)
     words = _words(located)
-    order = np.empty(total, np.uint64)
     at = 0
-    for number, each in enumerate(sorted(indexes, key=lambda each: each.segment)):
+    for each in sorted(indexes, key=lambda each: each.segment):
         part = slice(at, at + len(each.entries))
         # Row by row: a copy for each field would go over all of the memory a dozen times.
         words[part, : ENTRY.itemsize // 8] = _words(each.entries)
         located["segment"][part] = each.segment
-        dead = (each.entries["kind"] == TOMBSTONE).astype(np.uint64)
-        order[part] = dead << np.uint64(63) | np.uint64(number << 32) | each.entries["unit"].astype(np.uint64)
         at = part.stop
+    return located
+
+
+def newest(located: npt.NDArray[np.void]) -> Latest:
+    """Local. As `latest`, of entries that come from anywhere, in any order."""
+    segments, units = located["segment"], located["unit"]
+    ordered = bool(
+        np.all((segments[1:] > segments[:-1]) | ((segments[1:] == segments[:-1]) & (units[1:] > units[:-1])))
+    )
+    if not ordered:
+        located = _rows(located, np.lexsort((units, segments)))
+    dead = (located["kind"] == TOMBSTONE).astype(np.uint64)
+    order = dead << np.uint64(63) | np.arange(len(located), dtype=np.uint64)
     newest = _last_of_each_key(located, order)
     dead = located["kind"][newest] == TOMBSTONE
-    return Latest(_rows(located, newest[~dead]), _rows(located, newest[dead]), total - len(newest))
+    return Latest(_rows(located, newest[~dead]), _rows(located, newest[dead]), len(located) - len(newest))
 
 
 def _last_of_each_key(located: npt.NDArray[np.void], order: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:

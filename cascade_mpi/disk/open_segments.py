@@ -1,0 +1,109 @@
+"""The segments that a rank has open for reading, of all ranks' writing.
+
+Covers opening them by number, what their headers say, how many stay open, and one record's payload. Does not cover
+what a read that fails means (`reading`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from cascade_mpi.errors import DamagedError
+from cascade_mpi.layout import DiskLocation
+from cascade_mpi.segments.files import Files
+from cascade_mpi.segments.format import UNIT, Place, end_of
+from cascade_mpi.segments.reader import SegmentReader, open_segment
+
+MOST = 256  # open files of a rank; the segment that was used last longest ago is closed first
+
+
+class _Segment:
+    __slots__ = ("place", "reader", "users")
+
+    def __init__(self, reader: SegmentReader) -> None:
+        self.reader, self.users = reader, 0
+        self.place: Place = reader.header().place
+
+
+class OpenSegments:
+    """A cache of open segment files. Thread-safe; reads overlap."""
+
+    def __init__(self, files: Files, store: bytes, *, most: int = MOST) -> None:
+        self._files, self._store, self._most = files, store, most
+        self._open: OrderedDict[int, _Segment] = OrderedDict()
+        self._lock = threading.Lock()
+        self.opened = 0
+
+    def read(self, location: DiskLocation, address: int, length: int, key: tuple[int, int], sequence: int) -> None:
+        """Local. The payload of a record, `length` bytes, to an address; its checksum is compared.
+
+        Raises
+        ------
+        DamagedError
+            It is not there, or not whole, or of another key, sequence or length.
+        DiskError
+            NoSuchFileError if there is no such segment; others are the file system's.
+        """
+        out = memoryview((ctypes.c_uint8 * length).from_address(address)).cast("B") if length else memoryview(b"")
+        with self._using(location.segment) as segment:
+            reader = segment.reader
+            if end_of(location.unit, length) > reader.size:
+                reader.size = reader.file.size()  # it was still being written when it was opened
+            record = reader.read(location.unit, segment.place, out, key=key, sequence=sequence)
+            if record.length != length:
+                raise DamagedError(
+                    reader.path, location.unit * UNIT, f"a record of {record.length} bytes, the index says {length}"
+                )
+
+    def forget(self, segment: int) -> None:
+        """Local. Close a segment that was removed, or is not what it was."""
+        with self._lock:
+            found = self._open.pop(segment, None)
+            if found is not None and not found.users:
+                found.reader.close()
+
+    def close(self) -> None:
+        """Local. Close all."""
+        with self._lock:
+            for each in self._open.values():
+                each.reader.close()
+            self._open.clear()
+
+    def about(self) -> dict[str, Any]:
+        """Local. For statistics."""
+        return {"open": len(self._open), "opened": self.opened}
+
+    @contextlib.contextmanager
+    def _using(self, number: int) -> Iterator[_Segment]:
+        with self._lock:
+            segment = self._open.get(number)
+            if segment is None:
+                reader = open_segment(self._files, self._store, number)
+                try:
+                    segment = _Segment(reader)
+                except BaseException:
+                    reader.close()
+                    raise
+                self.opened += 1
+                self._open[number] = segment
+                self._close_some()
+            self._open.move_to_end(number)
+            segment.users += 1
+        try:
+            yield segment
+        finally:
+            with self._lock:
+                segment.users -= 1
+                if not segment.users and self._open.get(number) is not segment:
+                    segment.reader.close()  # it was forgotten meanwhile
+
+    def _close_some(self) -> None:
+        for number in list(self._open)[: -self._most]:
+            segment = self._open.pop(number)
+            if not segment.users:
+                segment.reader.close()

@@ -1,0 +1,152 @@
+"""The disk tier of a store, put together when the store is opened.
+
+Covers what is made of the settings and of what the directory holds, and which parts of the memory tiers are told of it.
+Does not cover what they do (`tier`, `reading`, `promotion`, `order`).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade_mpi.config import Config
+from cascade_mpi.disk import restart
+from cascade_mpi.disk.cells import DiskCells
+from cascade_mpi.disk.directory import Directory
+from cascade_mpi.disk.open_segments import OpenSegments
+from cascade_mpi.disk.order import WriteOrder
+from cascade_mpi.disk.promotion import Promotion
+from cascade_mpi.disk.reading import DiskReads
+from cascade_mpi.disk.sequences import Sequences
+from cascade_mpi.disk.tier import DiskTier
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.layout import MAX_DISK_CELLS, page_bytes_for
+from cascade_mpi.mover import Mover
+from cascade_mpi.pool import Pool
+from cascade_mpi.protected_bytes import ProtectedBytes
+from cascade_mpi.reader import Reader
+from cascade_mpi.registry import Registry
+from cascade_mpi.segments.log import SegmentLog
+from cascade_mpi.writer import Writer
+
+_LEAST_BLOCKS, _MOST_BLOCKS = 4096, 1 << 20  # disk cells of a rank, unless `disk_blocks` says how many
+
+
+class Disk(NamedTuple):
+    """The parts of the tier that a store calls."""
+
+    directory: Directory
+    found: restart.Found
+    tier: DiskTier
+    cells: DiskCells
+    segments: OpenSegments
+    reads: DiskReads
+    promotion: Promotion
+    order: WriteOrder
+    unindexed: int
+
+    def clear(self) -> None:
+        """Local. Take every block of this rank's disk cells out."""
+        self.tier.remove_all(np.flatnonzero(self.cells.words).tolist())
+
+    def check(self, words: list[int]) -> list[str]:
+        """Local. What is wrong, given the words in the index that name own disk cells, while nobody writes."""
+        with self.tier.lock:
+            self.cells.sweep(everything=True)
+            return self.tier.check(words)
+
+    def warm(self, keys: npt.NDArray[np.uint64] | None, budget: int | None) -> tuple[int, int, int]:
+        """Local. Bring own blocks into free memory: blocks and bytes that came, blocks left. See `Store.warm`."""
+        cells = np.flatnonzero(self.cells.words)
+        if keys is not None:
+            mine = {(hi, lo) for hi, lo in keys.tolist()}
+            records = self.cells.records
+            cells = np.array(
+                [each for each in cells.tolist()
+                 if (int(records["key_hi"][each]), int(records["key_lo"][each])) in mine], np.int64,
+            )  # fmt: skip
+        order = cells[np.argsort(self.cells.records["content_hi"][cells], kind="stable")]
+        blocks = nbytes = left = 0
+        for cell in order.tolist():
+            length = int(self.cells.records["length"][cell])
+            if self._where(cell) is None:
+                continue  # in memory already
+            if (budget is None or nbytes + length <= budget) and self.reads.warm(self.cells, cell):
+                blocks, nbytes = blocks + 1, nbytes + length
+            else:
+                left += 1
+        return blocks, nbytes, left
+
+    def _where(self, cell: int) -> tuple[int, int, int, int] | None:
+        with self.tier.lock:
+            return self.cells.standing(cell)
+
+    def close(self) -> None:
+        """Local. Seal what was written and close the files; the directory's lock stays."""
+        try:
+            self.tier.close()
+        finally:
+            self.segments.close()
+
+    def stats(self) -> dict[str, Any]:
+        """Local. Counters of this rank since the store was opened."""
+        tier, reads = self.tier, self.reads
+        return {
+            "blocks": self.cells.live, "bytes": self.cells.live_bytes, "gets": reads.reads,
+            "bytes_got": reads.bytes_read, "damaged": reads.damaged, "read_again": reads.again,
+            "promoted": self.promotion.promoted, "promoted_bytes": self.promotion.promoted_bytes,
+            "demoted": tier.demoted, "demoted_bytes": tier.demoted_bytes, "cleaned": tier.cleaned,
+            "written": tier.written, "written_bytes": tier.written_bytes, "tombstones": tier.tombstones,
+            "errors": tier.errors, "lost": tier.lost, "put_again": self.order.put_again,
+            "unsealed": 0 if tier.log is None else tier.log.unsealed,
+        }  # fmt: skip
+
+    def report(self, config: Config) -> dict[str, Any]:
+        """Local. What was chosen and found at open."""
+        found, directory = self.found, self.directory
+        return {
+            "on": True, "directory": directory.path, "store": directory.store.hex(), "mode": config.disk_mode,
+            "durability": config.durability if self.tier.log is not None else "none (read-only)",
+            "cells": int(self.cells.words.size), "segment_bytes": config.segment_bytes,
+            "direct": directory.files.direct.reason, "lock": "" if directory.lock is None else directory.lock.note,
+            "found": {"blocks": self.cells.live, "segments": found.segments, "superseded": found.superseded,
+                      "seconds": found.seconds, "unindexed": self.unindexed},
+            "last_error": self.tier.last_error,
+        }  # fmt: skip
+
+
+def disk_blocks(config: Config, found: restart.Found) -> int:
+    """Local. Disk cells of each rank: what was asked for, and room for what the directory has."""
+    pages = config.dram_bytes // page_bytes_for(config.dram_bytes)
+    wanted = config.disk_blocks or min(max(pages, _LEAST_BLOCKS), _MOST_BLOCKS)
+    return min(max(wanted, found.most + found.most // 4), MAX_DISK_CELLS)
+
+
+def open_disk(
+    directory: Directory, found: restart.Found, config: Config, fabric: Fabric, pool: Pool, registry: Registry,
+    protected: ProtectedBytes, reader: Reader, writer: Writer, mover: Mover,
+) -> Disk:  # fmt: skip
+    """Local. The tier, known to those above it; before any other rank uses the store."""
+    cells = DiskCells(fabric, pool.own.shared[1])
+    unindexed = restart.adopt(fabric, cells, found.blocks)
+    registry.restore(found.epochs)
+    log = None
+    if directory.writable:
+        log = SegmentLog(
+            directory.files, directory.store, directory.numbers(found.next_segment), directory.run,
+            config.segment_bytes, writer=fabric.comm.rank, now=time.time_ns,
+        )  # fmt: skip
+    tier = DiskTier(
+        fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability
+    )
+    pool.own.below = tier
+    segments = OpenSegments(directory.files, directory.store)
+    promotion = Promotion(fabric, pool, registry, protected)
+    reads = DiskReads(fabric, reader, segments, promotion)
+    reader.on_disk = reads
+    writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
+    return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
+                unindexed)  # fmt: skip

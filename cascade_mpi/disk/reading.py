@@ -1,0 +1,124 @@
+"""Reading what an index word says is on disk: the record, then the bucket again.
+
+Covers one block or a part of it, and what a read that failed means. Does not cover the kernels' part of a get
+(`onesided`), nor what is brought into memory (`promotion`).
+
+A record that is gone, or not whole, is damage only if the index still has the same word with the same location
+(rule 5 of `docs/disk.md`): else the block was replaced, or its record moved, and the read begins again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from typing import Any
+
+import numpy as np
+
+from cascade_mpi.disk.cells import ATTEMPT_S, DiskCells
+from cascade_mpi.disk.look import descriptor_of
+from cascade_mpi.disk.open_segments import OpenSegments
+from cascade_mpi.disk.promotion import Promotion
+from cascade_mpi.errors import DamagedError, DiskError
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.kernels import context as c
+from cascade_mpi.keys import shown
+from cascade_mpi.layout import DESCRIPTOR, GENERATION_SHIFT, MAGIC, MAX_GENERATION, is_disk, unpack_location
+from cascade_mpi.onesided import TICKS
+from cascade_mpi.reader import Found, Reader
+
+_log = logging.getLogger("cascade.disk")
+
+
+class DiskReads:
+    """What `Reader` asks of the disk tier (`reader.OnDisk`)."""
+
+    def __init__(self, fabric: Fabric, reader: Reader, segments: OpenSegments, promotion: Promotion) -> None:
+        self._fabric, self._reader, self._segments, self._promotion = fabric, reader, segments, promotion
+        self.reads = self.bytes_read = self.damaged = self.again = 0
+
+    def read(self, address: int, room: int, offset: int) -> int:
+        """Local. See `OnDisk.read`. 1 or 2 reads of the file; 1 Get and 1 Flush at the home afterwards."""
+        fabric, s = self._fabric, self._fabric.scratch
+        word, began = s.words[c.WORD], s.words[c.BEGAN]
+        described = s.descriptor.view(DESCRIPTOR)[0].copy()
+        length = int(described["length"])
+        if offset or room != length:
+            whole = np.empty(length, np.uint8)  # the checksum is that of all of it
+            outcome = self._whole(word, described, whole.ctypes.data)
+            if outcome >= 0 and room:
+                ctypes.memmove(address, whole.ctypes.data + offset, room)
+        else:
+            outcome = self._whole(word, described, address)
+        if outcome >= 0 and fabric.ticks() - began & 0xFFFFFFFF > ATTEMPT_S * TICKS:
+            outcome = int(c.CHANGED)  # the cell may have passed through all its generations
+        if outcome < 0:
+            self.again += outcome == c.CHANGED
+            return outcome
+        self.reads += 1
+        self.bytes_read += room
+        if room == length:
+            self._promotion.offer(word, described, address)
+        return room
+
+    def promote(self, found: Found) -> None:
+        """Local. See `OnDisk.promote`. A damaged block is not brought; the next look says what it is."""
+        s = self._fabric.scratch
+        described = s.descriptor.view(DESCRIPTOR)[0].copy()
+        whole = np.empty(found.nbytes, np.uint8)
+        if self._whole(found.word, described, whole.ctypes.data) >= 0:
+            self._promotion.bring(found.word, described, whole.ctypes.data, insist=True)
+
+    def fetch(self, found: Found) -> bool:
+        """Local. As `promote`: whether it came. The word and the descriptor are those of this thread's last look."""
+        before = self._promotion.promoted
+        self.promote(found)
+        return self._promotion.promoted > before
+
+    def promote_key(self, key: tuple[int, int]) -> bool:
+        """Local. Bring a key's block into memory; False: there is none, or it is damaged. StoreFullError: no room."""
+        while True:
+            found = self._reader.find(*key)
+            if found is None or not is_disk(found.word):
+                return found is not None
+            damaged = self.damaged
+            self.promote(found)
+            if self.damaged > damaged:
+                return False
+
+    def warm(self, cells: DiskCells, cell: int) -> bool:
+        """Local. Bring the block of an own disk cell into free memory: whether it came."""
+        word, described = int(cells.words[cell]), cells.records[cell].copy()
+        whole = np.empty(int(described["length"]), np.uint8)
+        if not word or self._whole(word, described, whole.ctypes.data) < 0:
+            return False
+        self.reads += 1
+        self.bytes_read += whole.nbytes
+        return self._promotion.bring(word, described, whole.ctypes.data, insist=False, evict=False)
+
+    def _whole(self, word: int, described: Any, address: int) -> int:
+        """The payload to an address, and the second look: its length, MISS or CHANGED."""
+        fabric, s = self._fabric, self._fabric.scratch
+        key = int(described["key_hi"]), int(described["key_lo"])
+        length, location = int(described["length"]), int(described["content_hi"])
+        problem: Exception | None = None
+        try:
+            place = unpack_location(location)
+            self._segments.read(place, address, length, key, int(described["sequence"]))
+        except (DamagedError, DiskError, ValueError) as error:
+            problem = error
+        slot = fabric.slot_of(fabric.ctx, s.address, *key, word)
+        if slot == c.MPI_FAILED:
+            fabric.raise_mpi_error(s)
+        if slot < 0:
+            return int(c.CHANGED)
+        if problem is None:
+            return length
+        now = descriptor_of(fabric, word)
+        generation = word >> GENERATION_SHIFT & MAX_GENERATION
+        if now["magic"] != MAGIC or int(now["generation"]) != generation or int(now["content_hi"]) != location:
+            return int(c.CHANGED)
+        self.damaged += 1
+        s.words[c.COUNTERS + c.C_MISSES] += 1
+        _log.error("block %s is lost: %s", shown(*key), problem)
+        return int(c.MISS)

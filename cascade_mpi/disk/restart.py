@@ -1,0 +1,146 @@
+"""What an earlier job has left in the directory, found by all ranks together.
+
+Covers the index of the segments, dealt to the ranks; the newest record of each key, at the key's home; and the disk
+cells and index words that are made of them. Does not cover one segment (`segments.recovery`), nor contents: they stay
+where they are until somebody reads them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from mpi4py import MPI
+
+from cascade_mpi.disk.cells import DiskCells
+from cascade_mpi.disk.descriptors import descriptors_of
+from cascade_mpi.disk.directory import Directory, together
+from cascade_mpi.errors import CascadeError
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.kernels import context as c
+from cascade_mpi.kernels.probe import full_fence
+from cascade_mpi.layout import BUCKET_WORDS, FP_BITS, MIX1, MIX2, MIX3
+from cascade_mpi.segments.epochs import noted
+from cascade_mpi.segments.recovery import LOCATED, locate, newest, recover
+
+_log = logging.getLogger("cascade.disk")
+
+
+class Found(NamedTuple):
+    """What a directory holds, as one rank needs it."""
+
+    blocks: npt.NDArray[np.void]  # `LOCATED`: the newest records of the keys whose home this rank is
+    highest: int  # sequence of anything, on all ranks
+    next_segment: int  # above all numbers, the same on all ranks
+    most: int  # blocks of one home
+    epochs: dict[int, int]  # by namespace id: the highest epoch of any record, on all ranks
+    segments: int
+    superseded: int
+    seconds: float
+
+
+def find(directory: Directory) -> Found:
+    """Collective. The blocks that are durable in the directory; what is expired too.
+
+    Each rank reads the footers of its share of the segments. What an earlier job has left unsynced is made durable
+    before anybody may use it (rule 17).
+
+    Raises
+    ------
+    CascadeError
+        On all ranks: something is damaged, or could not be read, and the directory is to be written to. A block that
+        is not found now might be an old one later.
+    """
+    comm, began = directory.comm, time.monotonic()
+    recovered = together(
+        comm, lambda: recover(directory.files, directory.store, share=(comm.rank, comm.size), sync=directory.writable)
+    )[comm.rank]
+    problems = [
+        f"rank {rank}: {text}" for rank, texts in enumerate(comm.allgather(recovered.problems)) for text in texts
+    ]
+    if problems and directory.writable:
+        raise CascadeError(
+            f"disk {directory.path}: {len(problems)} problems, the first: {problems[0]}. `cascade fsck` explains them "
+            'all; open it with disk_mode="read" to use what is whole'
+        )
+    located = locate(recovered.indexes)
+    mine = _exchanged(comm, located, homes(located["key_hi"], located["key_lo"], comm.size))
+    found = newest(mine)
+    highest = int(mine["sequence"].max()) if len(mine) else 0
+    epochs: dict[int, int] = {}
+    for namespace in np.unique(mine["namespace"]).tolist():
+        epochs[namespace] = int(mine["epoch"][mine["namespace"] == namespace].max())
+    merged = together(comm, lambda: noted(directory.files) if comm.rank == 0 else {})[0]
+    for each in comm.allgather(epochs):
+        for namespace, epoch in each.items():
+            merged[namespace] = max(epoch, merged.get(namespace, 0))
+    return Found(
+        found.blocks, comm.allreduce(highest, MPI.MAX), comm.allreduce(recovered.next_segment, MPI.MAX),
+        comm.allreduce(len(found.blocks), MPI.MAX), merged, comm.allreduce(len(recovered.indexes)),
+        comm.allreduce(found.superseded), time.monotonic() - began,
+    )  # fmt: skip
+
+
+def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void]) -> int:
+    """Local. Let the index of this home name the blocks of an earlier job: how many found no slot.
+
+    Before any other rank uses the index.
+    """
+    opened = int(fabric.context[c.EPOCH])
+    blocks = blocks[(blocks["expiry"] == 0) | (blocks["expiry"].astype(np.int64) > opened)]
+    _, buckets, fingerprints = places(blocks["key_hi"], blocks["key_lo"], fabric.comm.size, fabric.buckets)
+    order = np.argsort(buckets, kind="stable")
+    blocks, buckets, fingerprints = blocks[order], buckets[order], fingerprints[order]
+    begins = np.flatnonzero(np.append(True, buckets[1:] != buckets[:-1])) if len(buckets) else np.empty(0, np.int64)
+    slots = np.arange(len(buckets)) - np.repeat(begins, np.diff(np.append(begins, len(buckets))))
+    fits = slots < BUCKET_WORDS
+    blocks, buckets, slots = blocks[fits], buckets[fits], slots[fits]
+    words = cells.adopt(descriptors_of(blocks, fabric.comm.rank, opened), fingerprints[fits])
+    fabric.index_words[buckets.astype(np.int64) * BUCKET_WORDS + slots] = words
+    full_fence()
+    left = int(np.count_nonzero(~fits))
+    if left:
+        _log.error("rank %d: %d blocks of the directory find no slot: raise index_blocks", fabric.comm.rank, left)
+    return left
+
+
+def homes(hi: npt.NDArray[np.uint64], lo: npt.NDArray[np.uint64], ranks: int) -> npt.NDArray[np.int64]:
+    """Local. `layout.place(...).home` of many keys."""
+    return places(hi, lo, ranks, 1)[0]
+
+
+def places(
+    hi: npt.NDArray[np.uint64], lo: npt.NDArray[np.uint64], ranks: int, buckets: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Local. Homes, buckets and fingerprints of many keys, as `layout.place` has them of one."""
+    m1, m2, m3, u = np.uint64(MIX1), np.uint64(MIX2), np.uint64(MIX3), np.uint64
+    hi, lo = np.ascontiguousarray(hi), np.ascontiguousarray(lo)
+    a = hi * m1 ^ lo
+    a = (a ^ a >> u(30)) * m2
+    b = (a ^ a >> u(27)) + (hi ^ m1)
+    b = (b ^ b >> u(31)) * m3
+    b ^= b >> u(29)
+    a = (a ^ b >> u(32) ^ b << u(32)) * m3
+    home = ((a >> u(32)) * u(ranks) >> u(32)).astype(np.int64)
+    return home, b & u(buckets - 1), b >> u(64 - FP_BITS)
+
+
+def _exchanged(comm: MPI.Intracomm, located: npt.NDArray[np.void], to: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+    """Collective. The rows that all ranks have for this one."""
+    order = np.argsort(to, kind="stable")
+    send = located[order]
+    counts = np.bincount(to, minlength=comm.size)
+    received = np.array(comm.alltoall(counts.tolist()))
+    out = np.empty(int(received.sum()), LOCATED)
+    row = MPI.BYTE.Create_contiguous(LOCATED.itemsize).Commit()  # counts are of rows: 2^31 of them, not of bytes
+    try:
+        comm.Alltoallv(
+            [send, counts, np.concatenate(([0], np.cumsum(counts)[:-1])), row],
+            [out, received, np.concatenate(([0], np.cumsum(received)[:-1])), row],
+        )
+    finally:
+        row.Free()
+    return out

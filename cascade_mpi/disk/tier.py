@@ -1,0 +1,424 @@
+"""The disk tier of one rank: blocks leave memory for it, are written for good, and are known to be gone.
+
+Covers demotion, clean eviction, writing what is in memory, `sync`, tombstones, and what becomes of an error. Does not
+cover reading (`reading`, `promotion`), the start (`restart`), nor files (`segments.log`).
+
+All of it happens under the lock of the rank's pool, with the pool's scratch. The order of each step is that of
+`docs/disk.md`, whose rules are named where they are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from cascade_mpi.cell_table import DROP, STAYS, CellTable
+from cascade_mpi.config import Durability
+from cascade_mpi.disk.cells import DiskCells
+from cascade_mpi.disk.descriptors import record_of
+from cascade_mpi.disk.sequences import Sequences
+from cascade_mpi.dram import DramTier
+from cascade_mpi.errors import DiskError, NotDurableError
+from cascade_mpi.fabric import Fabric
+from cascade_mpi.kernels import context as c
+from cascade_mpi.kernels.checksum import checksum_bytes
+from cascade_mpi.keys import shown
+from cascade_mpi.layout import (
+    FLAG_ALIAS,
+    FLAG_BACKED,
+    FLAG_CHECKSUM,
+    FLAG_CONTENT,
+    FLAG_COPY,
+    HARD,
+    MAX_PAGES,
+    MAX_RANKS,
+    RANK_SHIFT,
+    is_alias,
+    place,
+    same_cell,
+)
+from cascade_mpi.pool import Pool
+from cascade_mpi.segments.format import Location
+from cascade_mpi.segments.log import Lost, SegmentLog
+
+_log = logging.getLogger("cascade.disk")
+_OF_MEMORY = FLAG_ALIAS | FLAG_CONTENT | FLAG_COPY  # never on disk
+_SWEEP_S = 0.05
+_WRITE_BACK_BYTES = 4 << 20  # with "writeback" a put writes so much of what was put before, and one block more
+_AGAIN_S = 1.0  # after an error of the file system nothing is demoted for so long
+_NOTHING = np.zeros(1, np.uint8)[:0]
+
+
+class DiskTier:
+    """What one rank writes to disk, and the disk cells that it manages."""
+
+    def __init__(
+        self, fabric: Fabric, pool: Pool, cells: DiskCells, log: SegmentLog | None, sequences: Sequences, *,
+        level: Durability,
+    ) -> None:  # fmt: skip
+        """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked."""
+        self._fabric, self._pool, self.cells, self.log, self.sequences = fabric, pool, cells, log, sequences
+        self._scratch = pool.own.shared[1]
+        self._level: Durability = "none" if log is None else level
+        self._fresh: deque[tuple[DramTier, int]] = deque()  # published, and still to be written: tier and word
+        self._to_sync = False  # something was appended since the last sync
+        self._swept_at = 0.0
+        self._opened = int(fabric.context[c.EPOCH])
+        self._owed: dict[tuple[int, int], int] = {}  # tombstones that could not be appended: key to sequence
+        self._broken_until = 0.0
+        self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
+        self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
+        self.dropped = self.errors = self.lost = 0
+        self.last_error = ""
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The lock of the rank's pool."""
+        return self._pool.lock
+
+    # -------------------------------------------------------------------------------------------- blocks leave memory
+
+    def demote(self, tier: DramTier, first: int) -> int:
+        """Local. Let a block leave memory and stay on disk: its bytes, STAYS if it is protected, DROP if it cannot.
+
+        One that is backed leaves its word to the disk cell, and nothing is written. The lock is held.
+        """
+        flags = int(tier.records["flags"][first])
+        if flags & _OF_MEMORY or is_alias(int(tier.words[first])):
+            return DROP
+        if flags & FLAG_BACKED:
+            return self._leave(tier, first, int(tier.records["content_hi"][first]))
+        if self._level == "none" or time.monotonic() < self._broken_until:
+            return DROP
+        try:
+            word = self._store(tier, first)
+        except DiskError as error:
+            self._failed(str(error))
+            return DROP
+        left = self._leave(tier, first, word)
+        if left >= 0:
+            self.demoted += 1
+            self.demoted_bytes += left
+        return left
+
+    def _leave(self, tier: DramTier, first: int, word: int) -> int:
+        """Swap the word of a cell in memory for that of the disk cell that has the same block."""
+        fabric, s = self._fabric, self._scratch
+        nbytes, old = int(tier.records["length"][first]), int(tier.words[first])
+        while (found := tier.standing(first)) is not None:
+            home, bucket, slot, there = found
+            if there & HARD:
+                tier.spared += 1
+                return STAYS
+            self._step("demote-swap")
+            done = fabric.swap(fabric.ctx, s.address, home, bucket, slot, there, word)
+            if done < 0:
+                fabric.raise_mpi_error(s)
+            if done:
+                tier.retire(old, evicted=True, leaves_to=word)  # rule 4: no hint, the word stands there now
+                self.cleaned += 1
+                return nbytes
+            # Rule 2: it has left, or its hard bit was toggled: only the index can tell.
+        tier.retire(old, evicted=True)
+        return nbytes
+
+    def _store(self, tier: CellTable, first: int) -> int:
+        """Append a block in memory to the log and let a disk cell back it: that cell's word.
+
+        DiskError: it could not be, and nothing has changed.
+        """
+        cell = self.cells.reserve()
+        if cell is None:
+            text = f"all {self.cells.words.size} disk cells of rank {self._fabric.comm.rank} are in use"
+            raise DiskError(None, f"{text}: raise disk_blocks, or delete blocks")
+        described = tier.records[first]
+        try:
+            location, checksum = self._append(tier, first)
+        except BaseException:
+            self.cells.give_up(cell)
+            raise
+        held = bool(int(tier.words[first]) & HARD)
+        word = self.cells.write(cell, described, location, checksum, held=held)
+        self.cells.enter(word)
+        self._back(tier, first, word)
+        return word
+
+    def _append(self, tier: CellTable, first: int) -> tuple[Location, int]:
+        """Write the record of a block in memory: where it is, and its payload's checksum."""
+        assert self.log is not None
+        described = tier.records[first]
+        payload = tier.payload(first)
+        if not payload.size:
+            payload = _NOTHING
+        checksum = int(described["checksum"])
+        if not int(described["flags"]) & FLAG_CHECKSUM:
+            checksum = int(checksum_bytes(payload.ctypes.data, payload.nbytes))
+        record = record_of(described, checksum, hard=bool(int(tier.words[first]) & HARD), opened=self._opened)
+        self._step("append")
+        self._to_sync = True
+        location = self.log.append(record, payload.data if payload.size else b"")
+        self._step("appended")
+        self.written += 1
+        self.written_bytes += payload.nbytes
+        return location, checksum
+
+    def _back(self, tier: CellTable, first: int, word: int) -> None:
+        """Note in the descriptor of a live cell which disk cell has the same block: the word first, then the flag."""
+        tier.records["content_hi"][first] = word
+        tier.records["flags"][first] |= FLAG_BACKED
+        tier.wrote_descriptor(first)
+
+    def unbacked(self, word: int) -> None:
+        """Local. A block in memory that was backed has left, and not to this disk cell: its manager is to look."""
+        if word >> RANK_SHIFT & MAX_RANKS - 1 == self._fabric.comm.rank:
+            self.cells.hint(word)
+        elif self._fabric.hint_gone(self._fabric.ctx, self._scratch.address, word) < 0:
+            self._fabric.raise_mpi_error(self._scratch)
+
+    # ------------------------------------------------------------------------------------------- beside every write
+
+    def entered(self, tier: DramTier, word: int) -> None:
+        """Local. A block was published: what the level says is done with it by `after_write`. The lock is held."""
+        if self._level in ("writeback", "writethrough"):
+            self._fresh.append((tier, word))
+
+    def after_write(self) -> None:
+        """Local. What a put or a delete owes to the level of durability, when it has been made.
+
+        Writeback: write as much as was put, a little more. Writethrough: write it all, and sync.
+
+        Raises
+        ------
+        DiskError
+            With "writethrough" alone: what was put is in memory, and may not be durable.
+        """
+        now = time.monotonic()
+        if now - self._swept_at > _SWEEP_S:
+            self._swept_at = now
+            self.attend()
+        if self._level == "writethrough" and (self._fresh or self._to_sync or self._owed):
+            with self._pool.lock:
+                fresh = [(tier, word & MAX_PAGES - 1) for tier, word in self._fresh if tier.is_live(word)]
+                self.sync(fresh)
+                self._fresh.clear()
+        elif self._fresh:
+            self._write_back()
+
+    def _write_back(self) -> None:
+        left = _WRITE_BACK_BYTES
+        with self._pool.lock:
+            while self._fresh and left > 0 and time.monotonic() >= self._broken_until:
+                tier, word = self._fresh[0]
+                first = word & MAX_PAGES - 1
+                if tier.is_live(word) and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+                    try:
+                        self._store(tier, first)
+                    except DiskError as error:
+                        self._failed(str(error))
+                        return
+                    left -= int(tier.records["length"][first])
+                self._fresh.popleft()
+                left -= 1
+
+    # ------------------------------------------------------------------------------------------------- tombstones
+
+    def before_removal(self, hi: int, lo: int, sequence: int) -> int:
+        """Local. The sequence of the delete or drop that is about to take out what was found with `sequence`."""
+        if self.log is None:
+            return 0
+        home = place(hi, lo, self._fabric.comm.size, 1).home
+        return self.sequences.for_delete(home, sequence)
+
+    def removed(self, hi: int, lo: int, sequence: int) -> None:
+        """Local. The word was taken out: the tombstone is written, or owed until it can be (rules 8 and 9)."""
+        if self.log is None:
+            return
+        with self._pool.lock:
+            self._owed[hi, lo] = max(sequence, self._owed.get((hi, lo), 0))
+            if time.monotonic() >= self._broken_until:
+                try:
+                    self._pay()
+                except DiskError as error:
+                    self._failed(str(error))
+
+    def found_nothing(self, hi: int, lo: int) -> None:
+        """Local. A delete has found nothing: who deleted it may not have made that durable yet (rule 10)."""
+        home = place(hi, lo, self._fabric.comm.size, 1).home
+        if self.log is not None and (floor := self.sequences.floor(home)):
+            self.removed(hi, lo, floor)
+
+    def _pay(self) -> None:
+        assert self.log is not None
+        while self._owed:
+            key, sequence = next(iter(self._owed.items()))
+            self._step("tombstone")
+            self._to_sync = True
+            self.log.tombstone(*key, sequence)
+            self.tombstones += 1
+            del self._owed[key]
+
+    # ------------------------------------------------------------------------------------------------ made durable
+
+    def sync(self, chosen: Iterable[tuple[DramTier, int]] | None = None, *, seal: bool = False) -> int:
+        """Local. Write these cells (default: all) that are not on disk yet, and make everything durable: how many.
+
+        Raises
+        ------
+        DiskError
+            The promise cannot be kept: disk full, and the like. What was durable stays so, memory is as it was.
+        NotDurableError
+            A sync failed twice.
+        """
+        if self.log is None:
+            return 0
+        with self._pool.lock:
+            wrote = self._write_out(self.dirty() if chosen is None else chosen)
+            gone: list[Lost] = []
+            for last in (False, True):
+                self._step("sync")
+                try:
+                    if seal:
+                        self.log.seal()
+                    else:
+                        self.log.sync()
+                except NotDurableError as error:
+                    gone += self._give_back(error)
+                    if last:
+                        raise
+                    self._write_out(self.dirty())  # again, in new segments
+                else:
+                    break
+            self._to_sync = False
+            self._step("synced")
+            if gone:
+                text = f"{len(gone)} blocks that had left memory could not be made durable: put them again"
+                raise NotDurableError(None, text, gone)
+            return wrote
+
+    def dirty(self) -> list[tuple[DramTier, int]]:
+        """Local. (tier, first page) of the blocks in this rank's memory that are not on disk."""
+        found: list[tuple[DramTier, int]] = []
+        for tier in list(self._pool.tiers.values()):
+            firsts = np.flatnonzero(tier.words * ~tier.copies)
+            flags = tier.records["flags"][firsts]
+            found += [(tier, first) for first in firsts[flags & (FLAG_BACKED | _OF_MEMORY) == 0].tolist()
+                      if not is_alias(int(tier.words[first]))]  # fmt: skip
+        return found
+
+    def _write_out(self, chosen: Iterable[tuple[DramTier, int]]) -> int:
+        """Rule 16: whether or not its word still stands, what the table has is written."""
+        self._pay()
+        wrote = 0
+        for tier, first in chosen:
+            if tier.words[first] and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+                self._store(tier, first)
+                wrote += 1
+        return wrote
+
+    def _give_back(self, error: NotDurableError) -> list[Lost]:
+        """A sync failed: what it names counts as not written, where memory has it; the others."""
+        gone: list[Lost] = []
+        for lost in error.lost:
+            word = self.cells.word_at(lost.location)
+            if not word:  # a tombstone, or a block that was replaced: nothing older may come back
+                key = lost.key_hi, lost.key_lo
+                self._owed[key] = max(lost.sequence, self._owed.get(key, 0))
+            elif not self._unback(word):
+                self.lost += 1
+                gone.append(lost)
+                _log.error("block %s is in a file that could not be synced: %s", shown(lost.key_hi, lost.key_lo), error)
+        return gone
+
+    def _unback(self, word: int) -> bool:
+        """Let the block in memory that an own disk cell backs count as not written; False: it is in memory no more."""
+        for tier in list(self._pool.tiers.values()):
+            for first in np.flatnonzero((tier.records["content_hi"] == np.uint64(word)) & (tier.words != 0)).tolist():
+                flags = int(tier.records["flags"][first])
+                if flags & FLAG_BACKED:
+                    tier.records["flags"][first] = flags & ~FLAG_BACKED
+                    tier.records["content_hi"][first] = 0
+                    tier.wrote_descriptor(first)
+                    self.cells.hint(word)
+                    return True
+        return False
+
+    # --------------------------------------------------------------------------------------------- blocks on disk go
+
+    def retire(self, word: int) -> bool:
+        """Local. The word of an own disk cell was taken out of the index by this rank: the next sweep frees it."""
+        if word >> RANK_SHIFT & MAX_RANKS - 1 != self._fabric.comm.rank:
+            return False
+        self.cells.hint(word)  # not at once: a block in memory may bring the word back
+        return True
+
+    def remove(self, cell: int) -> bool:
+        """Local. Take the block of an own disk cell out of the index, if its own word stands there: whether it did."""
+        fabric, s = self._fabric, self._scratch
+        with self._pool.lock:
+            record = self.cells.records[cell]
+            hi, lo, before = int(record["key_hi"]), int(record["key_lo"]), int(record["sequence"])
+            while (found := self.cells.standing(cell)) is not None:
+                sequence = self.before_removal(hi, lo, before)
+                home, bucket, slot, there = found
+                done = fabric.remove(fabric.ctx, s.address, home, bucket, slot, there)
+                if done < 0:
+                    fabric.raise_mpi_error(s)
+                if done:
+                    self.cells.hint(there)
+                    self.removed(hi, lo, sequence)
+                    return True
+        return False
+
+    def remove_all(self, cells: Iterable[int]) -> int:
+        """Local. The same of many: how many."""
+        removed = sum(self.remove(cell) for cell in cells)
+        with self._pool.lock:
+            self.cells.sweep_hinted()
+        return removed
+
+    def attend(self) -> None:
+        """Local. What a public call does beside its own work: cells that others have hinted at."""
+        with self._pool.lock:
+            self.cells.sweep_hinted()
+
+    # ----------------------------------------------------------------------------------------------------- the rest
+
+    def close(self) -> None:
+        """Local. Make durable what was written, seal and close the segments."""
+        if self.log is not None:
+            with self._pool.lock:
+                try:
+                    self._pay()
+                finally:
+                    self.log.close()
+
+    def _failed(self, text: str) -> None:
+        self.errors += 1
+        self._broken_until = time.monotonic() + _AGAIN_S
+        if text != self.last_error:
+            _log.error("rank %d: %s", self._fabric.comm.rank, text)
+        self.last_error = text
+
+    def _step(self, name: str) -> None:
+        if self.step is not None:
+            self.step(name)
+
+    def check(self, words: list[int]) -> list[str]:
+        """Local. What is wrong with the disk cells, given the words of the index that name them."""
+        problems = self.cells.check(words)
+        for tier in list(self._pool.tiers.values()):
+            for first in np.flatnonzero(tier.words).tolist():
+                if int(tier.records["flags"][first]) & FLAG_BACKED:
+                    behind = int(tier.records["content_hi"][first])
+                    if behind >> RANK_SHIFT & MAX_RANKS - 1 != self._fabric.comm.rank:
+                        continue
+                    if not self.cells.is_live(behind):
+                        problems.append(f"cell {first} is backed by {behind:016x}, which is no live disk cell")
+                    elif same_cell(behind, int(tier.words[first])) or (behind & MAX_PAGES - 1) < self._fabric.pages:
+                        problems.append(f"cell {first} is backed by {behind:016x}, which is no disk cell")
+        return problems

@@ -1,0 +1,56 @@
+"""The weight epochs of a store's namespaces, as a directory keeps them: one empty file for each that began.
+
+Covers noting that an epoch has begun and finding the last one. Does not cover what becomes of the blocks of epochs that
+have passed. A name says all (`epochs/NAMESPACE.EPOCH`, 16 and 8 hex digits): there are no contents that could be half
+written, and two ranks that note two epochs of one namespace at once both count, the higher one wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING
+
+from cascade_mpi.errors import DiskError
+
+if TYPE_CHECKING:
+    from cascade_mpi.segments.files import Files
+
+FOLDER = "epochs"
+_NAME = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{8})")
+
+
+def note(files: Files, namespace: int, epoch: int) -> None:
+    """Local. Let a restart begin in this epoch, or a later one. Survives a power loss when it returns.
+
+    1 create, 2 syncs of folders, and as many removals as there are earlier ones.
+    """
+    files.make_folder(FOLDER)
+    files.sync_folder("")
+    with contextlib.suppress(FileExistsError):
+        files.create(_name(namespace, epoch)).close()
+    files.sync_folder(FOLDER)
+    for name in files.names(FOLDER):
+        found = _NAME.fullmatch(name)
+        if found is not None and int(found[1], 16) == namespace and int(found[2], 16) < epoch:
+            with contextlib.suppress(DiskError, FileNotFoundError):  # it says nothing any more; another rank's, perhaps
+                files.remove(f"{FOLDER}/{name}")
+
+
+def noted(files: Files) -> dict[int, int]:
+    """Local. By namespace id the highest epoch that was noted. 1 list of names."""
+    found: dict[int, int] = {}
+    try:
+        names = files.names(FOLDER)
+    except FileNotFoundError:
+        return found
+    for name in names:
+        parsed = _NAME.fullmatch(name)
+        if parsed is not None:
+            namespace, epoch = int(parsed[1], 16), int(parsed[2], 16)
+            found[namespace] = max(epoch, found.get(namespace, 0))
+    return found
+
+
+def _name(namespace: int, epoch: int) -> str:
+    return f"{FOLDER}/{namespace:016x}.{epoch:08x}"

@@ -1,0 +1,152 @@
+"""The calls of a store on its disk tier: make durable, read ahead, warm up.
+
+Covers what is written and read on purpose, and what all ranks must agree on. Does not cover what happens by itself
+(`disk.tier`, `disk.promotion`), nor the files (`segments`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade_mpi.config import parse_size
+from cascade_mpi.disk.directory import together
+from cascade_mpi.disk.opening import Disk
+from cascade_mpi.errors import CascadeError, ConfigError, NotConfiguredError, StoreFullError
+from cascade_mpi.interrupts import uninterrupted
+from cascade_mpi.keys import Key, key_array
+from cascade_mpi.layout import is_disk
+from cascade_mpi.namespaces import AnyNamespace
+from cascade_mpi.store_life import OpenStore
+
+
+class Warmed(NamedTuple):
+    """What `warm` did, over all ranks: blocks and bytes that are in memory now and were not; `left` are still on disk.
+
+    Each block was read from the file system by one rank, once.
+    """
+
+    blocks: int
+    bytes: int
+    left: int
+
+
+class Durable(OpenStore):
+    """Calls that need the disk tier. Each raises NotConfiguredError without one."""
+
+    @uninterrupted
+    def sync(
+        self, keys: Iterable[Key] | npt.NDArray[Any] | None = None, *, namespace: AnyNamespace | None = None
+    ) -> int:
+        """Local. Make durable what this rank has put and deleted: how many blocks were written for it.
+
+        Promised for blocks that this rank's puts have stored, and for its deletes, as far as no other rank had replaced
+        them before the call. With `keys` only these blocks are written; deletes, and what was written before, are made
+        durable all the same. 1 write a block that is not on disk yet, 1 sync of each open segment.
+
+        Raises
+        ------
+        DiskError
+            The file system refused something, such as DiskFullError; the promise is not kept. What was durable stays
+            so, and memory is as it was.
+        """
+        disk = self._writable_disk("sync")
+        if keys is None:
+            return disk.tier.sync()
+        wanted = {(hi, lo) for hi, lo in key_array(keys, self._space(namespace).digest).tolist()}
+        with self._pool.lock:
+            chosen = [
+                (tier, first) for tier, first in disk.tier.dirty()
+                if (int(tier.records["key_hi"][first]), int(tier.records["key_lo"][first])) in wanted
+            ]  # fmt: skip
+            return disk.tier.sync(chosen)
+
+    @uninterrupted
+    def flush(self) -> int:
+        """Collective. Make durable what all ranks have put and deleted before the call: how many blocks were written.
+
+        Raises
+        ------
+        DiskError
+            On all ranks, if the file system refused something on one of them.
+        """
+        disk = self._writable_disk("flush")
+        self._deferred.publish()
+        self._pool.sweep_hinted()
+        self._comm.Barrier()  # what was put before the call on any rank is in its tables
+        return sum(together(self._comm, lambda: disk.tier.sync(seal=True)))
+
+    def prefetch(self, keys: Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None) -> Future[int]:
+        """Local. Bring blocks from disk into this rank's memory in another thread: how many came, when it is done.
+
+        A block that is in memory already, or stored nowhere, is passed over; so is one for which there is no room.
+        """
+        self._disk_tier("prefetch")
+        array = key_array(keys, self._space(namespace).digest)
+        return self._submit(self._prefetch, array)
+
+    @uninterrupted
+    def _prefetch(self, array: npt.NDArray[np.uint64]) -> int:
+        disk = self._disk_tier("prefetch")
+        came = 0
+        for hi, lo in array.tolist():
+            found = self._reader.find(hi, lo)
+            if found is None or not is_disk(found.word):
+                continue
+            try:
+                came += disk.reads.fetch(found)
+            except StoreFullError:
+                break
+        return came
+
+    @uninterrupted
+    def warm(
+        self, keys: Iterable[Key] | npt.NDArray[Any] | None = None, *, budget: int | str | None = None,
+        namespace: AnyNamespace | None = None,
+    ) -> Warmed:  # fmt: skip
+        """Collective. Bring blocks from disk into memory, each by one rank: all of them, or these keys.
+
+        `budget` is how many bytes each rank brings at most; never more than it has free. Each rank reads what it
+        manages, in the order of the files; the others read it from there (see `replicate`). All ranks give the same
+        keys and budget.
+
+        Raises
+        ------
+        ConfigError
+            The ranks were given different keys or budgets (on all ranks).
+        """
+        disk = self._disk_tier("warm")
+        problem, limit, wanted = "", -1, None
+        try:
+            limit = -1 if budget is None else parse_size(budget)
+            if keys is not None:
+                wanted = key_array(keys, self._space(namespace).digest)
+        except (TypeError, ValueError, CascadeError) as error:  # whatever it is, the others are told
+            problem = str(error)
+        given = self._comm.allgather((problem, limit, None if wanted is None else wanted.tobytes()))
+        for rank, other in enumerate(given):
+            if other[0]:
+                raise ConfigError(f"rank {rank}: {other[0]}")
+            if other != given[0]:
+                raise ConfigError(f"rank {rank} was given other keys or another budget than rank 0")
+        blocks, nbytes, left = together(self._comm, lambda: disk.warm(wanted, None if limit < 0 else limit))[
+            self._comm.rank
+        ]
+        totals = self._comm.allreduce(np.array([blocks, nbytes, left]))
+        return Warmed(*totals.tolist())
+
+    def _disk_tier(self, name: str) -> Disk:
+        self._check_open()
+        if self._disk is None:
+            raise NotConfiguredError(f"the disk tier is off, {name}() needs it: give `disk`, a directory")
+        return self._disk
+
+    def _writable_disk(self, name: str) -> Disk:
+        disk = self._disk_tier(name)
+        if disk.tier.log is None:
+            raise NotConfiguredError(f'{name}() writes, and this store was opened with disk_mode="read"')
+        return disk
