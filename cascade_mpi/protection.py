@@ -64,8 +64,8 @@ class Protection:
         Raises
         ------
         StoreFullError
-            One is on disk, and there is no room for it in memory; or they do not all fit the quota; nothing was changed, unless a block was replaced by a larger one
-            meanwhile: then the text says how many are protected.
+            One is on disk, and there is no room for it in memory; or they do not all fit the quota: nothing was
+            changed, unless a block was replaced by a larger one meanwhile. Then the text says how many are protected.
         """
         wanted = list(keys)
         shares: dict[Key, tuple[int, int]] = {}  # counted already, for words that are not hard yet
