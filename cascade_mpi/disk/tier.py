@@ -279,6 +279,7 @@ class DiskTier:
         with self._pool.lock:
             wrote = self._write_out(self.dirty() if chosen is None else chosen)
             gone: list[Lost] = []
+            again: list[tuple[DramTier, int]] = []
             for last in (False, True):
                 self._step("sync")
                 try:
@@ -287,10 +288,10 @@ class DiskTier:
                     else:
                         self.log.sync()
                 except NotDurableError as error:
-                    gone += self._give_back(error)
+                    gone += self._give_back(error, again)
                     if last:
                         raise
-                    self._write_out(self.dirty())  # again, in new segments
+                    self._write_out(again)  # in new segments; not what nobody has asked for
                 else:
                     break
             self._to_sync = False
@@ -299,6 +300,11 @@ class DiskTier:
                 text = f"{len(gone)} blocks that had left memory could not be made durable: put them again"
                 raise NotDurableError(None, text, gone)
             return wrote
+
+    def write(self, cell: tuple[DramTier, int]) -> bool:
+        """Local. Write one of `dirty`, durable after the next `sync`; False: it needs that no more. DiskError."""
+        with self._pool.lock:
+            return bool(self._write_out((cell,)))
 
     def dirty(self) -> list[tuple[DramTier, int]]:
         """Local. (tier, first page) of the blocks in this rank's memory that are not on disk."""
@@ -320,22 +326,24 @@ class DiskTier:
                 wrote += 1
         return wrote
 
-    def _give_back(self, error: NotDurableError) -> list[Lost]:
-        """A sync failed: what it names counts as not written, where memory has it; the others."""
+    def _give_back(self, error: NotDurableError, again: list[tuple[DramTier, int]]) -> list[Lost]:
+        """A sync failed: what it names counts as not written, where memory has it (`again`); the others."""
         gone: list[Lost] = []
         for lost in error.lost:
             word = self.cells.word_at(lost.location)
             if not word:  # a tombstone, or a block that was replaced: nothing older may come back
                 key = lost.key_hi, lost.key_lo
                 self._owed[key] = max(lost.sequence, self._owed.get(key, 0))
-            elif not self._unback(word):
+            elif (cell := self._unback(word)) is not None:
+                again.append(cell)
+            else:
                 self.lost += 1
                 gone.append(lost)
                 _log.error("block %s is in a file that could not be synced: %s", shown(lost.key_hi, lost.key_lo), error)
         return gone
 
-    def _unback(self, word: int) -> bool:
-        """Let the block in memory that an own disk cell backs count as not written; False: it is in memory no more."""
+    def _unback(self, word: int) -> tuple[DramTier, int] | None:
+        """Let the block in memory that an own disk cell backs count as not written; None: it is in memory no more."""
         for tier in list(self._pool.tiers.values()):
             for first in np.flatnonzero((tier.records["content_hi"] == np.uint64(word)) & (tier.words != 0)).tolist():
                 flags = int(tier.records["flags"][first])
@@ -344,8 +352,8 @@ class DiskTier:
                     tier.records["content_hi"][first] = 0
                     tier.wrote_descriptor(first)
                     self.cells.hint(word)
-                    return True
-        return False
+                    return tier, first
+        return None
 
     # --------------------------------------------------------------------------------------------- blocks on disk go
 
