@@ -5,7 +5,7 @@ other work; what fails on the way; and damage. Does not cover which segments (se
 needed: that is the store's to say, by a `Ledger`.
 
 The order is rule 15 of docs/disk.md: copy, sync the copies and the folder, tell the new locations, remove the old
-files, sync the folder, tell that. A copy has the sequence of its record. What holds at every moment, also after a crash:
+files, sync the folder, tell that. A copy has the sequence of its record. What holds at every moment, and after a crash:
 
 - A record that is needed is durable in its old place, its new one, or both. Both are the same bytes and the same
   sequence, so a restart may take either.
@@ -23,29 +23,31 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from cascade_mpi.errors import BufferSizeError, DamagedError, DiskError, DiskGoneError, NoSuchFileError, NotDurableError
+from cascade_mpi.errors import (
+    BufferSizeError,
+    DamagedError,
+    DiskError,
+    DiskFullError,
+    DiskGoneError,
+    DiskQuotaError,
+    NoSuchFileError,
+    NotDurableError,
+)
 from cascade_mpi.segments.direct import aligned_buffer
 from cascade_mpi.segments.format import (
-    ENTRY,
     ENTRY_BYTES,
     FOLDER,
     MAX_RECORDS,
     PAGE,
     TOMBSTONE,
     Location,
-    Place,
-    open_name,
-    sealed_name,
 )
 from cascade_mpi.segments.reader import SegmentReader, open_segment
 from cascade_mpi.segments.recovery import numbers_in
-from cascade_mpi.segments.scan import scan
+from cascade_mpi.segments.source import Item, Source, open_source
 from cascade_mpi.segments.space import footprint
 
 if TYPE_CHECKING:
@@ -56,20 +58,8 @@ if TYPE_CHECKING:
 
 SETTLE_BYTES = 32 << 20  # of copies, and their number, that are made durable at once
 SETTLE_RECORDS = 8192
-_ROWS = 1024  # of a table that are Python objects at once
 _KEEP_BYTES = 64 << 20  # a larger block's memory is given back
 _log = logging.getLogger("cascade.segments")
-
-
-class Item(NamedTuple):
-    """A record of a segment that is rewritten."""
-
-    key_hi: int
-    key_lo: int
-    sequence: int
-    length: int
-    tombstone: bool
-    location: Location
 
 
 class Ledger(Protocol):
@@ -86,9 +76,9 @@ class Ledger(Protocol):
     def may_go(self, item: Item) -> bool:
         """Local. May this record, which nothing names, vanish? Once yes, always yes.
 
-        A block: if something of its key with a higher sequence is durable, or the same record elsewhere. A tombstone:
-        if no file has a record of its key below it, none can still come, and `SegmentLog.unsure` is empty at all
-        writers. A file has its records until `removed` was called for it.
+        A block: if something of its key with a higher sequence is durable, or a disk cell names the same record at
+        another location. A tombstone: that too, or if no file has a record of its key below it, none can still come,
+        and `SegmentLog.unsure` is empty at all writers. A file has its records until `removed` was called for it.
         """
         ...
 
@@ -116,20 +106,6 @@ class Done(NamedTuple):
     freed: int = 0  # their bytes
 
 
-class _Source:
-    """A segment that is being read."""
-
-    def __init__(self, reader: SegmentReader, paths: list[str], place: Place, entries: npt.NDArray[np.void]) -> None:
-        self.reader, self.paths, self.place = reader, paths, place
-        self.number = reader.segment
-        self.problem = ""  # why it cannot be removed
-        self._items = _items(entries, reader.segment)
-        self.item = next(self._items, None)  # the next to be looked at
-
-    def advance(self) -> None:
-        self.item = next(self._items, None)
-
-
 class Compactor:
     """Rewrites segments, a bounded piece at a time. For one thread at a time, the one that appends to the log.
 
@@ -153,13 +129,14 @@ class Compactor:
         self._files, self._store, self._log, self._ledger, self._space = files, store, log, ledger, space
         self._settle_bytes = settle_bytes
         self._queue: deque[int] = deque()
-        self._source: _Source | None = None
-        self._copies: dict[Location, tuple[Item, _Source]] = {}  # where they are; not known to be durable
+        self._source: Source | None = None
+        self._copies: dict[Location, tuple[Item, Source]] = {}  # where they are; not known to be durable
         self._copied = 0  # bytes of them
-        self._read: list[_Source] = []  # to the end; their copies may be among those
-        self._unneeded: list[_Source] = []  # everything that is needed of them is durable elsewhere
+        self._read: list[Source] = []  # to the end; their copies may be among those
+        self._unneeded: list[Source] = []  # everything that is needed of them is durable elsewhere
         self._unlinked: list[int] = []  # their names are gone, which is not durable
         self._doubtful: set[int] = set()  # the same, and a sync of the folder has failed since
+        self._pressed = False  # there is no room for a copy: what can be removed goes first
         self._memory = memoryview(b"")
         self.damaged: dict[int, str] = {}  # segments that stay as they are, and why
         self.done = Done()
@@ -191,7 +168,8 @@ class Compactor:
         Raises
         ------
         DiskError
-            No room for a copy, or a name cannot be removed: nothing is lost, and the next step tries that again.
+            No room for a copy, also after everything that could go has gone, or a name cannot be removed: nothing is
+            lost, and the next step tries that again.
         NotDurableError
             A sync failed: segments whose copies were lost stay, and are no longer `busy`. `lost` has the records that
             others appended to the same log.
@@ -221,7 +199,7 @@ class Compactor:
         self._unlinked = []
 
     def _must_settle(self) -> bool:
-        if self._unneeded or self._unlinked or self._copied >= self._settle_bytes:
+        if self._unneeded or self._unlinked or self._pressed or self._copied >= self._settle_bytes:
             return True
         ended = self._source is None and not self._queue
         return len(self._copies) >= SETTLE_RECORDS or (ended and bool(self._read))
@@ -244,7 +222,13 @@ class Compactor:
                 if found is None:
                     self._end_source()
                     continue
-                new = self._log.append(*found)  # if it fails, the next step begins with this item again
+                try:
+                    new = self._log.append(*found)
+                except (DiskFullError, DiskQuotaError):
+                    self._pressed = bool(self._copies or self._read)
+                    if not self._pressed:
+                        raise  # as any other error: the next step begins with this item again
+                    return
                 self._note_copy(item, new)
                 max_bytes -= footprint(item.length)
                 self._source.advance()
@@ -268,12 +252,12 @@ class Compactor:
         self._read.append(self._source)
         self._source = None
 
-    def _open(self, number: int) -> _Source | None:
+    def _open(self, number: int) -> Source | None:
         """A segment's records; None, and it is damaged, if it cannot be known what they are."""
         reader: SegmentReader | None = None
         try:
             reader = open_segment(self._files, self._store, number)
-            return _source(self._files, reader)
+            return open_source(self._files, reader)
         except DiskGoneError:
             raise
         except (DamagedError, DiskError) as error:
@@ -282,7 +266,7 @@ class Compactor:
                 _close(reader)
             return None
 
-    def _payload(self, source: _Source, item: Item) -> tuple[Record, memoryview] | None:
+    def _payload(self, source: Source, item: Item) -> tuple[Record, memoryview] | None:
         """A record, whole and verified; None, and the segment is damaged, if it is not."""
         out = self._buffer(item.length)
         try:
@@ -318,6 +302,7 @@ class Compactor:
 
     def _settle(self) -> None:
         failed: NotDurableError | None = None
+        self._pressed = False
         if self._copies:
             try:
                 self._log.sync()
@@ -384,46 +369,3 @@ class Compactor:
 def _close(reader: SegmentReader) -> None:
     with contextlib.suppress(OSError):  # it was only read
         reader.close()
-
-
-def _items(entries: npt.NDArray[np.void], segment: int) -> Iterator[Item]:
-    for start in range(0, len(entries), _ROWS):
-        rows = entries[start : start + _ROWS]
-        columns = (rows[name].tolist() for name in ("key_hi", "key_lo", "sequence", "length", "kind", "unit"))
-        for key_hi, key_lo, sequence, length, kind, unit in zip(*columns, strict=True):
-            yield Item(key_hi, key_lo, sequence, length, kind == TOMBSTONE, Location(segment, unit))
-
-
-def _source(files: Files, reader: SegmentReader) -> _Source:
-    """A segment's records, from its footer or a scan; DamagedError if anything that would tell is damaged."""
-    paths = [reader.path]
-    if reader.path == sealed_name(reader.segment):
-        other = open_name(reader.segment)
-        with contextlib.suppress(NoSuchFileError):
-            second = SegmentReader(files.open(other), other, reader.store, reader.segment)
-            try:
-                if (second.size, _last(second)) != (reader.size, _last(reader)):
-                    raise DamagedError(other, 0, f"another segment has its number: {reader.path}")
-            finally:
-                second.close()
-            paths.insert(0, other)  # which of the two is left by a crash between them has a footer
-    if reader.size <= PAGE and reader.path.endswith(".open") and not any(reader.bytes_at(0, reader.size)):
-        return _Source(reader, paths, Place(reader.store, reader.segment, 0), np.empty(0, ENTRY))  # created, no more
-    header = reader.header()
-    try:
-        footer = reader.footer()
-    except DamagedError:
-        if not reader.path.endswith(".open"):
-            raise
-    else:
-        if footer.trailer.place != header.place:
-            raise DamagedError(reader.path, 0, "the header is of another run than the footer")
-        return _Source(reader, paths, header.place, footer.entries)
-    found = scan(reader, header)
-    if found.damages:
-        raise DamagedError(reader.path, found.damages[0].start, found.damages[0].problem)
-    return _Source(reader, paths, header.place, found.entries)
-
-
-def _last(reader: SegmentReader) -> bytes:
-    return bytes(reader.bytes_at(reader.size - PAGE, PAGE))
