@@ -93,7 +93,8 @@ def _compact(directory: Path, store: bytes, dry_run: bool, alone: bool) -> Compa
             return compact_directory(files, store, now=int(now), run=job, dry_run=True)
         owner = Owner.here(int(now), os.environ)
         with DirectoryLock.take(directory, owner, locks="none" if alone else "required"):
-            identity.ensure(files, store, time.time_ns())  # the name is durable before anything that depends on it
+            # Its name is made durable before anything that depends on it, and it is read again: nobody writes now.
+            store = identity.ensure(files, store, time.time_ns()).uuid
             return compact_directory(files, store, now=int(now), run=job, created=time.time_ns)
 
 
