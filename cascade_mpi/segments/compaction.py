@@ -189,7 +189,9 @@ class Compactor:
 
     def give_up(self) -> None:
         """Local. Stop where it is. All files stay that were not removed; copies that nobody was told of are garbage."""
-        self._log.unsure.update(each.segment for each in self._copies)  # nobody counts them
+        for new, (item, _) in self._copies.items():
+            self._log.unsure.add(new.segment)  # nobody knows of it
+            self._forget(item, new)
         for source in (*self._read, *self._unneeded, *([self._source] if self._source is not None else [])):
             _close(source.reader)
         self._queue.clear()
@@ -246,6 +248,11 @@ class Compactor:
                 self._space.tombstone(new.segment)
             else:
                 self._space.appended(new.segment, item.length)
+
+    def _forget(self, item: Item, new: Location) -> None:
+        """A copy that nobody will be told of is garbage: the record is where it was."""
+        if self._space is not None:
+            self._space.released(new.segment, item.length, tombstone=item.tombstone)
 
     def _end_source(self) -> None:
         assert self._source is not None
@@ -321,6 +328,7 @@ class Compactor:
             # Whoever synced the log: what was not durable then never will be.
             if new.unit >= self._log.lost_from.get(new.segment, MAX_RECORDS):
                 source.problem = source.problem or f"a copy of the record at unit {item.location.unit} is not durable"
+                self._forget(item, new)
                 continue
             named = self._ledger.moved(item, new)
             done = done._replace(

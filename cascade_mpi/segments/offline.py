@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from cascade_mpi.segments.files import Files
 
 STEP_BYTES = 8 << 20
+_AGAIN = "nothing: it was left out", "run this again, and look at the kernel's log if that does not help"
 Key = tuple[int, int]
 
 
@@ -162,7 +163,11 @@ class _Work:
         for number in sorted(wanted):
             paths = self._numbers[number]
             findings = examine(self._files, self._store, number, paths)
-            if findings and not (paths == [open_name(number)] and self._is_stub(paths[0])):
+            if paths == [open_name(number)] and self._is_stub(paths[0]):
+                continue
+            if not findings and number not in self._indexes:  # nobody knows what is in it, so nothing of it may go
+                findings = [Finding("damage", paths[0], None, "it could not be read at first", *_AGAIN)]
+            if findings:
                 self._damages[number] = findings
         # What has nothing that is needed goes first: it makes room for copies of the others.
         self._chosen = sorted(wanted - self._damages.keys(), key=lambda number: (lives.get(number, 0) > 0, number))

@@ -24,11 +24,17 @@ from cascade_mpi.segments.log import SegmentLog
 from cascade_mpi.segments.planning import plan
 from cascade_mpi.segments.reader import open_segment
 from cascade_mpi.segments.records import Record
+from cascade_mpi.segments.recovery import Recovery, latest
 from cascade_mpi.segments.source import Item
 from cascade_mpi.segments.space import TOMBSTONE_BYTES, Space, footprint
 
 STORE = bytes(range(16))
 Key = tuple[int, int]
+Wrap = Callable[[Any], Any]
+
+
+def _as_it_is(files: Any) -> Any:
+    return files
 
 
 class Named(NamedTuple):
@@ -43,17 +49,21 @@ class Named(NamedTuple):
 class Rank:
     """One rank: its log, its account, its compactor; and the ledger that this one asks."""
 
-    def __init__(self, tier: Tier, number: int, files: Any, numbers: Iterator[int]) -> None:
-        self.tier, self.number, self.files = tier, number, files
+    def __init__(self, tier: Tier, number: int, clean: Any, numbers: Iterator[int]) -> None:
+        files = tier.wrap(clean)
+        self.tier, self.number, self.files, self.clean = tier, number, files, clean
         self.log = SegmentLog(files, STORE, numbers, tier.run, tier.segment_bytes, writer=number)
-        self.copies = self.log if tier.one_log else SegmentLog(files, STORE, numbers, tier.run, tier.segment_bytes)
+        self.copies = self.log
+        if not tier.one_log:
+            self.copies = SegmentLog(tier.wrap_copies(files), STORE, numbers, tier.run, tier.segment_bytes)
         self.space = Space()
         self.compactor = Compactor(
-            files, STORE, self.copies, self, self.space, settle_bytes=tier.settle_bytes
+            tier.wrap_compactor(files), STORE, self.copies, self, self.space, settle_bytes=tier.settle_bytes
         )
         self.open: dict[int, tuple[Key, bytes | None, Location]] = {}  # by sequence: written, not known to be durable
         self.held: dict[Location, tuple[Key, int, int]] = {}  # dead blocks: key, sequence, length
         self.deletions: dict[Location, tuple[Key, int]] = {}
+        self.scanned: set[int] = set()  # left by an earlier job without a footer
 
     # the ledger
 
@@ -137,7 +147,7 @@ class Rank:
 
     def first(self) -> set[int]:
         """What was left without a footer goes into sealed segments."""
-        return (self.log.unsure | self.copies.unsure) & self.space.segments.keys()
+        return (self.log.unsure | self.copies.unsure | self.scanned) & self.space.segments.keys()
 
     def begin(self, **options: Any) -> None:
         self.release()
@@ -151,11 +161,13 @@ class Tier:
     """The ranks, the index that they share, and where each record of each key lies."""
 
     def __init__(
-        self, disk: Disk, seed: int, *, ranks: int = 2, wrap: Callable[[Any], Any] = lambda files: files,
+        self, disk: Disk, seed: int, *, ranks: int = 2, wrap: Wrap = _as_it_is,
         one_log: bool = True, settle_bytes: int = 6 << 10, segment_bytes: int = MIN_SEGMENT_BYTES, keys: int = 5,
-        run: int = 1, base: int = 0, files: Callable[[int], Any] | None = None,
+        run: int = 1, base: int = 0, files: Callable[[int], Any] | None = None, wrap_copies: Wrap = _as_it_is,
+        wrap_compactor: Wrap = _as_it_is,
     ) -> None:  # fmt: skip
         self.disk, self.chance, self.run, self.one_log = disk, random.Random(seed), run, one_log
+        self.wrap, self.wrap_copies, self.wrap_compactor = wrap, wrap_copies, wrap_compactor
         self.settle_bytes, self.segment_bytes, self.keys = settle_bytes, segment_bytes, keys
         self.index: dict[Key, Named] = {}
         self.durable: dict[Key, int] = {}  # the highest durable sequence
@@ -165,7 +177,29 @@ class Tier:
         self.errors: list[OSError] = []
         self.watch: Callable[[Rank, Item, Location], None] = lambda rank, item, new: None
         make = files if files is not None else lambda number: RecordingFiles(disk, number)
-        self.ranks = [Rank(self, each, wrap(make(each)), count(base + each, ranks)) for each in range(ranks)]
+        self.ranks = [Rank(self, each, make(each), count(base + each, ranks)) for each in range(ranks)]
+
+    def adopt(self, recovery: Recovery) -> None:
+        """The first rank takes over what a restart found."""
+        rank, newest = self.ranks[0], latest(recovery.indexes)
+        rank.space = Space.rebuilt(recovery.indexes, newest.blocks, newest.tombstones)
+        rank.compactor = Compactor(rank.files, STORE, rank.copies, rank, rank.space, settle_bytes=self.settle_bytes)
+        rank.scanned = {each.segment for each in recovery.indexes if not each.sealed}
+        for index in recovery.indexes:
+            for row in index.entries:
+                key, sequence = (int(row["key_hi"]), int(row["key_lo"])), int(row["sequence"])
+                self.note_record(key, sequence, index.segment)
+                self.durable[key] = max(self.durable.get(key, -1), sequence)
+                self.sequence = max(self.sequence, sequence >> 12)
+        for row in newest.tombstones:
+            location = Location(int(row["segment"]), int(row["unit"]))
+            rank.deletions[location] = (int(row["key_hi"]), int(row["key_lo"])), int(row["sequence"])
+        for row in newest.blocks:
+            key, location = (int(row["key_hi"]), int(row["key_lo"])), Location(int(row["segment"]), int(row["unit"]))
+            self.index[key] = Named(0, int(row["sequence"]), location, int(row["length"]))
+            value = self.read(key)
+            assert value is not None
+            self.values[key] = value
 
     def nothing_below(self, key: Key, sequence: int) -> bool:
         """Rule 14. What can still come is in `records` already, or in a segment that a log is not sure of."""
@@ -242,11 +276,20 @@ class Tier:
             return True
 
     def finish(self) -> None:
-        """Everything durable, everything compacted that can be."""
+        """Everything durable, everything compacted that can be. A fault that comes twice is an error."""
         for rank in self.ranks:
             rank.settle(rank.log.sync)
         for rank in self.ranks:
             rank.begin(share=0.0, small_files=1)
+            self.drain(rank)
+
+    def drain(self, rank: Rank) -> None:
+        """To the end of what its compactor has to do."""
+        try:
+            while self.step(rank, 1 << 20):
+                pass
+        except OSError as error:
+            self.errors.append(error)
             while self.step(rank, 1 << 20):
                 pass
 
@@ -256,7 +299,7 @@ class Tier:
         if named is None:
             return None
         rank = self.ranks[named.rank]
-        reader = open_segment(rank.files, STORE, named.location.segment)
+        reader = open_segment(rank.clean, STORE, named.location.segment)
         out = bytearray(named.length)
         try:
             place = reader.header().place
@@ -273,8 +316,7 @@ class Tier:
             except DamagedError as error:
                 raise AssertionError(f"{key}: {error}") from error
         for rank in self.ranks:
-            while rank.compactor.busy:  # a copy that nobody was told of is held, twice
-                self.step(rank, 1 << 20)
+            self.drain(rank)  # a copy that nobody was told of is held, twice
             live = sum(footprint(named.length) for named in self.index.values() if named.rank == rank.number)
             held = sum(footprint(length) for _, _, length in rank.held.values())
             assert (rank.space.live, rank.space.held) == (live, held)
