@@ -29,11 +29,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from cascade_mpi.errors import (
     BufferSizeError,
     DamagedError,
-    DiskError,
     DiskFullError,
     DiskGoneError,
     DiskQuotaError,
-    NoSuchFileError,
     NotDurableError,
 )
 from cascade_mpi.segments.direct import aligned_buffer
@@ -267,7 +265,7 @@ class Compactor:
             return open_source(self._files, reader)
         except DiskGoneError:
             raise
-        except (DamagedError, DiskError) as error:
+        except (DamagedError, OSError) as error:
             self._damaged(number, str(error))
             if reader is not None:
                 _close(reader)
@@ -285,7 +283,7 @@ class Compactor:
             problem = f"the record at unit {item.location.unit} is not what the footer says of it"
         except DiskGoneError:
             raise
-        except (DamagedError, BufferSizeError, DiskError) as error:
+        except (DamagedError, BufferSizeError, OSError) as error:
             problem = str(error)
         source.problem = problem
         self._damaged(source.number, problem)
@@ -354,7 +352,7 @@ class Compactor:
             source = self._unneeded[0]
             _close(source.reader)
             for path in source.paths:
-                with contextlib.suppress(NoSuchFileError):  # removed by a step that failed behind it
+                with contextlib.suppress(FileNotFoundError):  # removed by a step that failed behind it
                     self._files.remove(path)
             self._unlinked.append(source.number)
             self.done = self.done._replace(segments=self.done.segments + 1, freed=self.done.freed + source.reader.size)

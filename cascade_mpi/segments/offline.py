@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cascade_mpi.errors import NoSuchFileError, NotDurableError
+from cascade_mpi.errors import NotDurableError
 from cascade_mpi.segments.compaction import Compactor
 from cascade_mpi.segments.format import (
     BLOCK,
@@ -222,7 +222,7 @@ class _Work:
         if passing and self._ledger.gone.issuperset(self._chosen):
             for number in sorted(passing):
                 for path in (open_name(number), sealed_name(number)):
-                    with contextlib.suppress(NoSuchFileError):
+                    with contextlib.suppress(FileNotFoundError):
                         self._files.remove(path)
             self._files.sync_folder(FOLDER)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cascade_mpi.errors import DamagedError, NoSuchFileError
+from cascade_mpi.errors import DamagedError
 from cascade_mpi.segments.format import ENTRY, PAGE, TOMBSTONE, Location, Place, open_name, sealed_name
 from cascade_mpi.segments.reader import SegmentReader
 from cascade_mpi.segments.scan import scan
@@ -58,7 +58,7 @@ def open_source(files: Files, reader: SegmentReader) -> Source:
     paths = [reader.path]
     if reader.path == sealed_name(reader.segment):
         other = open_name(reader.segment)
-        with contextlib.suppress(NoSuchFileError):
+        with contextlib.suppress(FileNotFoundError):
             second = SegmentReader(files.open(other), other, reader.store, reader.segment)
             try:
                 if (second.size, _last(second)) != (reader.size, _last(reader)):
