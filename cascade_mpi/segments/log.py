@@ -125,6 +125,15 @@ class SegmentLog:
         self._has_folder = self._closed = False
         self.highest = 0  # the highest durable sequence
         self.unsealed = 0  # segments that could not be sealed and are left to a scan
+        # Segments in which a write or a sync failed: they may hold records that were refused or lost, and that nobody
+        # counts. As long as there is one, no tombstone may go: it may be what keeps such a record from coming back.
+        self.unsure: set[int] = set()
+        self.lost_from: dict[int, int] = {}  # by segment whose sync failed: the first unit that is not durable
+
+    @property
+    def open_segments(self) -> frozenset[int]:
+        """Local. The segments that this log still writes to: nobody else may remove or rewrite them."""
+        return frozenset(each.place.segment for each in self._all())
 
     @property
     def pending(self) -> int:
@@ -164,6 +173,7 @@ class SegmentLog:
         try:
             segment.file.write_at(unit * UNIT, header, _ZEROS[: lead(length) - RECORD_BYTES], payload)
         except BaseException:
+            self.unsure.add(segment.place.segment)
             self._retire(segment)  # what is behind its last record is not known now
             raise
         segment.rows.append(entry_of(record, unit, header_check(header)))
@@ -288,6 +298,9 @@ class SegmentLog:
             _log.error("%s: %d records are not durable: %s", open_name(each.place.segment), len(lost), error)
             self._lost += lost
             each.lost = True
+            self.unsure.add(each.place.segment)
+            if lost:
+                self.lost_from[each.place.segment] = lost[0].location.unit
             self._drop(each)
 
     def _seal(self, segments: list[_Open]) -> None:
