@@ -19,6 +19,7 @@ import errno
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -150,7 +151,8 @@ class MpiFile:
 
         MPI's sync and an fsync. DiskError for a write that failed since the last good one; it fails for ever then.
         """
-        self._settle()
+        self._files.in_flight.drain()  # of all files: Open MPI syncs none while a write of another is under way
+        self._check()
         try:
             with self._files.in_flight.lock:
                 self._file.Sync()
@@ -236,8 +238,9 @@ class _Request:
         return self._nbytes
 
     def free(self) -> None:
-        """Local. Let MPI forget it. Only after it has written everything: else it stays for ever, see `done`."""
-        self._request.Wait()
+        """Local. Let MPI forget it, once it has ended: Open MPI syncs no file while it knows of any write."""
+        with suppress(MPI.Exception):  # of a write whose error is known
+            self._request.Free()  # not Wait, for the same reason as above
 
 
 def open_new(files: PosixFiles, path: str, hints: Mapping[str, str]) -> MPI.File:

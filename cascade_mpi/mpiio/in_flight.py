@@ -31,7 +31,7 @@ class Started(Protocol):
         ...
 
     def free(self) -> None:
-        """Local. Forget it: it has written all it should."""
+        """Local. Forget it: it has ended."""
         ...
 
 
@@ -51,7 +51,7 @@ class Target(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Write:
     target: Target
     offset: int
@@ -128,7 +128,9 @@ class InFlight:
     def holds(self, target: Target) -> bool:
         """Local. Whether MPI may still write to this file, drained or not: then it must not be closed."""
         with self.lock:
-            self._never = [each for each in self._never if each.under_way.done() is None]
+            for each in [each for each in self._never if each.under_way.done() is not None]:
+                each.under_way.free()
+                self._never.remove(each)
             return any(each.target is target for each in (*self._writes, *self._never))
 
     def _advance(self) -> bool:
@@ -141,6 +143,8 @@ class InFlight:
             if self._clock() - self._since < self.patience_s:
                 return False
             self._never.append(write)
+        else:
+            write.under_way.free()
         self._writes.popleft()
         self.bytes -= write.buffer.nbytes
         try:
@@ -149,8 +153,6 @@ class InFlight:
                 write.target.repair(write.offset, write.buffer)
                 if nbytes is None:
                     self.patience_s = min(2 * self.patience_s, MOST_PATIENCE_S)
-            else:
-                write.under_way.free()
         except OSError as error:
             write.target.note(error)
         self.finished = write.ticket

@@ -20,7 +20,8 @@ class Write:
         return self.result
 
     def free(self) -> None:
-        assert self.result == self.nbytes
+        assert self.result is not None
+        assert not self.freed
         self.freed = True
 
 
@@ -114,7 +115,7 @@ def test_a_short_write_is_made_again_and_its_error_found_out(flight: InFlight, n
     assert [error.errno for error in full.noted] == [errno.ENOSPC]
     assert good.noted == []
     assert flight.repaired == 2
-    assert not good.writes[0].freed
+    assert good.writes[0].freed
 
 
 def test_a_write_that_never_ends_is_made_again_and_its_file_is_held(flight: InFlight, clock: Clock) -> None:
@@ -128,8 +129,10 @@ def test_a_write_that_never_ends_is_made_again_and_its_file_is_held(flight: InFl
     assert (flight.finished, other.noted, other.repaired) == (2, [], [])
     assert flight.holds(target), "MPI may still read and write"
     assert not flight.holds(other)
+    assert not target.writes[0].freed
     target.writes[0].result = 4
     assert not flight.holds(target)
+    assert target.writes[0].freed
 
 
 def test_a_disk_that_is_only_slow_gets_more_time(flight: InFlight, clock: Clock) -> None:
