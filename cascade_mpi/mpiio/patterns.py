@@ -35,7 +35,7 @@ from cascade_mpi.segments.format import PAGE
 from cascade_mpi.segments.posix_file import PosixFile
 
 Collective = Literal["auto", "on", "off"]
-AHEAD = 4  # files of a rank that are written and not synced yet
+AHEAD = 1  # files of a rank that are written and not synced yet
 
 
 @dataclass
