@@ -21,7 +21,7 @@ import pytest
 from mpi4py import MPI
 
 from cascade_mpi.errors import DiskError, DiskFullError, FileThereError, NotDurableError
-from cascade_mpi.mpiio.files import MpiFiles
+from cascade_mpi.mpiio.files import MpiFile, MpiFiles
 from cascade_mpi.mpiio.hints import compared, shared_hints
 from cascade_mpi.mpiio.patterns import choose, window_bytes
 from cascade_mpi.mpiio.plan import Part
@@ -303,6 +303,25 @@ def test_a_refused_write_on_one_rank_is_an_error_on_all_and_nobody_waits(
     assert_all(comm, check_locations(files, records[comm.rank], where))
 
 
+def test_a_rank_that_cannot_open_the_files_takes_part_to_the_end(
+    comm: MPI.Intracomm, files: PosixFiles, shared: Any, raises_all: Any, assert_all: Any
+) -> None:
+    together, bad = shared(16 << 20), comm.size - 1
+    join = files.join
+
+    def refuse(path: str, **_: Any) -> Any:
+        raise DiskFullError(errno.ENOSPC, "full on purpose", path)
+
+    if comm.rank == bad:
+        files.join = refuse  # type: ignore[method-assign]
+    records = brought(comm, [[3_000_000] * 4 for _ in range(comm.size)])  # more than one round
+    text = raises_all(comm, DiskFullError, lambda: together.write(records[comm.rank]))
+    assert_all(comm, text == f"on rank {bad}: full on purpose", text)
+    assert_all(comm, names_of(files) == [])
+    files.join = join  # type: ignore[method-assign]
+    assert_all(comm, check_locations(files, records[comm.rank], together.write(records[comm.rank])))
+
+
 def test_wrong_records_of_one_rank_are_an_error_on_all(
     comm: MPI.Intracomm, files: PosixFiles, shared: Any, assert_all: Any
 ) -> None:
@@ -428,14 +447,25 @@ def test_random_writes_and_reads(own_files: MpiFiles) -> None:
         assert out == expected
 
 
-def test_a_copy_may_change_at_once(tmp_path: Path) -> None:
-    with MpiFiles(tmp_path / "own", make=True) as files, files.create("a") as file:
+@pytest.mark.parametrize("borrow", [False, True])
+def test_what_is_written_is_copied_unless_it_is_borrowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, borrow: bool
+) -> None:
+    given: list[memoryview] = []
+    begin = MpiFile.begin
+
+    def spy(file: MpiFile, offset: int, buffer: memoryview) -> Any:
+        given.append(buffer)
+        return begin(file, offset, buffer)
+
+    monkeypatch.setattr(MpiFile, "begin", spy)
+    with MpiFiles(tmp_path / "own", make=True, borrow=borrow) as files, files.create("a") as file:
         payload = bytearray(b"a" * 300_000)
         file.write_at(0, payload)
+        files.drain()
         payload[:] = b"b" * 300_000
-        out = bytearray(300_000)
-        file.read_at(0, out)
-        assert out == b"a" * 300_000
+        assert bytes(given[0]) == (payload if borrow else b"a" * 300_000)
+        assert files.ended == files.started == 1
 
 
 def test_a_sync_is_one_of_the_system_and_what_is_new_is_private(

@@ -90,6 +90,13 @@ def test_small_parts_of_many_ranks_on_one_page_go_to_the_one_that_has_its_first_
     assert [own_range(part) for part in parts] == [(0, PAGE + 300), (2 * PAGE, 2 * PAGE), (2 * PAGE, 9000)]
 
 
+def test_a_small_part_that_begins_with_a_page_writes_it() -> None:
+    parts = [Part(0, 0, PAGE, 2 * PAGE, 1), Part(1, 0, 2 * PAGE, 2 * PAGE + 300, 1)]
+    parts.append(Part(2, 0, 2 * PAGE + 300, 2 * PAGE + 600, 1))
+    assert [(each.source, each.target) for each in fragments(parts)] == [(2, 1)]
+    assert own_range(parts[1]) == (2 * PAGE, 2 * PAGE + 300)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_bytes_of_parts_make_the_file(seed: int) -> None:
     lengths = [mine or [10] for mine in brought(seed, 3)]
