@@ -156,11 +156,7 @@ class SegmentLog:
             raise StoreClosedError("this log of segments was closed")
         payload = memoryview(payload).cast("B")
         length = payload.nbytes
-        if record.length != length:
-            raise ValueError(f"a record of {record.length} bytes with a payload of {length}")
-        if not record.flags & FLAG_CHECKSUM:
-            checksum = int(checksum_bytes(address(payload), length))
-            record = record._replace(flags=record.flags | FLAG_CHECKSUM, checksum=checksum)
+        record = checked(record, payload)
         alone = length > self._segment_bytes // ALONE_SHARE
         segment = self._create() if alone else self._with_room(length)
         unit = unit_after(segment.end, length)
@@ -337,3 +333,13 @@ class SegmentLog:
             self._current = None
         elif segment in self._full:
             self._full.remove(segment)
+
+
+def checked(record: Record, payload: memoryview) -> Record:
+    """Local. The record with the checksum of its payload, computed unless it has one; ValueError if lengths differ."""
+    if record.length != payload.nbytes:
+        raise ValueError(f"a record of {record.length} bytes with a payload of {payload.nbytes}")
+    if record.flags & FLAG_CHECKSUM:
+        return record
+    checksum = int(checksum_bytes(address(payload), payload.nbytes))
+    return record._replace(flags=record.flags | FLAG_CHECKSUM, checksum=checksum)
