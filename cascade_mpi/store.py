@@ -24,7 +24,7 @@ from cascade_mpi.keys import Key
 from cascade_mpi.listing import BlockInfo
 from cascade_mpi.mover import Rebalanced
 from cascade_mpi.reader import Location
-from cascade_mpi.store_namespaces import Namespaces
+from cascade_mpi.store_hdf5 import Exports
 from cascade_mpi.store_reads import Reads
 from cascade_mpi.store_writes import Writes
 from cascade_mpi.view import View
@@ -38,7 +38,7 @@ _OFF_TIERS = {
 }
 
 
-class Store(Reads, Writes, Namespaces):
+class Store(Reads, Writes, Exports):
     """One rank's part of a store that is spread over all ranks of a communicator.
 
     >>> with Store(MPI.COMM_WORLD, dram_bytes="1GiB") as store:
