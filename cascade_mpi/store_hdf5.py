@@ -115,8 +115,8 @@ class Exports(Namespaces):
             h5 = library.load()
         except CascadeError as missing:
             error = missing if comm.rank == 0 else None
-        if error is None and comm.bcast(space.epoch) != space.epoch:
-            error = self._new_epoch(space, "export")
+        if comm.bcast(space.epoch) != space.epoch:
+            error = error or _epoch_error(space, "export")
         raise_together(comm, error)
         all_parallel = comm.allreduce(h5 is not None and library.is_parallel(h5), MPI.LAND)
         how: How = "parallel" if all_parallel and comm.size > 1 else "gathered"
@@ -165,9 +165,7 @@ class Exports(Namespaces):
 
     def _new_epoch(self, space: Space, call: str) -> Exception | None:
         """Local. The error that the namespace is at another epoch by now, None: it is not."""
-        if self._space(space.namespace).epoch == space.epoch:
-            return None
-        return CascadeError(f"a new epoch of namespace {space.namespace} has begun during the {call}: make it again")
+        return None if self._space(space.namespace).epoch == space.epoch else _epoch_error(space, call)
 
     def _agree_on(self, path: str | os.PathLike[str], namespace: AnyNamespace, *others: Any) -> None:
         """Collective. ConfigError on all ranks if one was given something else, or nothing that can be."""
@@ -295,6 +293,10 @@ class Exports(Namespaces):
         else:
             counted.blocks += 1
             counted.bytes += row.nbytes
+
+
+def _epoch_error(space: Space, call: str) -> CascadeError:
+    return CascadeError(f"a new epoch of namespace {space.namespace} has begun during the {call}: make it again")
 
 
 class _Counts:
