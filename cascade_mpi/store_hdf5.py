@@ -20,7 +20,7 @@ from cascade_mpi.errors import CascadeError, ConfigError, Hdf5FileError
 from cascade_mpi.hdf5 import library, parallel
 from cascade_mpi.hdf5.gathering import gather
 from cascade_mpi.hdf5.new_file import NewFile
-from cascade_mpi.hdf5.origin import INTEGER, Origin, origin_of, space_digest
+from cascade_mpi.hdf5.origin import Origin, mixed_in, origin_of
 from cascade_mpi.hdf5.reading import Block, ExportFile
 from cascade_mpi.hdf5.rows import Row, path_of
 from cascade_mpi.hdf5.together import raise_together
@@ -120,9 +120,7 @@ class Exports(Namespaces):
         raise_together(comm, error)
         all_parallel = comm.allreduce(h5 is not None and library.is_parallel(h5), MPI.LAND)
         how: How = "parallel" if all_parallel and comm.size > 1 else "gathered"
-        origin = comm.bcast(
-            origin_of(space.namespace, space.epoch, keys=INTEGER, created=time.time_ns(), file=uuid.uuid4().hex)
-        )
+        origin = comm.bcast(origin_of(space.namespace, space.epoch, created=time.time_ns(), file=uuid.uuid4().hex))
         reads = _Reads(self, space)
         if how == "parallel":
             blocks, nbytes = parallel.write(
@@ -229,7 +227,7 @@ class Exports(Namespaces):
             shares: list[list[int]] | None = None
             try:
                 space = self._writable(wanted)
-                mixed = space_digest(file.origin, space.namespace, space.epoch, rekey=rekey, remedy="rekey=True")
+                mixed = mixed_in(file.origin, space.namespace, space.epoch, rekey=rekey, remedy="rekey=True")
                 if comm.rank == 0:
                     keys = list(file.keys())
                     shares = [keys[rank :: comm.size] for rank in range(comm.size)]

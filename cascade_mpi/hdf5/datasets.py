@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cascade_mpi.hdf5.origin import Origin, parts_of
+from cascade_mpi.hdf5.origin import Origin
 from cascade_mpi.hdf5.rows import BLOCKS, FORMAT, VERSION, Row, group_of, name_of
 from cascade_mpi.values import dtype_name, file_dtype
 
@@ -84,7 +84,7 @@ class Datasets:
         root["blocks"], root["bytes"], root["keys"] = np.uint64(blocks), np.uint64(nbytes), origin.keys
         root["namespace"] = origin.text.replace("\0", "\\0")  # a zero would end a text of HDF5
         root["namespace_id"], root["epoch"] = f"{origin.namespace_id:016x}", np.uint64(origin.epoch)
-        root["namespace_parts"] = json.dumps(parts_of(origin))
+        root["namespace_parts"] = json.dumps(None if origin.known is None else origin.known._asdict())
 
     def _group(self, name: str) -> Any:
         digits = group_of(name)

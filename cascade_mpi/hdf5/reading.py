@@ -23,11 +23,12 @@ import numpy.typing as npt
 
 from cascade_mpi.errors import Hdf5FileError
 from cascade_mpi.hdf5.library import load
-from cascade_mpi.hdf5.origin import INTEGER, STORED, Origin, with_parts
+from cascade_mpi.hdf5.origin import INTEGER, STORED, Origin
 from cascade_mpi.hdf5.rows import BLOCKS, FORMAT, VERSION, Row, is_type_of, key_of
 from cascade_mpi.kernels.checksum import checksum_bytes
 from cascade_mpi.layout import MAX_DEPTH, MAX_DIMS
 from cascade_mpi.namespaces import MAX_EPOCH
+from cascade_mpi.public_namespace import from_json
 from cascade_mpi.segments import faults
 from cascade_mpi.values import dtype_code, file_dtype
 
@@ -151,16 +152,15 @@ class ExportFile:
                 f"{self.path} has format version {version}, this program knows {VERSION}: use a newer Cascade"
             )
         keys, parts = self._text(root, "keys"), json.loads(self._text(root, "namespace_parts"))
+        known, number = from_json(parts), int(self._text(root, "namespace_id"), 16)
         if keys not in (INTEGER, STORED):
             raise self._wrong("/", f"its attribute keys is {keys!r}")
-        origin = Origin(
-            int(self._text(root, "namespace_id"), 16), self._number(root, "epoch", MAX_EPOCH), keys,
-            self._number(root, "created_ns", _MASK64), self._text(root, "file"), self._text(root, "namespace"),
-        )  # fmt: skip
-        named = with_parts(origin, parts)
-        if named is None or not 0 <= origin.namespace_id <= _MASK64:
+        if (known is None and parts is not None) or not 0 <= number <= _MASK64:
             raise self._wrong("/", "its attribute namespace_parts or namespace_id is not what was exported")
-        return named
+        return Origin(
+            number, self._number(root, "epoch", MAX_EPOCH), keys, self._number(root, "created_ns", _MASK64),
+            self._text(root, "file"), known,
+        )  # fmt: skip
 
     def _row(self, key: int, path: str, dataset: Any) -> Row:
         name = self._text(dataset, "key")

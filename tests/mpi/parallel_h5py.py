@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 from h5py import *  # noqa: F403
@@ -24,8 +24,8 @@ from mpi4py import MPI
 class _Log:
     """What this rank has done to the structure of the file that is open."""
 
-    steps: list[tuple[Any, ...]] = []
-    written: list[tuple[str, bytes]] = []
+    steps: ClassVar[list[tuple[Any, ...]]] = []
+    written: ClassVar[list[tuple[str, bytes]]] = []
 
 
 def get_config() -> Any:
@@ -76,7 +76,7 @@ h5a = SimpleNamespace(**{name: getattr(h5py.h5a, name) for name in dir(h5py.h5a)
 h5a.create = _create_attribute
 
 
-def File(path: str, mode: str, driver: str = "", comm: MPI.Intracomm | None = None, **options: Any) -> Any:  # noqa: N802
+def File(path: str, mode: str, driver: str = "", comm: MPI.Intracomm | None = None, **options: Any) -> Any:
     if not driver:
         return h5py.File(path, mode, **options)
     assert (driver, mode) == ("mpio", "w")

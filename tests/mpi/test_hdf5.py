@@ -134,7 +134,7 @@ def test_what_was_exported_comes_back_and_any_reader_finds_it(
     assert (came.blocks, came.bytes) == (done.blocks, done.bytes)
     assert (came.kept, came.refused, came.expired, came.reason) == (0, 0, 0, "")
     wrong = []
-    for key, (data, options) in mine.items():
+    for key, (data, _) in mine.items():
         got = store.get(key, namespace=namespace)
         if got is None or (got.dtype, got.shape, got.tobytes()) != (data.dtype, data.shape, data.tobytes()):
             wrong.append(f"{key!r}: {got!r}")
