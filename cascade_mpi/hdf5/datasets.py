@@ -33,8 +33,7 @@ class Datasets:
         create.set_obj_track_times(False)
         self._create = create
         self._scalar = h5.h5s.create(h5.h5s.SCALAR)
-        self._text_dtype = h5.string_dtype()
-        self._text = self._type(self._text_dtype)
+        self._texts: dict[int, tuple[np.dtype[Any], Any]] = {}  # by length
         self._types: dict[int, Any] = {}
         self._spaces: dict[tuple[int, ...], Any] = {}
         self._file = file
@@ -77,14 +76,21 @@ class Datasets:
 
     def describe_file(self, origin: Origin, blocks: int, nbytes: int) -> None:
         """Local. Write the facts at the root."""
-        root = self._file.attrs
-        root["format"], root["version"] = FORMAT, VERSION
-        root["created"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(origin.created // 10**9))
-        root["created_ns"], root["file"] = np.uint64(origin.created), origin.file
-        root["blocks"], root["bytes"], root["keys"] = np.uint64(blocks), np.uint64(nbytes), origin.keys
-        root["namespace"] = origin.text.replace("\0", "\\0")  # a zero would end a text of HDF5
-        root["namespace_id"], root["epoch"] = f"{origin.namespace_id:016x}", np.uint64(origin.epoch)
-        root["namespace_parts"] = json.dumps(None if origin.known is None else origin.known._asdict())
+        root = self._file.id
+        texts = {
+            "format": FORMAT, "keys": origin.keys, "file": origin.file,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(origin.created // 10**9)),
+            "namespace": origin.text.replace("\0", "\\0"),  # a zero would end a text of HDF5
+            "namespace_id": f"{origin.namespace_id:016x}",
+            "namespace_parts": json.dumps(None if origin.known is None else origin.known._asdict()),
+        }  # fmt: skip
+        numbers = {
+            "version": VERSION, "created_ns": origin.created, "blocks": blocks, "bytes": nbytes, "epoch": origin.epoch,
+        }  # fmt: skip
+        for name, text in texts.items():
+            self._put_text(root, name, text)
+        for name, number in numbers.items():
+            self._put(root, name, np.array(number, np.uint64))
 
     def _group(self, name: str) -> Any:
         digits = group_of(name)
@@ -108,4 +114,10 @@ class Datasets:
         self._h5.h5a.create(dataset, name.encode(), kind, self._space(value.shape)).write(value)
 
     def _put_text(self, dataset: Any, name: str, text: str) -> None:
-        self._h5.h5a.create(dataset, name.encode(), self._text, self._scalar).write(np.array(text, self._text_dtype))
+        # Of fixed length: HDF5 2.0 may search a damaged heap of others for ever.
+        data = text.encode()
+        if len(data) not in self._texts:
+            dtype = self._h5.string_dtype("utf-8", max(len(data), 1))
+            self._texts[len(data)] = dtype, self._type(dtype)
+        dtype, kind = self._texts[len(data)]
+        self._h5.h5a.create(dataset, name.encode(), kind, self._scalar).write(np.array(data, dtype))

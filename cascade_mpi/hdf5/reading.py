@@ -33,6 +33,7 @@ from cascade_mpi.segments import faults
 from cascade_mpi.values import dtype_code, file_dtype
 
 MAX_EXPIRY = 1 << 40  # s of Unix time, in 35,000 years: what is larger is no time
+_MAX_TEXT = 64 << 10  # bytes of an attribute: HDF5 itself has no larger ones
 _MASK64 = (1 << 64) - 1
 
 
@@ -208,19 +209,18 @@ class ExportFile:
 
     def _text(self, where: Any, name: str) -> str:
         value = self._value(where, name)
-        found = value.item() if not value.shape else None
-        if isinstance(found, bytes):
-            found = found.decode()
-        if not isinstance(found, str):
-            raise Hdf5FileError(f"its attribute {name} is {value!r}: it must be a text")
-        return found
+        if value.shape or value.dtype.kind != "S":
+            raise Hdf5FileError(f"its attribute {name} is {value!r}: it must be a text of fixed length")
+        text: str = value.item().decode()
+        return text
 
     def _value(self, where: Any, name: str) -> npt.NDArray[Any]:
         if not self._h5.h5a.exists(where, name.encode()):
             raise Hdf5FileError(f"it has no attribute {name}")
         attribute = self._h5.h5a.open(where, name.encode())
         shape, dtype = attribute.shape, attribute.dtype
-        if shape is None or dtype.subdtype is not None or math.prod(shape) > MAX_DIMS:
+        # Of references and texts of variable length nothing is read: HDF5 may search a damaged heap for ever.
+        if shape is None or dtype.kind not in "Sbiuf" or math.prod(shape) > MAX_DIMS or dtype.itemsize > _MAX_TEXT:
             raise Hdf5FileError(f"its attribute {name} has the shape {shape} of {dtype}")
         found = np.zeros(shape, dtype)
         if found.size:

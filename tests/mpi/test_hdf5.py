@@ -107,7 +107,7 @@ def test_what_was_exported_comes_back_and_any_reader_finds_it(
     assert (done.how, done.path, done.gone, done.damaged) == (how, str(path), 0, 0)
     assert (done.blocks, done.bytes) == (len(mine) * comm.size, sum(each[2] for each in before))
     with h5py.File(path) as file:  # plain h5py: nothing of this package
-        assert file.attrs["format"] == "cascade-hdf5"
+        assert file.attrs["format"] == b"cascade-hdf5"
         assert (file.attrs["blocks"], file.attrs["bytes"]) == (done.blocks, done.bytes)
         found = [file[f"blocks/{group}/{name}"] for group in file["blocks"] for name in file["blocks"][group]]
         assert len(found) == done.blocks
@@ -115,12 +115,12 @@ def test_what_was_exported_comes_back_and_any_reader_finds_it(
             if isinstance(key, int):
                 dataset = file[path_of(key)]
                 attributes = dataset.attrs
-                assert attributes["key"] == f"{key:032x}"
+                assert attributes["key"].decode() == f"{key:032x}"
                 assert dataset.shape == tuple(attributes["shape"]) == data.shape
                 assert dataset[...].tobytes() == data.tobytes()
                 assert attributes["protected"] == options.get("is_prefix", False)
                 assert ("expiry" in attributes) == ("ttl" in options)
-        assert file[path_of(1000 * comm.rank + 501)].attrs["dtype"] == "bfloat16"
+        assert file[path_of(1000 * comm.rank + 501)].attrs["dtype"] == b"bfloat16"
         assert file[path_of(1000 * comm.rank + 501)].dtype == np.uint16
         assert file[path_of(1000 * comm.rank + 501)].attrs["expiry"] in range(int(began) + 40, int(began) + 60)
         [texts] = [each for each in found if each.dtype == np.float32 and each[0, 0] == 1000 * comm.rank]
@@ -338,7 +338,7 @@ def test_damaged_blocks_are_left_out_and_told_of(
     if comm.rank == 0:
         with h5py.File(path, "r+") as file:
             file[path_of(1)][7] ^= 1
-            file[path_of(2)].attrs["dtype"] = "int8"
+            file[path_of(2)].attrs["dtype"] = np.bytes_(b"int8")
             del file[path_of(3)].attrs["checksum"]
             file["blocks/04"].move(f"{4:032x}", f"{0x104:032x}")
     store.clear()
