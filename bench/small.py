@@ -17,10 +17,10 @@ from mpi4py import MPI
 from bench.job import SMALL_BYTES, Job, Outcome, random_of
 from bench.reads import Bytes, Reads
 from bench.rows import Goal
-from bench.stock import Indexes, Stock, keys_at, place_many
+from bench.stock import Indexes, Stock, keys_at
 from bench.timing import Operation, alone, interleave
 from cascade_mpi.keys import _cached_words as key_digests
-from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS
+from cascade_mpi.layout import BUCKET_BYTES, BUCKET_WORDS, place_many
 from cascade_mpi.namespaces import DEFAULT_DIGEST
 from cascade_mpi.store import Store
 
@@ -168,7 +168,7 @@ def _contains(job: Job, store: Store, stock: Stock, exact: bool) -> None:
             for _ in range(inner):
                 absent = keys_at(rng, home, present, fabric)
                 keys, there, found = lookups.mix(stock.keys[home][stock.take(present)], absent, rng)
-                _, buckets = place_many(keys, fabric.comm.size, fabric.buckets)
+                _, buckets, _ = place_many(keys[:, 0], keys[:, 1], fabric.comm.size, fabric.buckets)
                 batches.append((keys, there, found, stock.bucket_targets(home, buckets)))
             return batches
 

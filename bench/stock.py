@@ -17,6 +17,7 @@ from cascade_mpi import layout
 from cascade_mpi.blocks import BlockPool
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import fill as contents
+from cascade_mpi.layout import place_many
 from cascade_mpi.store import Store
 
 Indexes = npt.NDArray[np.int64]
@@ -26,30 +27,12 @@ _CHUNK_BLOCKS = 4096
 _FULL = (1 << 64) - 1
 
 
-def place_many(keys: Keys, ranks: int, buckets: int) -> tuple[Indexes, Indexes]:
-    """Local. Home and bucket of many keys, uint64[n, 2]: `layout.place` for arrays."""
-    mix1, mix2, mix3 = (np.uint64(each) for each in (layout._MIX1, layout._MIX2, layout._MIX3))
-    hi, lo = keys[:, 0], keys[:, 1]
-
-    def down(x: Keys, bits: int) -> Keys:
-        return x >> np.uint64(bits)
-
-    a = hi * mix1 ^ lo
-    a = (a ^ down(a, 30)) * mix2
-    b = (a ^ down(a, 27)) + (hi ^ mix1)
-    b = (b ^ down(b, 31)) * mix3
-    b ^= down(b, 29)
-    a = (a ^ down(b, 32) ^ b << np.uint64(32)) * mix3
-    home = down(down(a, 32) * np.uint64(ranks), 32)
-    return home.astype(np.int64), (b & np.uint64(buckets - 1)).astype(np.int64)
-
-
 def keys_at(rng: np.random.Generator, home: int, count: int, fabric: Fabric) -> Keys:
     """Local. `count` random keys whose home is the rank `home`."""
     found: list[Keys] = []
     while sum(map(len, found)) < count:
         keys = rng.integers(0, 1 << 64, (count * fabric.comm.size + 64, 2), np.uint64)
-        found.append(keys[place_many(keys, fabric.comm.size, fabric.buckets)[0] == home])
+        found.append(keys[place_many(keys[:, 0], keys[:, 1], fabric.comm.size, fabric.buckets)[0] == home])
     return np.ascontiguousarray(np.concatenate(found)[:count])
 
 
@@ -76,7 +59,7 @@ class Stock:
         self.keys = [keys for keys, _, _ in everyone]
         self.pages = [pages for _, pages, _ in everyone]
         self.slots = [slots for _, _, slots in everyone]
-        self.buckets = [place_many(keys, fabric.comm.size, fabric.buckets)[1] for keys in self.keys]
+        self.buckets = [place_many(keys[:, 0], keys[:, 1], fabric.comm.size, fabric.buckets)[1] for keys in self.keys]
         self._order = np.random.default_rng(seed).permutation(count)
         self._drawn = 0
         self._visited: set[int] = set()
@@ -93,7 +76,7 @@ class Stock:
         pages = by_key[np.minimum(at, len(by_key) - 1)]
         if not np.array_equal(store._dram.records["key_lo"][pages], keys[:, 1]):
             raise RuntimeError("a block of the stock is not where it was put: the arena is too small for it")
-        _, buckets = place_many(keys, fabric.comm.size, fabric.buckets)
+        _, buckets, _ = place_many(keys[:, 0], keys[:, 1], fabric.comm.size, fabric.buckets)
         in_bucket = fabric.index_words.reshape(-1, layout.BUCKET_WORDS)[buckets] == words[pages][:, None]
         return pages.astype(np.int64), in_bucket.argmax(axis=1).astype(np.int64)
 

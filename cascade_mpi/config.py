@@ -154,8 +154,8 @@ class Config:
         The directory of the disk tier, on a file system that all ranks see; None: there is no such tier. Its parent
         must exist.
     durability
-        What is written to disk by itself: "none" (what `sync()` and `flush()` are asked for), "demote" (blocks that
-        leave memory), "writeback" (all blocks, soon after their put), "writethrough" (before the put returns).
+        What is written to disk unasked: "none", blocks that leave memory ("demote"), all of them soon after their put
+        ("writeback"), or before it returns ("writethrough").
     disk_blocks
         Blocks that each rank can have on disk; None: one for each arena page, 4,096 at least and 2^20 at most. There is
         always room for what the directory has.

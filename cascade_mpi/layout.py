@@ -187,7 +187,7 @@ class Placement(NamedTuple):
 
 
 _MASK64 = (1 << 64) - 1
-MIX1, MIX2, MIX3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MIX1, _MIX2, _MIX3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def place(key_hi: int, key_lo: int, ranks: int, buckets: int) -> Placement:
@@ -197,13 +197,35 @@ def place(key_hi: int, key_lo: int, ranks: int, buckets: int) -> Placement:
     keys; identity stays with the full key. `buckets` (per rank) is a power of two up to 2^40.
     The kernels compute the same (`kernels.probe.place`).
     """
-    a = (key_hi * MIX1 & _MASK64) ^ key_lo
-    a = (a ^ a >> 30) * MIX2 & _MASK64
-    b = (a ^ a >> 27) + (key_hi ^ MIX1) & _MASK64
-    b = (b ^ b >> 31) * MIX3 & _MASK64
+    a = (key_hi * _MIX1 & _MASK64) ^ key_lo
+    a = (a ^ a >> 30) * _MIX2 & _MASK64
+    b = (a ^ a >> 27) + (key_hi ^ _MIX1) & _MASK64
+    b = (b ^ b >> 31) * _MIX3 & _MASK64
     b ^= b >> 29
-    a = (a ^ b >> 32 ^ b << 32) * MIX3 & _MASK64
+    a = (a ^ b >> 32 ^ b << 32) * _MIX3 & _MASK64
     return Placement(home=(a >> 32) * ranks >> 32, bucket=b & buckets - 1, fp=b >> 64 - FP_BITS)
+
+
+class Placements(NamedTuple):
+    """Where the index keeps many keys: int64[n], int64[n], uint64[n]."""
+
+    homes: npt.NDArray[np.int64]
+    buckets: npt.NDArray[np.int64]
+    fps: npt.NDArray[np.uint64]
+
+
+def place_many(key_hi: npt.NDArray[np.uint64], key_lo: npt.NDArray[np.uint64], ranks: int, buckets: int) -> Placements:
+    """Local. `place` for arrays of keys."""
+    u = np.uint64
+    hi, lo = np.ascontiguousarray(key_hi), np.ascontiguousarray(key_lo)
+    a = hi * u(_MIX1) ^ lo
+    a = (a ^ a >> u(30)) * u(_MIX2)
+    b = (a ^ a >> u(27)) + (hi ^ u(_MIX1))
+    b = (b ^ b >> u(31)) * u(_MIX3)
+    b ^= b >> u(29)
+    a = (a ^ b >> u(32) ^ b << u(32)) * u(_MIX3)
+    homes = ((a >> u(32)) * u(ranks) >> u(32)).astype(np.int64)
+    return Placements(homes, (b & u(buckets - 1)).astype(np.int64), b >> u(64 - FP_BITS))
 
 
 def describe(records: npt.NDArray[np.void]) -> npt.NDArray[np.void]:

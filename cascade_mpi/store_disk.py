@@ -24,6 +24,7 @@ from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.keys import Key, key_array
 from cascade_mpi.layout import is_disk
 from cascade_mpi.namespaces import AnyNamespace
+from cascade_mpi.segments.checkpoints import Checkpoint, checked_tag, write
 from cascade_mpi.store_life import OpenStore
 
 
@@ -84,6 +85,31 @@ class Durable(OpenStore):
         return sum(together(self._comm, lambda: disk.tier.sync(seal=True)))
 
     @uninterrupted
+    def checkpoint(self, tag: str) -> Checkpoint:
+        """Collective. As `flush`, and note under a tag that it was done: `cascade ls` and `report()` list checkpoints.
+
+        A tag names a moment. Blocks that are replaced or deleted afterwards are so after a restart, too.
+
+        Raises
+        ------
+        ConfigError
+            A tag that cannot be, or the ranks were given different ones (on all ranks).
+        DiskError
+            As `flush`.
+        """
+        disk = self._writable_disk("checkpoint")
+        tags = self._comm.allgather(tag if isinstance(tag, str) else repr(tag))
+        checked_tag(tags[0])
+        for rank, other in enumerate(tags):
+            if other != tags[0]:
+                raise ConfigError(f"rank {rank} was given tag {other!r}, rank 0 {tags[0]!r}")
+        self.flush()
+        totals = self._comm.allreduce(np.array([disk.cells.live, disk.cells.live_bytes])).tolist()
+        made = Checkpoint(tags[0], self._comm.bcast(time.time_ns()), totals[0], totals[1], self._comm.size)
+        together(self._comm, lambda: write(disk.directory.files, made) if self._comm.rank == 0 else None)
+        return made
+
+    @uninterrupted
     def drain(self, seconds: float) -> Drained:
         """Collective. Make durable as much as fits into so many seconds, the most valuable first: how much it was.
 
@@ -91,7 +117,7 @@ class Durable(OpenStore):
         then the others, those that were used last first; each rank its own, in pieces that it makes durable one by one,
         as many as it expects to finish in time. The smallest `seconds` of all ranks counts, from when all have called.
         No rank waits for another before its own end: a slow one keeps the others for a piece and its sync, but not from
-        writing. What was left can be drained, or flushed, by another call.
+        writing. What was left can be drained, or flushed, by another call; a `close()` that follows leaves it.
 
         Raises
         ------

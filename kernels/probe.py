@@ -31,7 +31,7 @@ from cascade_mpi.kernels.intrinsics import (
 from cascade_mpi.kernels.jit import device, kernel
 
 _U = np.uint64
-_MIX1, _MIX2, _MIX3 = _U(layout.MIX1), _U(layout.MIX2), _U(layout.MIX3)
+_MIX1, _MIX2, _MIX3 = _U(layout._MIX1), _U(layout._MIX2), _U(layout._MIX3)
 _S27, _S29, _S30, _S31, _S32 = _U(27), _U(29), _U(30), _U(31), _U(32)
 _FP_SHIFT, _FP_IN_KEY = _U(layout.FP_SHIFT), _U(64 - layout.FP_BITS)
 _GENERATION_SHIFT, _GENERATION_MASK = _U(layout.GENERATION_SHIFT), _U(layout.MAX_GENERATION)

@@ -144,6 +144,7 @@ def drain(
         problem = error
     with tier.lock:
         left = tier.dirty()
+        tier.out_of_time = bool(left)
     return Wrote(blocks, nbytes, len(left), sum(_bytes(each) for each in left), problem)
 
 

@@ -22,7 +22,7 @@ from cascade_mpi.errors import CascadeError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import full_fence
-from cascade_mpi.layout import BUCKET_WORDS, FP_BITS, MIX1, MIX2, MIX3
+from cascade_mpi.layout import BUCKET_WORDS, place_many
 from cascade_mpi.segments.epochs import noted
 from cascade_mpi.segments.recovery import LOCATED, locate, newest, recover
 
@@ -67,7 +67,7 @@ def find(directory: Directory) -> Found:
             'all; open it with disk_mode="read" to use what is whole'
         )
     located = locate(recovered.indexes)
-    mine = _exchanged(comm, located, homes(located["key_hi"], located["key_lo"], comm.size))
+    mine = _exchanged(comm, located, place_many(located["key_hi"], located["key_lo"], comm.size, 1).homes)
     found = newest(mine)
     highest = int(mine["sequence"].max()) if len(mine) else 0
     epochs: dict[int, int] = {}
@@ -91,7 +91,7 @@ def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void]) -> int
     """
     opened = int(fabric.context[c.EPOCH])
     blocks = blocks[(blocks["expiry"] == 0) | (blocks["expiry"].astype(np.int64) > opened)]
-    _, buckets, fingerprints = places(blocks["key_hi"], blocks["key_lo"], fabric.comm.size, fabric.buckets)
+    _, buckets, fingerprints = place_many(blocks["key_hi"], blocks["key_lo"], fabric.comm.size, fabric.buckets)
     order = np.argsort(buckets, kind="stable")
     blocks, buckets, fingerprints = blocks[order], buckets[order], fingerprints[order]
     begins = np.flatnonzero(np.append(True, buckets[1:] != buckets[:-1])) if len(buckets) else np.empty(0, np.int64)
@@ -99,33 +99,12 @@ def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void]) -> int
     fits = slots < BUCKET_WORDS
     blocks, buckets, slots = blocks[fits], buckets[fits], slots[fits]
     words = cells.adopt(descriptors_of(blocks, fabric.comm.rank, opened), fingerprints[fits])
-    fabric.index_words[buckets.astype(np.int64) * BUCKET_WORDS + slots] = words
+    fabric.index_words[buckets * BUCKET_WORDS + slots] = words
     full_fence()
     left = int(np.count_nonzero(~fits))
     if left:
         _log.error("rank %d: %d blocks of the directory find no slot: raise index_blocks", fabric.comm.rank, left)
     return left
-
-
-def homes(hi: npt.NDArray[np.uint64], lo: npt.NDArray[np.uint64], ranks: int) -> npt.NDArray[np.int64]:
-    """Local. `layout.place(...).home` of many keys."""
-    return places(hi, lo, ranks, 1)[0]
-
-
-def places(
-    hi: npt.NDArray[np.uint64], lo: npt.NDArray[np.uint64], ranks: int, buckets: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Local. Homes, buckets and fingerprints of many keys, as `layout.place` has them of one."""
-    m1, m2, m3, u = np.uint64(MIX1), np.uint64(MIX2), np.uint64(MIX3), np.uint64
-    hi, lo = np.ascontiguousarray(hi), np.ascontiguousarray(lo)
-    a = hi * m1 ^ lo
-    a = (a ^ a >> u(30)) * m2
-    b = (a ^ a >> u(27)) + (hi ^ m1)
-    b = (b ^ b >> u(31)) * m3
-    b ^= b >> u(29)
-    a = (a ^ b >> u(32) ^ b << u(32)) * m3
-    home = ((a >> u(32)) * u(ranks) >> u(32)).astype(np.int64)
-    return home, b & u(buckets - 1), b >> u(64 - FP_BITS)
 
 
 def _exchanged(comm: MPI.Intracomm, located: npt.NDArray[np.void], to: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:

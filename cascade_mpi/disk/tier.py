@@ -75,6 +75,17 @@ class DiskTier:
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
         self.dropped = self.errors = self.lost = 0
         self.last_error = ""
+        self.out_of_time = False  # a drain has left blocks, and nothing was put since
+
+    @property
+    def writes_at_close(self) -> bool:
+        """Whether a close writes what is in memory: not when a drain has found no time for it."""
+        return self.writes_all and not self.out_of_time
+
+    @property
+    def writes_all(self) -> bool:
+        """Whether every block is written without being asked for."""
+        return self._level in ("writeback", "writethrough")
 
     @property
     def lock(self) -> threading.RLock:
@@ -133,6 +144,8 @@ class DiskTier:
         DiskError: it could not be, and nothing has changed.
         """
         cell = self.cells.reserve()
+        if cell is None and self.cells.sweep():
+            cell = self.cells.reserve()
         if cell is None:
             text = f"all {self.cells.words.size} disk cells of rank {self._fabric.comm.rank} are in use"
             raise DiskError(None, f"{text}: raise disk_blocks, or delete blocks")
@@ -184,8 +197,11 @@ class DiskTier:
 
     def entered(self, tier: DramTier, word: int) -> None:
         """Local. A block was published: what the level says is done with it by `after_write`. The lock is held."""
-        if self._level in ("writeback", "writethrough"):
+        self.out_of_time = False
+        if self.writes_all:
             self._fresh.append((tier, word))
+            if len(self._fresh) > 2 * self._pool.live_pages + 1024:  # the disk refuses: most have gone by now
+                self._fresh = deque(each for each in self._fresh if each[0].is_live(each[1]))
 
     def after_write(self) -> None:
         """Local. What a put or a delete owes to the level of durability, when it has been made.

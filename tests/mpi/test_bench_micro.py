@@ -81,12 +81,13 @@ def test_wrong_contents_are_seen(tiny: Any, comm: MPI.Intracomm, assert_all: Cal
 
 def test_places_are_those_of_the_store(tiny: Any, comm: MPI.Intracomm, assert_all: Callable[..., None]) -> None:
     """The raw Gets of a benchmark read the same bucket, word and payload as the store."""
-    from bench.stock import Stock, names, place_many
+    from bench.stock import Stock, names
+    from cascade_mpi.layout import place_many
 
     with Store(comm, dram_bytes="2MiB", copy_threads=1) as store:
         stock = Stock(store, 4096, 16, seed=4)
         keys, fabric = stock.keys[(comm.rank + 1) % comm.size], store._fabric
-        homes, buckets = place_many(keys, comm.size, fabric.buckets)
+        homes, buckets, _ = place_many(keys[:, 0], keys[:, 1], comm.size, fabric.buckets)
         for at, (hi, lo) in enumerate(keys.tolist()):
             placed = layout.place(hi, lo, comm.size, fabric.buckets)
             assert_all(comm, (placed.home, placed.bucket) == (homes[at], buckets[at]), f"key {at}")

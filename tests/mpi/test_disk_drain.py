@@ -31,7 +31,8 @@ def folder(comm: MPI.Intracomm) -> Iterator[Path]:
 
 
 def opened(comm: MPI.Intracomm, folder: Path, **more: Any) -> Store:
-    return Store(comm, dram_bytes="8MiB", copy_threads=1, disk=str(folder / "store"), durability="none", **more)
+    more = {"durability": "none"} | more
+    return Store(comm, dram_bytes="8MiB", copy_threads=1, disk=str(folder / "store"), **more)
 
 
 def block(key: int) -> np.ndarray:
@@ -128,6 +129,24 @@ def test_a_slow_rank_does_not_keep_the_others_from_writing(
     assert_all(comm, done.seconds < 10, str(done))  # eight seconds of writing are left
     with opened(comm, folder) as store:
         assert_all(comm, sum(there(comm, store, keys)) == wrote, "what was written is there, and nothing else")
+
+
+@pytest.mark.parametrize("put_since", [False, True])
+def test_a_close_leaves_what_a_drain_had_no_time_for(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], folder: Path, put_since: bool
+) -> None:
+    """With "writeback" a close writes everything, however long that takes: not when the time is up."""
+    store = opened(comm, folder, durability="writeback")
+    store._disk.tier._write_back = lambda: None  # it is busy elsewhere
+    keys = fill(comm, store)
+    done = store.drain(0)
+    assert_all(comm, done.left == comm.size * BLOCKS, str(done))
+    if put_since:
+        keys.append(1000 * comm.rank + BLOCKS)
+        store.put(keys[-1], block(keys[-1]))
+    store.close()
+    with opened(comm, folder) as store:
+        assert_all(comm, there(comm, store, keys) == [put_since] * len(keys), "what close() has written")
 
 
 def test_the_least_of_the_ranks_times_counts(

@@ -76,7 +76,9 @@ def test_defaults() -> None:
         "verify_reads": False, "when_full": "evict", "eviction": "lru", "evict_ahead": 0.03,
         "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "", "namespace_slots": 1024,
         "protected_bytes": None, "protect_depth": 0, "protect_shared": 0, "promote_after": 3, "copy_share": 0.25,
-        "lease_extents": 32, "placement": "local", "dedup": "inline",
+        "lease_extents": 32, "placement": "local", "dedup": "inline", "disk": None, "durability": "demote",
+        "disk_blocks": None, "disk_mode": "write", "disk_direct": "auto", "disk_locks": "required",
+        "segment_bytes": 256 * MIB,
     }  # fmt: skip
 
 

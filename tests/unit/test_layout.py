@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cascade_mpi.layout import (
     DESCRIPTOR,
@@ -30,6 +32,8 @@ from cascade_mpi.layout import (
     pack_location,
     pack_word,
     page_bytes_for,
+    place,
+    place_many,
     unpack_location,
     unpack_word,
 )
@@ -97,3 +101,14 @@ def test_pages_are_the_smallest_that_leave_room_for_disk_cells(arena, disk_cells
 def test_too_many_disk_cells_are_refused(disk_cells):
     with pytest.raises(ValueError, match=f"{disk_cells} disk cells"):
         page_bytes_for(1 << 30, disk_cells)
+
+
+keys64 = st.integers(0, (1 << 64) - 1)
+
+
+@given(st.lists(st.tuples(keys64, keys64), min_size=1, max_size=20), st.integers(1, 4096), st.integers(0, 20))
+def test_many_keys_have_the_places_that_each_has(keys: list[tuple[int, int]], ranks: int, bits: int) -> None:
+    hi, lo = np.array(keys, np.uint64).T
+    found = place_many(hi, lo, ranks, 1 << bits)
+    for number, key in enumerate(keys):
+        assert tuple(int(each[number]) for each in found) == place(*key, ranks, 1 << bits)
