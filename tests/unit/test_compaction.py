@@ -412,7 +412,7 @@ class Counted:
     def add(self, keys: Any, where: Any, nbytes: Any) -> None:
         """Append these blocks, a segment after the other."""
         while keys.size:
-            segment = self.space.segments.setdefault(self.current, SegmentSpace(0))
+            segment = self.space.segments.setdefault(self.current, SegmentSpace(0, records=2))
             fits = np.cumsum(nbytes[keys] + ENTRY_BYTES) <= MAX_SEGMENT_BYTES - segment.size
             mine, keys = keys[: fits.sum()], keys[fits.sum() :]
             self.change(self.current, int(nbytes[mine].sum()), 0)
@@ -436,8 +436,8 @@ class Counted:
         if found is not None and found.size > MAX_SEGMENT_BYTES // SEAL_SHARE:
             self.seal()
 
-    def compact(self, where: Any, nbytes: Any) -> int:
-        chosen = plan(self.space, busy={self.current})
+    def compact(self, where: Any, nbytes: Any, most_files: int | None) -> int:
+        chosen = plan(self.space, busy={self.current}, most_files=most_files)
         moved = np.flatnonzero(np.isin(where, chosen))
         self.add(moved, where, nbytes)
         for number in chosen:
@@ -445,14 +445,21 @@ class Counted:
         return int(nbytes[moved].sum())
 
 
-def test_ten_to_the_six_blocks_are_at_most_a_thousand_files() -> None:
-    """Of 64 ranks, small blocks, replaced four times over, with a sync each round and a new job every ten."""
-    blocks, ranks, chance = 1_000_000, 64, np.random.default_rng(1)
-    where, nbytes = np.full(blocks, -1), footprints(chance.integers(0, 3000, blocks).astype(np.uint64))
+@pytest.mark.parametrize(("largest", "most_files"), [(3000, None), (230 << 10, 14)], ids=["small", "large"])
+def test_ten_to_the_six_blocks_are_at_most_a_thousand_files(largest: int, most_files: int | None) -> None:
+    """At a fourth of that: 16 ranks, blocks replaced four times over, a sync each round and a new job every ten.
+
+    0.5 GiB of small ones, or 27 GiB of large ones, where a sync leaves segments a third full.
+    """
+    blocks, ranks, limit, chance = 250_000, 16, 250, np.random.default_rng(1)
+    batch_size = blocks // 20
+    where, nbytes = np.full(blocks, -1), footprints(chance.integers(0, largest, blocks).astype(np.uint64))
     each = [Counted(rank, ranks) for rank in range(ranks)]
     files, dead, copied, written = [], [], 0, 0
     for turn in range(100):
-        batch = np.arange(turn * 50_000, (turn + 1) * 50_000) if turn < 20 else chance.integers(0, blocks, 50_000)
+        batch = np.arange(turn * batch_size, (turn + 1) * batch_size)
+        if turn >= 20:
+            batch = chance.integers(0, blocks, batch_size)
         batch = np.unique(batch)
         old = batch[where[batch] >= 0]
         for number in np.unique(where[old]):
@@ -466,11 +473,11 @@ def test_ten_to_the_six_blocks_are_at_most_a_thousand_files() -> None:
             if turn % 10 == 9:
                 each[rank].seal()
             each[rank].sync()
-            copied += each[rank].compact(where, nbytes)
+            copied += each[rank].compact(where, nbytes, most_files)
         files.append(sum(rank.space.files for rank in each))
         dead.append(sum(rank.space.garbage for rank in each) / sum(rank.space.live for rank in each))
         assert sum(rank.space.live for rank in each) == int(nbytes[where >= 0].sum())
     print(max(files), files[-1], max(dead), copied / written)
-    assert max(files) <= 1000
+    assert max(files) <= limit
     assert max(dead) <= DEAD_SHARE
     assert copied < 2 * written
