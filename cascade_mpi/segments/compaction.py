@@ -310,7 +310,7 @@ class Compactor:
         self._pressed = False
         if self._copies:
             try:
-                self._log.sync()
+                self._log.sync(seal_share=1)  # copies fill their segments: they are to be few files
             except NotDurableError as error:
                 failed = NotDurableError(error.errno, str(error), self.foreign(error.lost))
                 failed.__cause__ = error
