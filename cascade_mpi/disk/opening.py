@@ -7,6 +7,7 @@ Does not cover what they do (`tier`, `reading`, `promotion`, `order`).
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from cascade_mpi.config import Config
 from cascade_mpi.disk import restart
 from cascade_mpi.disk.cells import DiskCells
+from cascade_mpi.disk.compaction import Compacted, compact
 from cascade_mpi.disk.directory import Directory
 from cascade_mpi.disk.open_segments import OpenSegments
 from cascade_mpi.disk.order import WriteOrder
@@ -33,6 +35,7 @@ from cascade_mpi.reader import Reader
 from cascade_mpi.registry import Registry
 from cascade_mpi.segments.checkpoints import checkpoints
 from cascade_mpi.segments.log import SegmentLog
+from cascade_mpi.segments.planning import DEAD_SHARE
 from cascade_mpi.writer import Writer
 
 _LEAST_BLOCKS, _MOST_BLOCKS = 4096, 1 << 20  # disk cells of a rank, unless `disk_blocks` says how many
@@ -50,7 +53,22 @@ class Disk(NamedTuple):
     promotion: Promotion
     order: WriteOrder
     shared: SharedSegments | None
+    numbers: Iterator[int]
     unindexed: int
+
+    def compact(self, epochs: Mapping[int, int], segment_bytes: int) -> Compacted:
+        """Collective. Give back what is dead, right after a flush. See `disk.compaction`."""
+        done = compact(
+            self.directory, self.tier, self.cells, self.segments, self.numbers, segment_bytes, epochs
+        )  # fmt: skip
+        self.tier.compacted(done)
+        return done
+
+    def wastes(self, segment_bytes: int) -> bool:
+        """Collective. Whether more than half as many bytes are dead as live, by what was counted."""
+        total, live = self.directory.comm.allreduce(np.array([self.tier.appended, self.cells.live_bytes])).tolist()
+        dead = self.found.bytes + total - live
+        return bool(dead > live * DEAD_SHARE + segment_bytes // 4)
 
     def flush(self) -> int:
         """Collective. Write what is in memory and not on disk, all ranks together, and make everything durable.
@@ -163,10 +181,9 @@ def open_disk(
     unindexed = restart.adopt(fabric, cells, found.blocks)
     registry.restore(found.epochs)
     log = shared = None
+    numbers = directory.numbers(found.next_segment)
     if directory.writable:
-        where = (
-            directory.files, directory.store, directory.numbers(found.next_segment), directory.run, config.segment_bytes
-        )  # fmt: skip
+        where = (directory.files, directory.store, numbers, directory.run, config.segment_bytes)
         log = SegmentLog(*where, writer=fabric.comm.rank, now=time.time_ns)
         shared = SharedSegments(
             fabric.comm, *where, collective=config.disk_collective, writer=fabric.comm.rank, now=time.time_ns
@@ -181,4 +198,4 @@ def open_disk(
     reader.on_disk = reads
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
     return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
-                shared, unindexed)  # fmt: skip
+                shared, numbers, unindexed)  # fmt: skip

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,13 @@ from cascade_mpi.layout import (
     same_cell,
 )
 from cascade_mpi.pool import Pool
-from cascade_mpi.segments.format import Location
+from cascade_mpi.segments.format import ENTRY_BYTES, Location
 from cascade_mpi.segments.log import Lost, SegmentLog
 from cascade_mpi.segments.records import Record
+from cascade_mpi.segments.space import TOMBSTONE_BYTES, footprint
+
+if TYPE_CHECKING:
+    from cascade_mpi.disk.compaction import Compacted
 
 _log = logging.getLogger("cascade.disk")
 _OF_MEMORY = FLAG_ALIAS | FLAG_CONTENT | FLAG_COPY  # never on disk
@@ -85,6 +89,7 @@ class DiskTier:
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
         self.dropped = self.errors = self.lost = 0
+        self.appended = 0  # bytes of files, less what compactions gave back
         self.last_error = ""
 
     @property
@@ -179,6 +184,7 @@ class DiskTier:
         self._step("appended")
         self.written += 1
         self.written_bytes += record.length
+        self.appended += footprint(record.length) + ENTRY_BYTES
         return location, record.checksum
 
     def _record(self, tier: CellTable, first: int) -> tuple[Record, memoryview]:
@@ -288,6 +294,7 @@ class DiskTier:
             self._to_sync = True
             self.log.tombstone(*key, sequence)
             self.tombstones += 1
+            self.appended += TOMBSTONE_BYTES + ENTRY_BYTES
             del self._owed[key]
 
     # ------------------------------------------------------------------------------------------------ made durable
@@ -350,6 +357,7 @@ class DiskTier:
             self._entered(tier, first, cell, location, record.checksum)
             self.written += 1
             self.written_bytes += record.length
+            self.appended += footprint(record.length) + ENTRY_BYTES
 
     def dirty(self) -> list[tuple[DramTier, int]]:
         """Local. (tier, first page) of the blocks in this rank's memory that are not on disk."""
@@ -438,6 +446,11 @@ class DiskTier:
             self.cells.sweep_hinted()
 
     # ----------------------------------------------------------------------------------------------------- the rest
+
+    def compacted(self, done: Compacted) -> None:
+        """Local. Count what a compaction gave back, on rank 0 for all."""
+        if self._fabric.comm.rank == 0:
+            self.appended -= done.bytes_before - done.bytes_after
 
     def close(self) -> None:
         """Local. Make durable what was written, seal and close the segments."""
