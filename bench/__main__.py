@@ -213,6 +213,12 @@ def torture(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_PASS_ON)
+def crash(context: typer.Context) -> None:
+    """Kill jobs with SIGKILL, restart them on other ranks, and see what is there (options: crash --help)."""
+    _delegate(context, "crash")
+
+
+@app.command(context_settings=_PASS_ON)
 def mutations(context: typer.Context) -> None:
     """Break the protocol on purpose, one rule at a time, and see a test find it (options: mutations --help)."""
     _delegate(context, "mutations")
