@@ -6,7 +6,8 @@ A crash is a copy of the folder: what a job that is killed at this moment leaves
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def opened(comm: MPI.Intracomm, folder: Path, **settings: Any) -> Store:
-    """Collective. A small store on that folder."""
-    return Store(comm, **(SMALL | {"disk": str(folder)} | settings))
+@contextmanager
+def opened(comm: MPI.Intracomm, folder: Path, **settings: Any) -> Iterator[Store]:
+    """Collective. A small store on that folder, checked and closed; not after an error, when others may not come."""
+    store = Store(comm, **(SMALL | {"disk": str(folder)} | settings))
+    yield store
+    store.check()
+    store.close()
 
 
 def leave_memory(store: Store, keys: Iterable[Key], namespace: AnyNamespace | None = None) -> int:
