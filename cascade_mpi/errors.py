@@ -90,6 +90,10 @@ class DiskQuotaError(DiskError):
     """The file system has room, but not for this user, group or project."""
 
 
+class DirectoryQuotaError(DiskQuotaError):
+    """The store's own quota for its directory is used up; the file system may have room."""
+
+
 class DiskPermissionError(DiskError, PermissionError):
     """This user may not do that there."""
 
@@ -124,6 +128,10 @@ class StoreIdentityError(CascadeError, ValueError):
 
 class TraceError(CascadeError, ValueError):
     """A trace file is malformed; the text names file, line and field."""
+
+
+class Hdf5FileError(CascadeError, ValueError):
+    """An HDF5 file is none that Cascade has exported, or is damaged, or blocks in it are; these were not used."""
 
 
 class DamagedError(CascadeError):

@@ -6,6 +6,7 @@ Covers what is written and read on purpose, and what all ranks must agree on. Do
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.keys import Key, key_array
 from cascade_mpi.layout import is_disk
 from cascade_mpi.namespaces import AnyNamespace
+from cascade_mpi.segments.checkpoints import Checkpoint, checked_tag, write
 from cascade_mpi.store_life import OpenStore
 
 
@@ -79,6 +81,31 @@ class Durable(OpenStore):
         self._pool.sweep_hinted()
         self._comm.Barrier()  # what was put before the call on any rank is in its tables
         return sum(together(self._comm, lambda: disk.tier.sync(seal=True)))
+
+    @uninterrupted
+    def checkpoint(self, tag: str) -> Checkpoint:
+        """Collective. As `flush`, and note under a tag that it was done: `cascade ls` and `report()` list checkpoints.
+
+        A tag names a moment. Blocks that are replaced or deleted afterwards are so after a restart, too.
+
+        Raises
+        ------
+        ConfigError
+            A tag that cannot be, or the ranks were given different ones (on all ranks).
+        DiskError
+            As `flush`.
+        """
+        disk = self._writable_disk("checkpoint")
+        tags = self._comm.allgather(tag if isinstance(tag, str) else repr(tag))
+        checked_tag(tags[0])
+        for rank, other in enumerate(tags):
+            if other != tags[0]:
+                raise ConfigError(f"rank {rank} was given tag {other!r}, rank 0 {tags[0]!r}")
+        self.flush()
+        totals = self._comm.allreduce(np.array([disk.cells.live, disk.cells.live_bytes])).tolist()
+        made = Checkpoint(tags[0], self._comm.bcast(time.time_ns()), totals[0], totals[1], self._comm.size)
+        together(self._comm, lambda: write(disk.directory.files, made) if self._comm.rank == 0 else None)
+        return made
 
     def prefetch(self, keys: Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None) -> Future[int]:
         """Local. Bring blocks from disk into this rank's memory in another thread: how many came, when it is done.

@@ -326,7 +326,8 @@ class Writer:
                 return PutResult(bytes=nbytes)
             if slot < 0:
                 self.discard(draft)
-                return self.refuse(f"all {BUCKET_WORDS} words of its bucket are protected: raise index_blocks", nbytes)
+                which = "protected" if self.order is None else "in use"
+                return self.refuse(f"all {BUCKET_WORDS} words of its bucket are {which}: raise index_blocks", nbytes)
             if self.pause:
                 self.pause("putter")
             with dram.lock:
@@ -366,13 +367,16 @@ class Writer:
     def _goal(self, new: int) -> tuple[int, int, int]:
         """(slot, old word, bytes of its block if it may be hard) for the CAS.
 
-        Over the key's first word, else the lowest free slot, else over another's that is not hard.
+        Over the key's first word, else the lowest free slot, else over another's that is not hard; with a disk tier
+        never over another's.
         """
         words, signed = self._fabric.scratch.words, self._fabric.scratch.signed
         if signed[c.FOUND]:
             return signed[c.FOUND_WORDS], words[c.FOUND_WORDS + 1], words[c.FOUND_LENGTHS]
         if (free := signed[c.FREE_SLOT]) >= 0:
             return free, 0, 0
+        if self.order is not None:
+            return -1, 0, 0  # what is on disk must be found, and an older record of what is not must not
         self.overflows += 1
         start = new >> 7  # anywhere, not always the first: victims spread over the bucket
         for i in range(BUCKET_WORDS):

@@ -29,6 +29,7 @@ from cascade_mpi.pool import Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.reader import Reader
 from cascade_mpi.registry import Registry
+from cascade_mpi.segments.checkpoints import checkpoints
 from cascade_mpi.segments.log import SegmentLog
 from cascade_mpi.writer import Writer
 
@@ -85,8 +86,13 @@ class Disk(NamedTuple):
             return self.cells.standing(cell)
 
     def close(self) -> None:
-        """Local. Seal what was written and close the files; the directory's lock stays."""
+        """Local. Seal what was written and close the files; the directory's lock stays.
+
+        With "writeback" and "writethrough" all that is in memory is written before.
+        """
         try:
+            if self.tier.writes_all:
+                self.tier.sync(seal=True)
             self.tier.close()
         finally:
             self.segments.close()
@@ -114,6 +120,7 @@ class Disk(NamedTuple):
             "direct": directory.files.direct.reason, "lock": "" if directory.lock is None else directory.lock.note,
             "found": {"blocks": self.cells.live, "segments": found.segments, "superseded": found.superseded,
                       "seconds": found.seconds, "unindexed": self.unindexed},
+            "checkpoints": [each._asdict() for each in checkpoints(directory.files)],
             "last_error": self.tier.last_error,
         }  # fmt: skip
 

@@ -77,6 +77,11 @@ class DiskTier:
         self.last_error = ""
 
     @property
+    def writes_all(self) -> bool:
+        """Whether every block is written without being asked for."""
+        return self._level in ("writeback", "writethrough")
+
+    @property
     def lock(self) -> threading.RLock:
         """The lock of the rank's pool."""
         return self._pool.lock
@@ -133,6 +138,8 @@ class DiskTier:
         DiskError: it could not be, and nothing has changed.
         """
         cell = self.cells.reserve()
+        if cell is None and self.cells.sweep():
+            cell = self.cells.reserve()
         if cell is None:
             text = f"all {self.cells.words.size} disk cells of rank {self._fabric.comm.rank} are in use"
             raise DiskError(None, f"{text}: raise disk_blocks, or delete blocks")
@@ -184,8 +191,10 @@ class DiskTier:
 
     def entered(self, tier: DramTier, word: int) -> None:
         """Local. A block was published: what the level says is done with it by `after_write`. The lock is held."""
-        if self._level in ("writeback", "writethrough"):
+        if self.writes_all:
             self._fresh.append((tier, word))
+            if len(self._fresh) > 2 * self._pool.live_pages + 1024:  # the disk refuses: most have gone by now
+                self._fresh = deque(each for each in self._fresh if each[0].is_live(each[1]))
 
     def after_write(self) -> None:
         """Local. What a put or a delete owes to the level of durability, when it has been made.

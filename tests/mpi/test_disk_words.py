@@ -109,7 +109,9 @@ class Demoted:
 
 @pytest.fixture(params=["compiled", "python"])
 def demoted(open_store, comm, monkeypatch, request):
-    monkeypatch.setattr("cascade_mpi.store_life.geometry", lambda config, ranks: geometry(config, ranks, DISK_BLOCKS))
+    monkeypatch.setattr(
+        "cascade_mpi.store_life.geometry", lambda config, ranks, _: geometry(config, ranks, DISK_BLOCKS)
+    )
     made = Demoted(open_store(comm, mpi_calls=request.param, promote_after=2), comm)
     made.store._reader.on_disk = made
     comm.Barrier()
