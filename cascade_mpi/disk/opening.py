@@ -31,6 +31,7 @@ from cascade_mpi.reader import Reader
 from cascade_mpi.registry import Registry
 from cascade_mpi.segments.checkpoints import checkpoints
 from cascade_mpi.segments.log import SegmentLog
+from cascade_mpi.shared_words import FLOOR
 from cascade_mpi.writer import Writer
 
 _LEAST_BLOCKS, _MOST_BLOCKS = 4096, 1 << 20  # disk cells of a rank, unless `disk_blocks` says how many
@@ -47,7 +48,8 @@ class Disk(NamedTuple):
     reads: DiskReads
     promotion: Promotion
     order: WriteOrder
-    unindexed: int
+    adopted: int  # blocks that were found at open
+    unindexed: int  # that had no slot in the index
 
     def clear(self) -> None:
         """Local. Take every block of this rank's disk cells out."""
@@ -118,7 +120,7 @@ class Disk(NamedTuple):
             "durability": config.durability if self.tier.log is not None else "none (read-only)",
             "cells": int(self.cells.words.size), "segment_bytes": config.segment_bytes,
             "direct": directory.files.direct.reason, "lock": "" if directory.lock is None else directory.lock.note,
-            "found": {"blocks": self.cells.live, "segments": found.segments, "superseded": found.superseded,
+            "found": {"blocks": self.adopted, "segments": found.segments, "superseded": found.superseded,
                       "seconds": found.seconds, "unindexed": self.unindexed},
             "checkpoints": [each._asdict() for each in checkpoints(directory.files)],
             "last_error": self.tier.last_error,
@@ -139,6 +141,8 @@ def open_disk(
     """Local. The tier, known to those above it; before any other rank uses the store."""
     cells = DiskCells(fabric, pool.own.shared[1])
     unindexed = restart.adopt(fabric, cells, found.blocks)
+    if unindexed and directory.writable:  # a delete does not find them, and must leave a tombstone above them
+        registry.lift(fabric.comm.rank, FLOOR, found.highest)
     registry.restore(found.epochs)
     log = None
     if directory.writable:
@@ -156,4 +160,4 @@ def open_disk(
     reader.on_disk = reads
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
     return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
-                unindexed)  # fmt: skip
+                cells.live, unindexed)  # fmt: skip
