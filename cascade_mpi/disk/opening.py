@@ -36,6 +36,7 @@ from cascade_mpi.registry import Registry
 from cascade_mpi.segments.checkpoints import checkpoints
 from cascade_mpi.segments.log import SegmentLog
 from cascade_mpi.segments.planning import DEAD_SHARE
+from cascade_mpi.shared_words import FLOOR
 from cascade_mpi.writer import Writer
 
 _LEAST_BLOCKS, _MOST_BLOCKS = 4096, 1 << 20  # disk cells of a rank, unless `disk_blocks` says how many
@@ -53,8 +54,9 @@ class Disk(NamedTuple):
     promotion: Promotion
     order: WriteOrder
     shared: SharedSegments | None
-    numbers: Iterator[int]
-    unindexed: int
+    numbers: Iterator[int]  # of this rank's new segments
+    adopted: int  # blocks that were found at open
+    unindexed: int  # that had no slot in the index
 
     def compact(self, epochs: Mapping[int, int], segment_bytes: int) -> Compacted:
         """Collective. Give back what is dead, right after a flush. See `disk.compaction`."""
@@ -158,7 +160,7 @@ class Disk(NamedTuple):
             "durability": config.durability if self.tier.log is not None else "none (read-only)",
             "cells": int(self.cells.words.size), "segment_bytes": config.segment_bytes,
             "direct": directory.files.direct.reason, "lock": "" if directory.lock is None else directory.lock.note,
-            "found": {"blocks": self.cells.live, "segments": found.segments, "superseded": found.superseded,
+            "found": {"blocks": self.adopted, "segments": found.segments, "superseded": found.superseded,
                       "seconds": found.seconds, "unindexed": self.unindexed},
             "checkpoints": [each._asdict() for each in checkpoints(directory.files)],
             "flush": {} if self.shared is None else self.shared.report(), "last_error": self.tier.last_error,
@@ -179,6 +181,8 @@ def open_disk(
     """Collective. The tier, known to those above it; before any other rank uses the store."""
     cells = DiskCells(fabric, pool.own.shared[1])
     unindexed = restart.adopt(fabric, cells, found.blocks)
+    if unindexed and directory.writable:  # a delete does not find them, and must leave a tombstone above them
+        registry.lift(fabric.comm.rank, FLOOR, found.highest)
     registry.restore(found.epochs)
     log = shared = None
     numbers = directory.numbers(found.next_segment)
@@ -198,4 +202,4 @@ def open_disk(
     reader.on_disk = reads
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
     return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
-                shared, numbers, unindexed)  # fmt: skip
+                shared, numbers, cells.live, unindexed)  # fmt: skip

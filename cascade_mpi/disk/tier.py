@@ -280,12 +280,6 @@ class DiskTier:
                 except DiskError as error:
                     self._failed(str(error))
 
-    def found_nothing(self, hi: int, lo: int) -> None:
-        """Local. A delete has found nothing: who deleted it may not have made that durable yet (rule 10)."""
-        home = place(hi, lo, self._fabric.comm.size, 1).home
-        if self.log is not None and (floor := self.sequences.floor(home)):
-            self.removed(hi, lo, floor)
-
     def _pay(self) -> None:
         assert self.log is not None
         while self._owed:
