@@ -130,10 +130,10 @@ class Disk(NamedTuple):
     def close(self) -> None:
         """Local. Seal what was written and close the files; the directory's lock stays.
 
-        With "writeback" and "writethrough" all that is in memory is written before.
+        With "writeback" and "writethrough" all that is in memory is written before, unless a drain has just left it.
         """
         try:
-            if self.tier.writes_all:
+            if self.tier.writes_at_close:
                 self.tier.sync(seal=True)
             self.tier.close()
         finally:

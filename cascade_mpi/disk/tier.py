@@ -91,6 +91,12 @@ class DiskTier:
         self.dropped = self.errors = self.lost = 0
         self.appended = 0  # bytes of files, less what compactions gave back
         self.last_error = ""
+        self.out_of_time = False  # a drain has left blocks, and nothing was put since
+
+    @property
+    def writes_at_close(self) -> bool:
+        """Whether a close writes what is in memory: not when a drain has found no time for it."""
+        return self.writes_all and not self.out_of_time
 
     @property
     def writes_all(self) -> bool:
@@ -216,6 +222,7 @@ class DiskTier:
 
     def entered(self, tier: DramTier, word: int) -> None:
         """Local. A block was published: what the level says is done with it by `after_write`. The lock is held."""
+        self.out_of_time = False
         if self.writes_all:
             self._fresh.append((tier, word))
             if len(self._fresh) > 2 * self._pool.live_pages + 1024:  # the disk refuses: most have gone by now
@@ -308,6 +315,7 @@ class DiskTier:
         with self._pool.lock:
             wrote = self._write_out(self.dirty() if chosen is None else chosen)
             gone: list[Lost] = []
+            again: list[tuple[DramTier, int]] = []
             for last in (False, True):
                 self._step("sync")
                 try:
@@ -316,10 +324,10 @@ class DiskTier:
                     else:
                         self.log.sync()
                 except NotDurableError as error:
-                    gone += self._give_back(error)
+                    gone += self._give_back(error, again)
                     if last:
                         raise
-                    self._write_out(self.dirty())  # again, in new segments
+                    self._write_out(again)  # in new segments; not what nobody has asked for
                 else:
                     break
             self._to_sync = False
@@ -335,7 +343,9 @@ class DiskTier:
         DiskError: there are not enough disk cells for them.
         """
         dirty = self.dirty()
-        if len(dirty) > self.cells.spare and len(dirty) > self.cells.sweep() + self.cells.spare:
+        if len(dirty) > self.cells.spare:
+            self.cells.sweep()
+        if len(dirty) > self.cells.spare:
             raise DiskError(
                 None,
                 f"{len(dirty)} blocks of rank {self._fabric.comm.rank} are not on disk yet, and {self.cells.spare} of "
@@ -352,6 +362,11 @@ class DiskTier:
             self.written += 1
             self.written_bytes += record.length
             self.appended += footprint(record.length) + ENTRY_BYTES
+
+    def write(self, cell: tuple[DramTier, int]) -> bool:
+        """Local. Write one of `dirty`, durable after the next `sync`; False: it needs that no more. DiskError."""
+        with self._pool.lock:
+            return bool(self._write_out((cell,)))
 
     def dirty(self) -> list[tuple[DramTier, int]]:
         """Local. (tier, first page) of the blocks in this rank's memory that are not on disk."""
@@ -373,22 +388,24 @@ class DiskTier:
                 wrote += 1
         return wrote
 
-    def _give_back(self, error: NotDurableError) -> list[Lost]:
-        """A sync failed: what it names counts as not written, where memory has it; the others."""
+    def _give_back(self, error: NotDurableError, again: list[tuple[DramTier, int]]) -> list[Lost]:
+        """A sync failed: what it names counts as not written, where memory has it (`again`); the others."""
         gone: list[Lost] = []
         for lost in error.lost:
             word = self.cells.word_at(lost.location)
             if not word:  # a tombstone, or a block that was replaced: nothing older may come back
                 key = lost.key_hi, lost.key_lo
                 self._owed[key] = max(lost.sequence, self._owed.get(key, 0))
-            elif not self._unback(word):
+            elif (cell := self._unback(word)) is not None:
+                again.append(cell)
+            else:
                 self.lost += 1
                 gone.append(lost)
                 _log.error("block %s is in a file that could not be synced: %s", shown(lost.key_hi, lost.key_lo), error)
         return gone
 
-    def _unback(self, word: int) -> bool:
-        """Let the block in memory that an own disk cell backs count as not written; False: it is in memory no more."""
+    def _unback(self, word: int) -> tuple[DramTier, int] | None:
+        """Let the block in memory that an own disk cell backs count as not written; None: it is in memory no more."""
         for tier in list(self._pool.tiers.values()):
             for first in np.flatnonzero((tier.records["content_hi"] == np.uint64(word)) & (tier.words != 0)).tolist():
                 flags = int(tier.records["flags"][first])
@@ -397,8 +414,8 @@ class DiskTier:
                     tier.records["content_hi"][first] = 0
                     tier.wrote_descriptor(first)
                     self.cells.hint(word)
-                    return True
-        return False
+                    return tier, first
+        return None
 
     # --------------------------------------------------------------------------------------------- blocks on disk go
 
