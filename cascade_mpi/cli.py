@@ -20,6 +20,7 @@ import typer
 
 from cascade_mpi import __version__, log
 from cascade_mpi.commands.cleanup import cleanup
+from cascade_mpi.commands.compact import compact
 from cascade_mpi.commands.config import config
 from cascade_mpi.commands.doctor import doctor
 from cascade_mpi.commands.fsck import fsck
@@ -99,3 +100,4 @@ app.command()(cleanup)
 app.command()(doctor)
 app.command()(fsck)
 app.command()(ls)
+app.command()(compact)

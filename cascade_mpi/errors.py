@@ -90,6 +90,10 @@ class DiskQuotaError(DiskError):
     """The file system has room, but not for this user, group or project."""
 
 
+class DirectoryQuotaError(DiskQuotaError):
+    """The store's own quota for its directory is used up; the file system may have room."""
+
+
 class DiskPermissionError(DiskError, PermissionError):
     """This user may not do that there."""
 

@@ -103,7 +103,7 @@ class Durable(OpenStore):
                 raise ConfigError(f"rank {rank} was given tag {other!r}, rank 0 {tags[0]!r}")
         self.flush()
         totals = self._comm.allreduce(np.array([disk.cells.live, disk.cells.live_bytes])).tolist()
-        made = Checkpoint(tags[0], self._comm.bcast(time.time_ns()), *totals, self._comm.size)
+        made = Checkpoint(tags[0], self._comm.bcast(time.time_ns()), totals[0], totals[1], self._comm.size)
         together(self._comm, lambda: write(disk.directory.files, made) if self._comm.rank == 0 else None)
         return made
 

@@ -172,6 +172,15 @@ class PosixFiles:
         """Local. An existing file, for reading; `NoSuchFileError` without one. `direct`: see `create`."""
         return self._open(path, os.O_RDONLY, "opening it", self.direct_reads if direct is None else direct)
 
+    def join(self, path: str, *, direct: bool | None = None) -> PosixFile:
+        """Local. An existing file, for writing too: one that several ranks write, each its own pages. Else as `open`.
+
+        `direct`: see `create`.
+        """
+        self._writing("opening it for writing", path)
+        direct = self.direct_writes if direct is None else direct
+        return self._open(path, os.O_RDWR, "opening it for writing", direct)
+
     def rename(self, old: str, new: str) -> None:
         """Local. Give a file another name, in place of a file that has it already. Durable after `sync_folder`."""
         self._writing("renaming it", old)

@@ -103,6 +103,19 @@ def fsck(files: Files, store: bytes | None = None, *, seen: Callable[[str], None
     return examination.report()
 
 
+def examine(files: Files, store: bytes, number: int, paths: list[str]) -> list[Finding]:
+    """Local. What is damaged in one segment, by the paths it has. Reads every byte of it once.
+
+    The consequences are told as if there were no other segment.
+    """
+    examination = _Examination(files, store)
+    for path in paths:
+        examination.segment(number, path)
+    if len(paths) > 1:
+        examination.twice(paths)
+    return [each for each in examination.report().findings if each.severity == "damage"]
+
+
 def most_common_store(files: Files, numbers: dict[int, list[str]]) -> bytes:
     """Local. The store that most headers of segments name; 16 zero bytes if there is none. 1 open and read each."""
     votes: Counter[bytes] = Counter()

@@ -125,6 +125,15 @@ class SegmentLog:
         self._has_folder = self._closed = False
         self.highest = 0  # the highest durable sequence
         self.unsealed = 0  # segments that could not be sealed and are left to a scan
+        # Segments in which a write or a sync failed: they may hold records that were refused or lost, and that nobody
+        # counts. As long as there is one, no tombstone may go: it may be what keeps such a record from coming back.
+        self.unsure: set[int] = set()
+        self.lost_from: dict[int, int] = {}  # by segment whose sync failed: the first unit that is not durable
+
+    @property
+    def open_segments(self) -> frozenset[int]:
+        """Local. The segments that this log still writes to: nobody else may remove or rewrite them."""
+        return frozenset(each.place.segment for each in self._all())
 
     @property
     def pending(self) -> int:
@@ -147,11 +156,7 @@ class SegmentLog:
             raise StoreClosedError("this log of segments was closed")
         payload = memoryview(payload).cast("B")
         length = payload.nbytes
-        if record.length != length:
-            raise ValueError(f"a record of {record.length} bytes with a payload of {length}")
-        if not record.flags & FLAG_CHECKSUM:
-            checksum = int(checksum_bytes(address(payload), length))
-            record = record._replace(flags=record.flags | FLAG_CHECKSUM, checksum=checksum)
+        record = checked(record, payload)
         alone = length > self._segment_bytes // ALONE_SHARE
         segment = self._create() if alone else self._with_room(length)
         unit = unit_after(segment.end, length)
@@ -164,6 +169,7 @@ class SegmentLog:
         try:
             segment.file.write_at(unit * UNIT, header, _ZEROS[: lead(length) - RECORD_BYTES], payload)
         except BaseException:
+            self.unsure.add(segment.place.segment)
             self._retire(segment)  # what is behind its last record is not known now
             raise
         segment.rows.append(entry_of(record, unit, header_check(header)))
@@ -288,6 +294,9 @@ class SegmentLog:
             _log.error("%s: %d records are not durable: %s", open_name(each.place.segment), len(lost), error)
             self._lost += lost
             each.lost = True
+            self.unsure.add(each.place.segment)
+            if lost:
+                self.lost_from[each.place.segment] = lost[0].location.unit
             self._drop(each)
 
     def _seal(self, segments: list[_Open]) -> None:
@@ -324,3 +333,13 @@ class SegmentLog:
             self._current = None
         elif segment in self._full:
             self._full.remove(segment)
+
+
+def checked(record: Record, payload: memoryview) -> Record:
+    """Local. The record with the checksum of its payload, computed unless it has one; ValueError if lengths differ."""
+    if record.length != payload.nbytes:
+        raise ValueError(f"a record of {record.length} bytes with a payload of {payload.nbytes}")
+    if record.flags & FLAG_CHECKSUM:
+        return record
+    checksum = int(checksum_bytes(address(payload), payload.nbytes))
+    return record._replace(flags=record.flags | FLAG_CHECKSUM, checksum=checksum)

@@ -60,6 +60,8 @@ class MemoryFiles:
         self.contents[new] = self.contents.pop(old)
 
     def remove(self, path: str) -> None:
+        if path not in self.contents:
+            raise FileNotFoundError(path)
         del self.contents[path]
 
     def names(self, folder: str) -> list[str]:
