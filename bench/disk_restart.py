@@ -1,9 +1,9 @@
 """`python -m bench disk-restart`: how long a store takes to open on a directory that has many blocks.
 
-Covers 10^3 to 10^6 blocks in segments of as many records as 1 MiB blocks make, on as many ranks as the job has: seconds
-of `Store()` without a directory and with one, and what footers, exchange and index take of it. Footers are read from the
-device: the directory was dropped from the page cache before. Afterwards every rank looks for all keys of its share, and
-some blocks are read and compared. Does not cover reads (`disk`).
+Covers 10^3 to 10^6 blocks in segments of as many records as blocks of 1 MiB make, on as many ranks as the job has:
+seconds of `Store()` without a directory and with one, and what footers, exchange and index take of it. Footers are read
+from the device: the directory was dropped from the page cache before. Afterwards every rank looks for all keys of its
+share, and some blocks are read and compared. Does not cover reads (`disk`).
 
 The directory is made at the level of segments, with payloads of 256 bytes and without syncs: only the restart is timed.
 """
@@ -143,7 +143,9 @@ def make(root: Path, count: int) -> None:
             payloads = _payloads(np.arange(at, min(at + 4096, count), dtype=np.uint64))
             for number, payload in enumerate(payloads, at):
                 hi, lo = _key(number)
-                record = Record(key_hi=hi, key_lo=lo, sequence=number + 1 << 12, length=_PAYLOAD, dtype=1, ndim=1, dim0=_PAYLOAD)
+                record = Record(
+                    key_hi=hi, key_lo=lo, sequence=number + 1 << 12, length=_PAYLOAD, dtype=1, ndim=1, dim0=_PAYLOAD
+                )
                 log.append(record, payload.data)
         log.close()
 
@@ -167,6 +169,8 @@ def _all_there(store: Store, count: int, comm: MPI.Intracomm) -> bool:
     chosen = np.arange(comm.rank, count, max(1, count // _COMPARED), dtype=np.uint64)
     outs = list(np.zeros((len(chosen), _PAYLOAD), np.uint8))
     got = store.get_many(np.array([_key(number) for number in chosen.tolist()], np.uint64), outs)
-    return there and got == [_PAYLOAD] * len(outs) and all(
-        np.array_equal(out, _payloads(chosen[at : at + 1])[0]) for at, out in enumerate(outs)
+    return (
+        there
+        and got == [_PAYLOAD] * len(outs)
+        and all(np.array_equal(out, _payloads(chosen[at : at + 1])[0]) for at, out in enumerate(outs))
     )

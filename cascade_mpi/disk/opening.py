@@ -119,7 +119,7 @@ class Disk(NamedTuple):
             "cells": int(self.cells.words.size), "segment_bytes": config.segment_bytes,
             "direct": directory.files.direct.reason, "lock": "" if directory.lock is None else directory.lock.note,
             "found": {"blocks": self.cells.live, "segments": found.segments, "superseded": found.superseded,
-                      "seconds": found.seconds, "unindexed": self.unindexed},
+                      "seconds": found.seconds, "took": found.took, "unindexed": self.unindexed},
             "checkpoints": [each._asdict() for each in checkpoints(directory.files)],
             "last_error": self.tier.last_error,
         }  # fmt: skip
@@ -138,7 +138,9 @@ def open_disk(
 ) -> Disk:  # fmt: skip
     """Local. The tier, known to those above it; before any other rank uses the store."""
     cells = DiskCells(fabric, pool.own.shared[1])
+    began = time.monotonic()
     unindexed = restart.adopt(fabric, cells, found.blocks)
+    found.took["index"] = time.monotonic() - began
     registry.restore(found.epochs)
     log = None
     if directory.writable:

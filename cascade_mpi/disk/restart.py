@@ -40,6 +40,7 @@ class Found(NamedTuple):
     segments: int
     superseded: int
     seconds: float
+    took: dict[str, float]  # seconds of its parts on this rank
 
 
 def find(directory: Directory) -> Found:
@@ -55,6 +56,7 @@ def find(directory: Directory) -> Found:
         is not found now might be an old one later.
     """
     comm, began = directory.comm, time.monotonic()
+    marks = [began]
     recovered = together(
         comm, lambda: recover(directory.files, directory.store, share=(comm.rank, comm.size), sync=directory.writable)
     )[comm.rank]
@@ -67,7 +69,9 @@ def find(directory: Directory) -> Found:
             'all; open it with disk_mode="read" to use what is whole'
         )
     located = locate(recovered.indexes)
+    marks.append(time.monotonic())
     mine = _exchanged(comm, located, place_many(located["key_hi"], located["key_lo"], comm.size, 1).homes)
+    marks.append(time.monotonic())
     found = newest(mine)
     highest = int(mine["sequence"].max()) if len(mine) else 0
     epochs: dict[int, int] = {}
@@ -77,10 +81,12 @@ def find(directory: Directory) -> Found:
     for each in comm.allgather(epochs):
         for namespace, epoch in each.items():
             merged[namespace] = max(epoch, merged.get(namespace, 0))
+    marks.append(time.monotonic())
+    took = dict(zip(("footers", "exchange", "newest"), np.diff(marks).tolist(), strict=True))
     return Found(
         found.blocks, comm.allreduce(highest, MPI.MAX), comm.allreduce(recovered.next_segment, MPI.MAX),
         comm.allreduce(len(found.blocks), MPI.MAX), merged, comm.allreduce(len(recovered.indexes)),
-        comm.allreduce(found.superseded), time.monotonic() - began,
+        comm.allreduce(found.superseded), time.monotonic() - began, took,
     )  # fmt: skip
 
 
