@@ -23,7 +23,9 @@ from cascade_mpi.commands.cleanup import cleanup
 from cascade_mpi.commands.compact import compact
 from cascade_mpi.commands.config import config
 from cascade_mpi.commands.doctor import doctor
+from cascade_mpi.commands.export import export
 from cascade_mpi.commands.fsck import fsck
+from cascade_mpi.commands.import_file import import_file
 from cascade_mpi.commands.ls import ls
 from cascade_mpi.commands.workload import workload
 from cascade_mpi.errors import ConfigError
@@ -101,3 +103,5 @@ app.command()(doctor)
 app.command()(fsck)
 app.command()(ls)
 app.command()(compact)
+app.command()(export)
+app.command(name="import")(import_file)

@@ -130,6 +130,10 @@ class TraceError(CascadeError, ValueError):
     """A trace file is malformed; the text names file, line and field."""
 
 
+class Hdf5FileError(CascadeError, ValueError):
+    """An HDF5 file is none that Cascade has exported, or is damaged, or blocks in it are; these were not used."""
+
+
 class DamagedError(CascadeError):
     """Bytes of a file are not what was written there, or stand where they do not belong; none of them was used.
 

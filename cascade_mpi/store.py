@@ -19,7 +19,7 @@ from cascade_mpi.listing import BlockInfo
 from cascade_mpi.mover import Rebalanced
 from cascade_mpi.reader import Location
 from cascade_mpi.store_disk import Durable, Warmed
-from cascade_mpi.store_namespaces import Namespaces
+from cascade_mpi.store_hdf5 import Exports
 from cascade_mpi.store_reads import Reads
 from cascade_mpi.store_writes import Writes
 from cascade_mpi.view import View
@@ -28,7 +28,7 @@ from cascade_mpi.writer import PutResult
 __all__ = ["BlockInfo", "Location", "PutResult", "Store", "View", "Warmed"]
 
 
-class Store(Reads, Writes, Namespaces, Durable):
+class Store(Reads, Writes, Exports, Durable):
     """One rank's part of a store that is spread over all ranks of a communicator.
 
     >>> with Store(MPI.COMM_WORLD, dram_bytes="1GiB") as store:

@@ -80,7 +80,7 @@ class Durable(OpenStore):
         self._deferred.publish()
         self._pool.sweep_hinted()
         self._comm.Barrier()  # what was put before the call on any rank is in its tables
-        return sum(together(self._comm, lambda: disk.tier.sync(seal=True)))
+        return int(self._comm.allreduce(disk.flush()))
 
     @uninterrupted
     def checkpoint(self, tag: str) -> Checkpoint:

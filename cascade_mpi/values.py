@@ -94,6 +94,21 @@ def dtype_name(code: int) -> str:
     return _NAMES[code]
 
 
+def dtype_code(name: str) -> int | None:
+    """Local. The code of an element type's name; None if there is none. The inverse of `dtype_name`."""
+    return _CODES.get(name)
+
+
+@functools.cache
+def file_dtype(code: int) -> np.dtype[Any]:
+    """Local. The NumPy type of its own in which values of this code are written to files of others' formats.
+
+    uint16 or uint8 for those that NumPy does not have. ValueError for an unknown code.
+    """
+    name = dtype_name(code)
+    return np.dtype(_STAND_INS.get(name, name))
+
+
 @functools.cache
 def result_dtype(code: int) -> np.dtype[Any]:
     """Local. The NumPy type that values of this code come back in; ValueError for an unknown code."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,24 +49,31 @@ def run(directory: Path, *, blocks: bool = False, as_json: bool = False) -> int:
         return 0
     from cascade_mpi.commands.directory import opened
     from cascade_mpi.commands.printing import PipeConsole, reader_may_leave
+    from cascade_mpi.segments import names
     from cascade_mpi.segments.listing import list_store
 
     with opened(directory) as store:
         if store is None:
             return 2
         listing = list_store(store.files, store.identity)
-    problems = [*store.problems, *listing.problems]
+        known = names.read(store.files)
+    problems = [*store.problems, *known.problems, *listing.problems]
+    shown = {number: str(each) for number, each in known.namespaces.items()}
     with reader_may_leave():
         if as_json:
-            print(json.dumps(record(directory, store.identity, listing, problems, blocks), indent=2))
+            print(json.dumps(record(directory, store.identity, listing, problems, blocks, shown), indent=2))
         else:
-            show(listing, blocks, PipeConsole(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False))
+            show(
+                listing, blocks, shown, PipeConsole(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+            )
     if problems and not as_json:
         print_error(f"{len(problems)} problems, the first: {problems[0]}; cascade fsck {directory} explains them")
     return 0
 
 
-def record(directory: Path, store: bytes, listing: Listing, problems: list[str], blocks: bool) -> dict[str, Any]:
+def record(
+    directory: Path, store: bytes, listing: Listing, problems: list[str], blocks: bool, names: Mapping[int, str]
+) -> dict[str, Any]:  # fmt: skip
     """Local. What `--json` prints. Numbers of 64 bits that are no counts are written in hexadecimal."""
     found: dict[str, Any] = {
         "schema": SCHEMA,
@@ -79,7 +87,10 @@ def record(directory: Path, store: bytes, listing: Listing, problems: list[str],
         "segments": [
             each._asdict() | {"segment": f"{each.segment:016x}", "run": f"{each.run:016x}"} for each in listing.segments
         ],
-        "namespaces": [each._asdict() | {"namespace": f"{each.namespace:016x}"} for each in listing.namespaces],
+        "namespaces": [
+            each._asdict() | {"namespace": f"{each.namespace:016x}", "name": names.get(each.namespace)}
+            for each in listing.namespaces
+        ],
     }
     if blocks:
         found["each"] = [
@@ -89,8 +100,10 @@ def record(directory: Path, store: bytes, listing: Listing, problems: list[str],
     return found
 
 
-def show(listing: Listing, blocks: bool, console: Console) -> None:
+def show(listing: Listing, blocks: bool, names: Mapping[int, str], console: Console) -> None:
     """Local. Print the listing for people."""
+    from rich.text import Text
+
     table = _table("segment", "state", "size", "records", "deletions", "live blocks", "live bytes")
     for segment in listing.segments:
         table.add_row(
@@ -98,11 +111,11 @@ def show(listing: Listing, blocks: bool, console: Console) -> None:
             str(segment.records), str(segment.tombstones), str(segment.live), format_size(segment.live_bytes),
         )  # fmt: skip
     console.print(table)
-    table = _table("namespace", "epoch", "blocks", "bytes", "protected")
+    table = _table("namespace", "name", "epoch", "blocks", "bytes", "protected")
     for space in listing.namespaces:
         table.add_row(
-            f"{space.namespace:016x}" if space.namespace else "default", str(space.epoch), str(space.blocks),
-            format_size(space.payload_bytes), str(space.protected),
+            f"{space.namespace:016x}" if space.namespace else "default", Text(names.get(space.namespace, "")),
+            str(space.epoch), str(space.blocks), format_size(space.payload_bytes), str(space.protected),
         )  # fmt: skip
     console.print(table)
     if blocks:
@@ -125,7 +138,7 @@ def _table(*names: str) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    left = ("segment", "state", "namespace", "key", "expires", "protected")
+    left = ("segment", "state", "namespace", "name", "key", "expires", "protected")
     for name in names:
         table.add_column(name, justify="left" if name in left else "right")
     return table

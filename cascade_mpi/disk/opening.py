@@ -25,6 +25,8 @@ from cascade_mpi.disk.tier import DiskTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.layout import MAX_DISK_CELLS, page_bytes_for
 from cascade_mpi.mover import Mover
+from cascade_mpi.mpiio.agreement import agreed
+from cascade_mpi.mpiio.shared import SharedSegments
 from cascade_mpi.pool import Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.reader import Reader
@@ -47,7 +49,27 @@ class Disk(NamedTuple):
     reads: DiskReads
     promotion: Promotion
     order: WriteOrder
+    shared: SharedSegments | None
     unindexed: int
+
+    def flush(self) -> int:
+        """Collective. Write what is in memory and not on disk, all ranks together, and make everything durable.
+
+        How many blocks this rank had. DiskError on all ranks.
+        """
+        assert self.shared is not None
+        tier, comm = self.tier, self.directory.comm
+        with tier.lock:  # no cell is reused while its bytes are written
+            gathered = agreed(comm, tier.gather)
+            locations = self.shared.write([(each.record, each.payload) for each in gathered])
+            tier.take_over(gathered, locations)
+            agreed(comm, lambda: tier.sync([], seal=True))
+        return len(gathered)
+
+    def free(self) -> None:
+        """Collective. Let go of what the ranks share."""
+        if self.shared is not None:
+            self.shared.free()
 
     def clear(self) -> None:
         """Local. Take every block of this rank's disk cells out."""
@@ -121,7 +143,7 @@ class Disk(NamedTuple):
             "found": {"blocks": self.cells.live, "segments": found.segments, "superseded": found.superseded,
                       "seconds": found.seconds, "took": found.took, "unindexed": self.unindexed},
             "checkpoints": [each._asdict() for each in checkpoints(directory.files)],
-            "last_error": self.tier.last_error,
+            "flush": {} if self.shared is None else self.shared.report(), "last_error": self.tier.last_error,
         }  # fmt: skip
 
 
@@ -136,17 +158,20 @@ def open_disk(
     directory: Directory, found: restart.Found, config: Config, fabric: Fabric, pool: Pool, registry: Registry,
     protected: ProtectedBytes, reader: Reader, writer: Writer, mover: Mover,
 ) -> Disk:  # fmt: skip
-    """Local. The tier, known to those above it; before any other rank uses the store."""
+    """Collective. The tier, known to those above it; before any other rank uses the store."""
     cells = DiskCells(fabric, pool.own.shared[1])
     began = time.monotonic()
     unindexed = restart.adopt(fabric, cells, found.blocks)
     found.took["index"] = time.monotonic() - began
     registry.restore(found.epochs)
-    log = None
+    log = shared = None
     if directory.writable:
-        log = SegmentLog(
-            directory.files, directory.store, directory.numbers(found.next_segment), directory.run,
-            config.segment_bytes, writer=fabric.comm.rank, now=time.time_ns,
+        where = (
+            directory.files, directory.store, directory.numbers(found.next_segment), directory.run, config.segment_bytes
+        )  # fmt: skip
+        log = SegmentLog(*where, writer=fabric.comm.rank, now=time.time_ns)
+        shared = SharedSegments(
+            fabric.comm, *where, collective=config.disk_collective, writer=fabric.comm.rank, now=time.time_ns
         )  # fmt: skip
     tier = DiskTier(
         fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability
@@ -158,4 +183,4 @@ def open_disk(
     reader.on_disk = reads
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
     return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
-                unindexed)  # fmt: skip
+                shared, unindexed)  # fmt: skip
