@@ -161,7 +161,7 @@ class Disk(NamedTuple):
             "cells": int(self.cells.words.size), "segment_bytes": config.segment_bytes,
             "direct": directory.files.direct.reason, "lock": "" if directory.lock is None else directory.lock.note,
             "found": {"blocks": self.adopted, "segments": found.segments, "superseded": found.superseded,
-                      "seconds": found.seconds, "unindexed": self.unindexed},
+                      "seconds": found.seconds, "took": found.took, "unindexed": self.unindexed},
             "checkpoints": [each._asdict() for each in checkpoints(directory.files)],
             "flush": {} if self.shared is None else self.shared.report(), "last_error": self.tier.last_error,
         }  # fmt: skip
@@ -180,7 +180,9 @@ def open_disk(
 ) -> Disk:  # fmt: skip
     """Collective. The tier, known to those above it; before any other rank uses the store."""
     cells = DiskCells(fabric, pool.own.shared[1])
+    began = time.monotonic()
     unindexed = restart.adopt(fabric, cells, found.blocks)
+    found.took["index"] = time.monotonic() - began
     if unindexed and directory.writable:  # a delete does not find them, and must leave a tombstone above them
         registry.lift(fabric.comm.rank, FLOOR, found.highest)
     registry.restore(found.epochs)
