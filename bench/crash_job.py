@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
             store.check()
         counts = {
             name: by for name, by in store.stats()["disk"].items()
-            if name in ("demoted", "cleaned", "promoted", "written", "tombstones", "gets", "damaged", "errors", "put_again")
+            if name in ("demoted", "cleaned", "promoted", "written", "tombstones", "gets", "damaged", "errors")
         }  # fmt: skip
     journal.note("end", counts)
     return 0

@@ -44,7 +44,7 @@ def launcher() -> str | None:
 
 def compile_kernels() -> None:
     """Local. Fill the kernel cache: the first job would compile for longer than a job may last."""
-    program = "from cascade_mpi.kernels.jit import warm; import cascade_mpi.onesided, bench.stamped as s; warm(); s.warm()"
+    program = "import cascade_mpi.onesided, bench.stamped; from cascade_mpi.kernels import jit; jit.warm()"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
 
 

@@ -20,7 +20,9 @@ from bench.crash_plan import Kill
 class Trap:
     """Counts the steps that this rank passes, and ends it, alone or with all, at the one that was chosen."""
 
-    def __init__(self, kill: Kill | None, rank: int, pids: Sequence[int], seed: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, kill: Kill | None, rank: int, pids: Sequence[int], seed: int, tell: Callable[[str], None]
+    ) -> None:
         """`pids` are those of all ranks; `tell` notes the step before the end."""
         mine = kill is not None and kill.phase == "step" and kill.rank == rank
         self._kill, self._pids, self._tell = kill if mine else None, list(pids), tell
