@@ -6,6 +6,7 @@ Covers what is written and read on purpose, and what all ranks must agree on. Do
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.config import parse_size
+from cascade_mpi.disk.compaction import Compacted
 from cascade_mpi.disk.directory import together
 from cascade_mpi.disk.opening import Disk
 from cascade_mpi.errors import CascadeError, ConfigError, NotConfiguredError, StoreFullError
@@ -24,6 +26,8 @@ from cascade_mpi.layout import is_disk
 from cascade_mpi.namespaces import AnyNamespace
 from cascade_mpi.segments.checkpoints import Checkpoint, checked_tag, write
 from cascade_mpi.store_life import OpenStore
+
+_log = logging.getLogger("cascade.disk")
 
 
 class Warmed(NamedTuple):
@@ -80,7 +84,32 @@ class Durable(OpenStore):
         self._deferred.publish()
         self._pool.sweep_hinted()
         self._comm.Barrier()  # what was put before the call on any rank is in its tables
-        return sum(together(self._comm, lambda: disk.tier.sync(seal=True)))
+        written = int(self._comm.allreduce(disk.flush()))
+        if disk.wastes(self.config.segment_bytes):
+            self._compact(disk)
+        return written
+
+    @uninterrupted
+    def compact(self) -> Compacted:
+        """Collective. As `flush`, and give back what is dead in the directory: replaced, deleted and expired blocks.
+
+        `flush()` and `checkpoint()` do so by themselves when more than half as many bytes are dead as live. Reads the
+        footers of all segments, rewrites what is live in some of them, and removes those. No block is missed meanwhile.
+
+        Raises
+        ------
+        DiskError
+            On all ranks, as `flush`; or there is no room for the copies: nothing is lost.
+        """
+        disk = self._writable_disk("compact")
+        self.flush()
+        return self._compact(disk)
+
+    def _compact(self, disk: Disk) -> Compacted:
+        done = disk.compact(self._registry.all_epochs(), self.config.segment_bytes)
+        if done.problem and self._comm.rank == 0:
+            _log.warning("nothing was compacted: %s", done.problem)
+        return done
 
     @uninterrupted
     def checkpoint(self, tag: str) -> Checkpoint:

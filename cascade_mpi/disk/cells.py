@@ -166,6 +166,11 @@ class DiskCells:
         """Local. Whether an own cell is that word's still."""
         return int(self.words[self.cell_of(word)]) == word & ~HARD
 
+    @property
+    def spare(self) -> int:
+        """How many cells `reserve` gives before all are live, now or after a rest."""
+        return self.words.size - self.live - len(self._reserved)
+
     def word_at(self, location: Location) -> int:
         """Local. The word of the live cell whose record is there; 0: there is none."""
         found = np.flatnonzero((self.records["content_hi"] == np.uint64(pack_location(*location))) & (self.words != 0))

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -43,8 +44,13 @@ from cascade_mpi.layout import (
     same_cell,
 )
 from cascade_mpi.pool import Pool
-from cascade_mpi.segments.format import Location
+from cascade_mpi.segments.format import ENTRY_BYTES, Location
 from cascade_mpi.segments.log import Lost, SegmentLog
+from cascade_mpi.segments.records import Record
+from cascade_mpi.segments.space import TOMBSTONE_BYTES, footprint
+
+if TYPE_CHECKING:
+    from cascade_mpi.disk.compaction import Compacted
 
 _log = logging.getLogger("cascade.disk")
 _OF_MEMORY = FLAG_ALIAS | FLAG_CONTENT | FLAG_COPY  # never on disk
@@ -52,6 +58,15 @@ _SWEEP_S = 0.05
 _WRITE_BACK_BYTES = 4 << 20  # with "writeback" a put writes so much of what was put before, and one block more
 _AGAIN_S = 1.0  # after an error of the file system nothing is demoted for so long
 _NOTHING = np.zeros(1, np.uint8)[:0]
+
+
+class Gathered(NamedTuple):
+    """A block in memory that is to be written."""
+
+    tier: DramTier
+    first: int
+    record: Record
+    payload: memoryview
 
 
 class DiskTier:
@@ -74,6 +89,7 @@ class DiskTier:
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
         self.dropped = self.errors = self.lost = 0
+        self.appended = 0  # bytes of files, less what compactions gave back
         self.last_error = ""
 
     @property
@@ -143,14 +159,17 @@ class DiskTier:
         if cell is None:
             text = f"all {self.cells.words.size} disk cells of rank {self._fabric.comm.rank} are in use"
             raise DiskError(None, f"{text}: raise disk_blocks, or delete blocks")
-        described = tier.records[first]
         try:
             location, checksum = self._append(tier, first)
         except BaseException:
             self.cells.give_up(cell)
             raise
+        return self._entered(tier, first, cell, location, checksum)
+
+    def _entered(self, tier: CellTable, first: int, cell: int, location: Location, checksum: int) -> int:
+        """Let a reserved disk cell back a block in memory whose record is there: that cell's word."""
         held = bool(int(tier.words[first]) & HARD)
-        word = self.cells.write(cell, described, location, checksum, held=held)
+        word = self.cells.write(cell, tier.records[first], location, checksum, held=held)
         self.cells.enter(word)
         self._back(tier, first, word)
         return word
@@ -158,6 +177,18 @@ class DiskTier:
     def _append(self, tier: CellTable, first: int) -> tuple[Location, int]:
         """Write the record of a block in memory: where it is, and its payload's checksum."""
         assert self.log is not None
+        record, payload = self._record(tier, first)
+        self._step("append")
+        self._to_sync = True
+        location = self.log.append(record, payload)
+        self._step("appended")
+        self.written += 1
+        self.written_bytes += record.length
+        self.appended += footprint(record.length) + ENTRY_BYTES
+        return location, record.checksum
+
+    def _record(self, tier: CellTable, first: int) -> tuple[Record, memoryview]:
+        """The record of a block in memory, and its payload where it lies (a copy, if that is on another node)."""
         described = tier.records[first]
         payload = tier.payload(first)
         if not payload.size:
@@ -166,13 +197,7 @@ class DiskTier:
         if not int(described["flags"]) & FLAG_CHECKSUM:
             checksum = int(checksum_bytes(payload.ctypes.data, payload.nbytes))
         record = record_of(described, checksum, hard=bool(int(tier.words[first]) & HARD), opened=self._opened)
-        self._step("append")
-        self._to_sync = True
-        location = self.log.append(record, payload.data if payload.size else b"")
-        self._step("appended")
-        self.written += 1
-        self.written_bytes += payload.nbytes
-        return location, checksum
+        return record, payload.data if payload.size else memoryview(b"")
 
     def _back(self, tier: CellTable, first: int, word: int) -> None:
         """Note in the descriptor of a live cell which disk cell has the same block: the word first, then the flag."""
@@ -269,6 +294,7 @@ class DiskTier:
             self._to_sync = True
             self.log.tombstone(*key, sequence)
             self.tombstones += 1
+            self.appended += TOMBSTONE_BYTES + ENTRY_BYTES
             del self._owed[key]
 
     # ------------------------------------------------------------------------------------------------ made durable
@@ -308,6 +334,30 @@ class DiskTier:
                 text = f"{len(gone)} blocks that had left memory could not be made durable: put them again"
                 raise NotDurableError(None, text, gone)
             return wrote
+
+    def gather(self) -> list[Gathered]:
+        """Local. The records of all that is in this rank's memory and not on disk, for `take_over`. The lock is held.
+
+        DiskError: there are not enough disk cells for them.
+        """
+        dirty = self.dirty()
+        if len(dirty) > self.cells.spare and len(dirty) > self.cells.sweep() + self.cells.spare:
+            raise DiskError(
+                None,
+                f"{len(dirty)} blocks of rank {self._fabric.comm.rank} are not on disk yet, and {self.cells.spare} of "
+                f"its {self.cells.words.size} disk cells are free: raise disk_blocks, or delete blocks",
+            )
+        return [Gathered(tier, first, *self._record(tier, first)) for tier, first in dirty]
+
+    def take_over(self, gathered: list[Gathered], locations: list[Location]) -> None:
+        """Local. These records are durable at these places. The lock was held since `gather`."""
+        for (tier, first, record, _), location in zip(gathered, locations, strict=True):
+            cell = self.cells.reserve()
+            assert cell is not None, "they were counted"
+            self._entered(tier, first, cell, location, record.checksum)
+            self.written += 1
+            self.written_bytes += record.length
+            self.appended += footprint(record.length) + ENTRY_BYTES
 
     def dirty(self) -> list[tuple[DramTier, int]]:
         """Local. (tier, first page) of the blocks in this rank's memory that are not on disk."""
@@ -396,6 +446,11 @@ class DiskTier:
             self.cells.sweep_hinted()
 
     # ----------------------------------------------------------------------------------------------------- the rest
+
+    def compacted(self, done: Compacted) -> None:
+        """Local. Count what a compaction gave back, on rank 0 for all."""
+        if self._fabric.comm.rank == 0:
+            self.appended -= done.bytes_before - done.bytes_after
 
     def close(self) -> None:
         """Local. Make durable what was written, seal and close the segments."""

@@ -17,10 +17,12 @@ nothing, to the end.
 from __future__ import annotations
 
 import errno
+import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from mpi4py import MPI
@@ -35,6 +37,7 @@ from cascade_mpi.segments.format import PAGE
 from cascade_mpi.segments.posix_file import PosixFile
 
 Collective = Literal["auto", "on", "off"]
+BATCH_BYTES, BATCH_PARTS = 8 << 20, 500  # of one write
 AHEAD = 1  # files of a rank that are written and not synced yet
 
 
@@ -74,8 +77,8 @@ def write_own(files: PosixFiles, jobs: Sequence[Job], step: Callable[[str], None
             if start == end:
                 continue  # others write the page that it is on
             written.append(files.join(job.path))
-            for offset, buffer in (*job.bytes.runs(start, end), *job.tail):
-                written[-1].write_at(offset, buffer)
+            for offset, buffers in _batches(chain(job.bytes.runs(start, end), job.tail)):
+                written[-1].write_at(offset, *buffers)
             if len(written) > AHEAD:
                 _synced(written)
         step("data")
@@ -165,9 +168,27 @@ def _round(
             text = f"{path}: {wrote:,} of {buffer.nbytes:,} bytes were written at offset {start:,}; is the disk full?"
             error = DiskError(errno.EIO, text, path)
     except MPI.Exception as met:
-        doing = f"writing {buffer.nbytes:,} bytes at offset {start:,} together"
-        error = error or files.explain(as_os_error(met), doing, path)
+        reason = as_os_error(met)
+        with suppress(DiskError):
+            if reason.errno == errno.EIO and files.room().bytes < high - low:  # an MPI that does not say why
+                reason = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        error = error or files.explain(reason, f"writing together at offset {low:,} of the file", path)
     return error
+
+
+def _batches(runs: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[int, list[memoryview]]]:
+    """Several runs, which follow each other, as one write: past the page cache a short transfer costs as a long one."""
+    first, nbytes, buffers = 0, 0, list[memoryview]()
+    for offset, buffer in runs:
+        if buffers and (nbytes >= BATCH_BYTES or len(buffers) == BATCH_PARTS):
+            yield first, buffers
+            nbytes, buffers = 0, []
+        if not buffers:
+            first = offset
+        buffers.append(buffer)
+        nbytes += buffer.nbytes
+    if buffers:
+        yield first, buffers
 
 
 def _then(error: BaseException | None, act: Callable[[], object]) -> BaseException | None:

@@ -21,6 +21,7 @@ import numpy as np
 ALIGNMENT = 4096
 LEAST_BYTES = 64 << 10  # below, the page cache is faster than a transfer of its own
 _BOUNCE_BYTES = 1 << 20
+_PARTS = 1000  # of one pwritev; the kernel takes 1024 (IOV_MAX)
 _log = logging.getLogger("cascade.segments.direct")
 
 
@@ -125,6 +126,27 @@ class DirectPath:
             self._refused(f"writing {middle.nbytes - done} bytes at {offset + start + done}: {error.strerror}")
         self.bytes_written += done
         return (start, start + done) if done else (0, 0)
+
+    def write_pages(self, offset: int, views: list[memoryview]) -> int:
+        """Local. Write several views in one transfer if all of them are whole, aligned pages; how much was written.
+
+        0 if they are not, for a single one or less than `LEAST_BYTES`, and after a refusal. OSError as write(2) has it.
+        """
+        if len(views) < 2 or offset % ALIGNMENT or self._descriptor is None or self.refusal:
+            return 0
+        if any(view.nbytes % ALIGNMENT or not is_aligned(view) for view in views):
+            return 0
+        if sum(view.nbytes for view in views) < LEAST_BYTES:
+            return 0
+        try:
+            done = os.pwritev(self._descriptor, views[:_PARTS], offset) // ALIGNMENT * ALIGNMENT
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._refused(f"writing {len(views)} buffers at {offset}: {error.strerror}")
+            return 0
+        self.bytes_written += done
+        return done
 
     def read(self, offset: int, view: memoryview) -> int:
         """Local. Fill the beginning of `view` from a file; the bytes read, the rest is for the page cache to find out.

@@ -62,7 +62,9 @@ class PosixFile:
             if self._past is None:
                 self._write_cached(offset, views)
                 return
-            for view in views:  # each has its own alignment
+            done = self._past.write_pages(offset, views)
+            offset += done
+            for view in _behind(views, done):  # each has its own alignment
                 start, stop = self._past.write(offset, view)
                 self._write_cached(offset, [view[:start]])
                 self._write_cached(offset + stop, [view[stop:]])
@@ -174,6 +176,14 @@ def resident_bytes(descriptor: int) -> int:
         if failed:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return min(int((seen & 1).sum()) * mmap.PAGESIZE, size)
+
+
+def _behind(views: list[memoryview], nbytes: int) -> Iterator[memoryview]:
+    """What is left of the views behind their first bytes."""
+    for view in views:
+        if nbytes < view.nbytes:
+            yield view[nbytes:]
+        nbytes = max(nbytes - view.nbytes, 0)
 
 
 def _bytes(buffer: ReadableBuffer) -> memoryview:
