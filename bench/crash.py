@@ -31,8 +31,10 @@ from rich.table import Table
 
 from bench.crash_judge import Judge
 from bench.crash_launch import Ended, compile_kernels, launcher, play
-from bench.crash_plan import KINDS, STEPS, Planner, Round
+from bench.crash_plan import KINDS, STEPS, Kind, Planner, Round
 from cascade_mpi.launcher import launcher_rank
+from cascade_mpi.segments.files import PosixFiles
+from cascade_mpi.segments.fsck import fsck
 
 _KEYS = 96
 _JOB_S = 60.0  # a job that lasts longer hangs
@@ -72,25 +74,25 @@ class Torture:
         """Local. Until there were enough kills, or the time is over, or a directory has shown what must not be."""
         number = 0
         while self._on():
-            self._directory(self._kinds[number % len(self._kinds)], self._folder / f"{number:03d}")
+            self._directory(KINDS[self._kinds[number % len(self._kinds)]], self._folder / f"{number:03d}")
             number += 1
 
     def _on(self) -> bool:
         return sum(self.verdict.kills.values()) < self._wanted and time.monotonic() < self._until and self.verdict.ok
 
-    def _directory(self, kind: int, folder: Path) -> None:
-        durability, shared = KINDS[kind]
-        judge = Judge(_KEYS, writethrough=durability == "writethrough")
+    def _directory(self, kind: Kind, folder: Path) -> None:
+        judge = Judge(_KEYS, writethrough=kind.durability == "writethrough")
         folder.mkdir()
         number = before = 0
         while number < self._rounds and self._on():
             number += 1
             before = self._play(self._planner.round(number, folder, kind, before), judge, before)
         if self.verdict.ok:
-            self._play(self._planner.last(number + 1, folder, kind, before), judge, before)
+            last = self._planner.last(number + 1, folder, kind, before)
+            self._play(last, judge, before)
+            self._examine(last.store)
         self.verdict.counts.update(judge.counts)
-        name = f"{folder.name} ({durability}, keys of {'all ranks' if shared else 'one rank each'})"
-        print(f"{name}: {number} rounds, {dict(judge.counts)}", flush=True)
+        print(f"{folder.name} ({kind}): {number} rounds, {dict(judge.counts)}", flush=True)
         if self.verdict.ok:
             shutil.rmtree(folder)
         else:
@@ -105,7 +107,7 @@ class Torture:
         if ended.killed:
             assert round.kill is not None
             verdict.at[round.kill.name] += 1
-            self._planner.reached[round.kill.step] += 1
+            self._planner.reached[round.kill.name] += 1
             if round.ranks == 1:
                 verdict.alone += 1
             else:
@@ -123,6 +125,14 @@ class Torture:
             verdict.problems.append(f"{where}: {each.kind}: key {each.key}: {each.text}")
         self._count(ended)
         return round.ranks
+
+    def _examine(self, store: Path) -> None:
+        """Whether `cascade fsck` finds damage in what kills and a last clean close have left."""
+        with PosixFiles(store, read_only=True) as files:
+            report = fsck(files)
+        damage = [each for each in report.findings if each.severity == "damage"]
+        self.verdict.failed += bool(damage)
+        self.verdict.problems += [f"{store}: fsck: {each.path} at byte {each.offset}: {each.what}" for each in damage]
 
     def _count(self, ended: Ended) -> None:
         counts = self.verdict.counts
