@@ -64,10 +64,13 @@ class Verdict:
 class Torture:
     """One run: directories one after the other, each with its rounds."""
 
-    def __init__(self, seed: int, kills: int, seconds: float, rounds: int, kinds: Sequence[int], folder: Path) -> None:
+    def __init__(
+        self, seed: int, kills: int, seconds: float, rounds: int, kinds: Sequence[int], steps: Sequence[str],
+        folder: Path,
+    ) -> None:  # fmt: skip
         self._wanted, self._until, self._rounds = kills, time.monotonic() + seconds, rounds
         self._kinds, self._folder = kinds, folder
-        self._planner = Planner(seed, _KEYS)
+        self._planner = Planner(seed, _KEYS, steps)
         self.verdict = Verdict()
 
     def run(self) -> None:
@@ -194,6 +197,7 @@ def crash(
     kind: Annotated[
         list[int] | None, typer.Option(min=0, max=len(KINDS) - 1, help="Only this kind of directory; may be repeated.")
     ] = None,
+    step: Annotated[list[str] | None, typer.Option(help="Kill only at this step; may be repeated.")] = None,
     directory: Annotated[
         Path | None, typer.Option(help="Where the directories are made (default: a temporary one).")
     ] = None,
@@ -202,16 +206,18 @@ def crash(
     """Kill jobs with SIGKILL, restart them on other ranks, and compare what is there with what was acknowledged."""
     if launcher() is None:
         raise typer.BadParameter("there is no mpiexec beside python or in PATH")
+    if unknown := sorted(set(step or ()) - set(STEPS)):
+        raise typer.BadParameter(f"--step {unknown[0]}: it must be one of {', '.join(STEPS)}")
     compile_kernels()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="cascade-crash-", dir=directory))
-    torture = Torture(seed, kills, seconds, rounds, kind or range(len(KINDS)), folder)
+    torture = Torture(seed, kills, seconds, rounds, kind or range(len(KINDS)), step or (), folder)
     try:
         torture.run()
     finally:
         if torture.verdict.ok:
             shutil.rmtree(folder)
-    found = result(torture.verdict, seed, kills, time.monotonic() - began, steps=kills >= 300 and not kind)
+    found = result(torture.verdict, seed, kills, time.monotonic() - began, steps=kills >= 300 and not kind and not step)
     show(found)
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,8 +130,10 @@ class Round:
 class Planner:
     """The rounds of one run, chosen by its seed; the steps that were passed least come first."""
 
-    def __init__(self, seed: int, keys: int) -> None:
+    def __init__(self, seed: int, keys: int, steps: Sequence[str] = ()) -> None:
+        """`steps`: all kills at these; none: as the shares of this module say."""
         self._random, self._keys = random.Random(seed), keys
+        self._steps = tuple(steps)
         self.reached: Counter[str] = Counter()  # kills that took place, by their names
         self._tried: Counter[str] = Counter()
 
@@ -158,6 +161,8 @@ class Planner:
     def _kill(self, number: int, ranks: int, kind: Kind) -> Kill:
         draw = self._random
         who, rank, share = draw.choice(("one", "all")), draw.randrange(ranks), draw.random()
+        if self._steps:
+            share = 0.0
         if share < _STEP_SHARE:
             step = self._step(number, kind)
             return Kill(who, rank, "step", step, draw.randint(1, STEPS[step]))
@@ -170,11 +175,12 @@ class Planner:
 
     def _step(self, number: int, kind: Kind) -> str:
         steps = [
-            each for each in STEPS
+            each for each in self._steps or STEPS
             if not (each.startswith("adopt") and number == 1)
             and not (each == "demote-swap" and kind.durability == "none")
             and not (each.startswith("shared") and kind.more.get("disk_collective") == "on")
         ]  # fmt: skip
+        steps = steps or ["append"]  # the steps that were asked for cannot be reached here
         self._random.shuffle(steps)
         step = min(steps, key=lambda each: (self.reached[each], self._tried[each]))
         self._tried[step] += 1
