@@ -27,7 +27,6 @@ from cascade_mpi.layout import (
     FLAG_BACKED,
     FLAG_CHECKSUM,
     FLAG_DISK,
-    FLAG_HELD,
     FP_SHIFT,
     GENERATION_SHIFT,
     HARD,
@@ -105,17 +104,18 @@ class DiskCells:
             self._reserved.add(cell)
             return cell
 
-    def write(self, cell: int, described: Any, location: Location, checksum: int, *, held: bool = False) -> int:
-        """Local. Describe a reserved cell as a block in memory is described, whose record is there: its word."""
+    def write(self, cell: int, described: Any, location: Location, checksum: int) -> int:
+        """Local. Describe a reserved cell as a block in memory is described, whose record is there: its word.
+
+        Never with FLAG_HELD: what is protected does not leave memory, so what comes back from here was not.
+        """
         fabric, record = self._fabric, self.records[cell : cell + 1]
         record["magic"] = 0  # a reader with an old word must not find a mixture that looks whole
         full_fence()
         for name in DESCRIPTOR.names or ():
             if name != "magic":
                 record[name] = described[name]
-        record["flags"] = (
-            int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM | (FLAG_HELD if held else 0)
-        )
+        record["flags"] = int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM
         record["generation"], record["manager"] = self._generations[cell], fabric.comm.rank
         record["content_hi"], record["content_lo"] = pack_location(*location), 0
         record["checksum"] = checksum

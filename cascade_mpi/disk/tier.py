@@ -149,8 +149,7 @@ class DiskTier:
         except BaseException:
             self.cells.give_up(cell)
             raise
-        held = bool(int(tier.words[first]) & HARD)
-        word = self.cells.write(cell, described, location, checksum, held=held)
+        word = self.cells.write(cell, described, location, checksum)
         self.cells.enter(word)
         self._back(tier, first, word)
         return word

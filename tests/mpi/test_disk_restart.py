@@ -339,7 +339,15 @@ def test_protection_comes_back_with_the_block(store: Store, comm: MPI.Intracomm,
         assert_all(comm, now[:2] == [True, False], str(now))
         assert_all(comm, not now[3], "what was set free on disk came back protected")
         comm.Barrier()
-        assert leave_memory(after, [f"prefix {rank}" for rank in range(comm.size)]) == 0
+        every = [f"prefix {rank}" for rank in range(comm.size)]
+        assert leave_memory(after, every) == 0
+        comm.Barrier()
+        assert after.unprotect(f"prefix {(comm.rank + 1) % comm.size}").all()
+        comm.Barrier()
+        went = leave_memory(after, every)
+        comm.Barrier()
+        assert np.array_equal(after.get(names[0]), block(1, 3000))
+        assert_all(comm, went == 1 and not after.locate(names[0]).protected, f"{went} {after.locate(names[0])}")
 
 
 def test_levels_of_durability(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll):
