@@ -183,16 +183,20 @@ class Writes(OpenStore):
     def publish(self) -> int:
         """Collective. Publish the deferred puts of all ranks; how many this rank had.
 
-        Every rank is inside MPI meanwhile, so no compare-and-swap waits for a rank that computes.
+        Every rank is inside MPI meanwhile, so no compare-and-swap waits for a rank that computes. With
+        `durability="writethrough"` they are durable, this rank's when it returns here.
 
         Raises
         ------
+        DiskError
+            With "writethrough", on this rank: they are published, and may not be durable.
         StoreFullError
             On this rank, after the others have published theirs: its buckets are full of protected words.
         """
         self._check_open()
         results = self._deferred.publish()
         self._comm.Barrier()
+        self._poll()
         refused = [result for result in results if result.refused]
         if refused:
             raise StoreFullError(f"{len(refused)} of {len(results)} blocks were not published: {refused[0].reason}")

@@ -20,6 +20,7 @@ from mpi4py import MPI
 from patterns import block, keys_at
 
 from cascade_mpi.disk import sequences
+from cascade_mpi.errors import StoreFullError
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
 
@@ -406,3 +407,24 @@ def test_a_close_seals_and_keeps_what_was_demoted(comm: MPI.Intracomm, folder: P
         assert_all(comm, report["found"]["blocks"] <= comm.size)
         total = comm.allreduce(after.report()["disk"]["found"]["blocks"])
         assert_all(comm, total == comm.size, f"{total} blocks were found at open")
+
+
+def test_a_deferred_put_that_cannot_be_published_is_told_of(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], raises_all: Callable[..., str]
+):
+    """By sync() on its rank, by flush() on all; what could be made durable is."""
+    store = open_store(comm, **(SMALL | {"disk": str(folder), "publish": "deferred", "index_blocks": 1}))
+    numbers = keys_at(store, 0)
+    mine = [next(numbers) for _ in range(18)]
+    for _ in range(2):
+        if comm.rank == 0:
+            for key in mine:
+                store.put(key, block(1, 100))
+        assert "2 of 18 blocks" in raises_all(comm, StoreFullError, store.flush)
+    if comm.rank == 0:
+        for key in mine:
+            store.put(key, block(1, 100))
+        with pytest.raises(StoreFullError, match=r"2 of 18 blocks were not published.*index_blocks"):
+            store.sync()
+        assert store.sync() == 0
+    comm.Barrier()
