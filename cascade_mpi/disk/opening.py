@@ -7,6 +7,7 @@ Does not cover what they do (`tier`, `reading`, `promotion`, `order`).
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,8 +152,9 @@ def open_disk(
             config.segment_bytes, writer=fabric.comm.rank, now=time.time_ns,
         )  # fmt: skip
     tier = DiskTier(
-        fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability
-    )
+        fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability,
+        memory_only=partial(_by_content, registry),
+    )  # fmt: skip
     pool.own.below = tier
     segments = OpenSegments(directory.files, directory.store)
     promotion = Promotion(fabric, pool, registry, protected)
@@ -161,3 +163,9 @@ def open_disk(
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
     return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
                 cells.live, unindexed)  # fmt: skip
+
+
+def _by_content(registry: Registry, namespace_id: int) -> bool:
+    """Local. Whether a namespace that this rank has put into has identity "content"."""
+    space = registry.by_id(namespace_id)
+    return space is not None and space.by_content

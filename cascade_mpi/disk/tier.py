@@ -59,12 +59,16 @@ class DiskTier:
 
     def __init__(
         self, fabric: Fabric, pool: Pool, cells: DiskCells, log: SegmentLog | None, sequences: Sequences, *,
-        level: Durability,
+        level: Durability, memory_only: Callable[[int], bool],
     ) -> None:  # fmt: skip
-        """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked."""
+        """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked.
+
+        `memory_only` says of a namespace's id whether its blocks are never written: some of them have names in memory.
+        """
         self._fabric, self._pool, self.cells, self.log, self.sequences = fabric, pool, cells, log, sequences
         self._scratch = pool.own.shared[1]
         self._level: Durability = "none" if log is None else level
+        self._memory_only = memory_only
         self._fresh: deque[tuple[DramTier, int]] = deque()  # published, and still to be written: tier and word
         self._to_sync = False  # something was appended since the last sync
         self._swept_at = 0.0
@@ -94,7 +98,7 @@ class DiskTier:
         One that is backed leaves its word to the disk cell, and nothing is written. The lock is held.
         """
         flags = int(tier.records["flags"][first])
-        if flags & _OF_MEMORY or is_alias(int(tier.words[first])):
+        if not self._may_leave(tier, first):
             return DROP
         if flags & FLAG_BACKED:
             return self._leave(tier, first, int(tier.records["content_hi"][first]))
@@ -110,6 +114,12 @@ class DiskTier:
             self.demoted += 1
             self.demoted_bytes += left
         return left
+
+    def _may_leave(self, tier: CellTable, first: int) -> bool:
+        """Is the block in this cell one that may be on disk?"""
+        if int(tier.records["flags"][first]) & _OF_MEMORY or is_alias(int(tier.words[first])):
+            return False
+        return not self._memory_only(int(tier.records["namespace"][first]))
 
     def _leave(self, tier: DramTier, first: int, word: int) -> int:
         """Swap the word of a cell in memory for that of the disk cell that has the same block."""
@@ -223,7 +233,7 @@ class DiskTier:
             while self._fresh and left > 0 and time.monotonic() >= self._broken_until:
                 tier, word = self._fresh[0]
                 first = word & MAX_PAGES - 1
-                if tier.is_live(word) and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+                if tier.is_live(word) and self._is_dirty(tier, first):
                     try:
                         self._store(tier, first)
                     except DiskError as error:
@@ -308,16 +318,19 @@ class DiskTier:
         for tier in list(self._pool.tiers.values()):
             firsts = np.flatnonzero(tier.words * ~tier.copies)
             flags = tier.records["flags"][firsts]
-            found += [(tier, first) for first in firsts[flags & (FLAG_BACKED | _OF_MEMORY) == 0].tolist()
-                      if not is_alias(int(tier.words[first]))]  # fmt: skip
+            firsts = firsts[flags & (FLAG_BACKED | _OF_MEMORY) == 0]
+            found += [(tier, first) for first in firsts.tolist() if self._may_leave(tier, first)]
         return found
+
+    def _is_dirty(self, tier: CellTable, first: int) -> bool:
+        return not int(tier.records["flags"][first]) & FLAG_BACKED and self._may_leave(tier, first)
 
     def _write_out(self, chosen: Iterable[tuple[DramTier, int]]) -> int:
         """Rule 16: whether or not its word still stands, what the table has is written."""
         self._pay()
         wrote = 0
         for tier, first in chosen:
-            if tier.words[first] and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+            if tier.words[first] and self._is_dirty(tier, first):
                 self._store(tier, first)
                 wrote += 1
         return wrote

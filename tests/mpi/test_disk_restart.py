@@ -20,7 +20,7 @@ from mpi4py import MPI
 from patterns import block, keys_at
 
 from cascade_mpi.disk import sequences
-from cascade_mpi.errors import StoreFullError
+from cascade_mpi.errors import NotConfiguredError, StoreFullError
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
 
@@ -428,3 +428,32 @@ def test_a_deferred_put_that_cannot_be_published_is_told_of(
             store.sync()
         assert store.sync() == 0
     comm.Barrier()
+
+
+@pytest.mark.parametrize("dedup", ["inline", "behind"])
+def test_blocks_by_content_stay_in_memory(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, dedup: str):
+    """They are dropped where others are demoted; where all is to be durable, they are refused.
+
+    With "behind" they are whole blocks at first: on disk they would come back after their names were deleted.
+    """
+    space = Namespace("contents", identity="content", hash="sha256")
+    key = f"of {comm.rank}"
+    with opened(comm, folder / "store", dedup=dedup) as store:
+        store.put(key, block(1, 5000), namespace=space)
+        store.put(key, block(2, 5000))
+        assert store.sync() == 1
+        comm.Barrier()
+        for tier in store._pool.tiers.values():
+            for first in np.flatnonzero(tier.words).tolist():
+                if tier.words[first]:
+                    tier.drop(first)
+        comm.Barrier()
+        assert_all(comm, store.get(key, namespace=space) is None and tier_of(store, key) == "disk")
+    with opened(comm, folder / "store", durability="writeback") as store:
+        for put in (
+            lambda: store.put(key, b"x", namespace=space),
+            lambda: store.put_many([key], [b"x"], namespace=space),
+        ):
+            with pytest.raises(NotConfiguredError, match=r"contents.*stay in memory.*writeback"):
+                put()
+        assert_all(comm, store.get(key, namespace=space) is None and np.array_equal(store.get(key), block(2, 5000)))
