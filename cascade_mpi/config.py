@@ -33,6 +33,7 @@ Placement = Literal["local", "hash"]
 Durability = Literal["none", "demote", "writeback", "writethrough"]
 DiskMode = Literal["write", "read"]
 DiskDirect = Literal["auto", "on", "off"]
+DiskCollective = Literal["auto", "on", "off"]
 DiskLocks = Literal["required", "none"]
 
 HIDDEN = "(hidden)"  # what is printed for a secret
@@ -163,6 +164,9 @@ class Config:
         "write", for one job at a time, or "read": nothing is written, another job may write meanwhile.
     disk_direct
         Whether large writes go past the page cache: "on", "off", or where the file system can ("auto").
+    disk_collective
+        How `flush()` writes: all ranks through `MPI_File_write_at_all` ("on"), each its own pages of the shared files
+        ("off"), or what pays ("auto").
     disk_locks
         "required", or "none" where the file system keeps no locks: then nothing keeps a second job away.
     segment_bytes
@@ -198,6 +202,7 @@ class Config:
     disk_blocks: int | None = None
     disk_mode: DiskMode = "write"
     disk_direct: DiskDirect = "auto"
+    disk_collective: DiskCollective = "auto"
     disk_locks: DiskLocks = "required"
     segment_bytes: int = 256 << 20
 
@@ -276,6 +281,7 @@ _MODES: dict[str, tuple[str, ...]] = {
     "durability": get_args(Durability),
     "disk_mode": get_args(DiskMode),
     "disk_direct": get_args(DiskDirect),
+    "disk_collective": get_args(DiskCollective),
     "disk_locks": get_args(DiskLocks),
 }
 

@@ -112,6 +112,13 @@ class Registry(Quotas):
             if slot % ranks == rank:
                 self._fabric.spaces.memory.view(np.uint64)[self._next_at + slot] = epoch
 
+    def all_epochs(self) -> dict[int, int]:
+        """Local. By namespace id every epoch above 0, also of namespaces that this rank has not used. 1 Get."""
+        ids = self._get(0, self._ids_at, self._slots).tolist()
+        found = {each: (self.epochs[slot] + 1) // 2 for slot, each in enumerate(ids) if each}
+        found[DEFAULT.id] = (self.epochs[0] + 1) // 2
+        return {namespace: epoch for namespace, epoch in found.items() if epoch}
+
     def _find(self, namespace: Namespace, register: bool) -> Space:
         slot = self._slot(namespace.id, str(namespace), register=register)
         return Space(namespace, slot, 0 if slot < 0 else self.epochs[slot])

@@ -179,6 +179,8 @@ class OpenStore:
     def _close_memory(self) -> None:
         self._comm.Barrier()  # nobody reads from this rank any more, and all have written what they write
         self._refuse_calls("was closed")
+        if self._disk is not None:
+            self._disk.free()
         if self._directory is not None:
             self._directory.close()
         self._mixed = (1,)

@@ -110,15 +110,14 @@ class DiskCells:
         Never with FLAG_HELD: what is protected does not leave memory, so what comes back from here was not.
         """
         fabric, record = self._fabric, self.records[cell : cell + 1]
+        made = np.array([described], DESCRIPTOR)  # one copy of 128 bytes: a fifth of the time of its 20 fields
+        made["flags"] = int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM
+        made["generation"], made["manager"] = self._generations[cell], fabric.comm.rank
+        made["content_hi"], made["content_lo"] = pack_location(*location), 0
+        made["checksum"], made["magic"] = checksum, 0
         record["magic"] = 0  # a reader with an old word must not find a mixture that looks whole
         full_fence()
-        for name in DESCRIPTOR.names or ():
-            if name != "magic":
-                record[name] = described[name]
-        record["flags"] = int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM
-        record["generation"], record["manager"] = self._generations[cell], fabric.comm.rank
-        record["content_hi"], record["content_lo"] = pack_location(*location), 0
-        record["checksum"] = checksum
+        record[:] = made
         full_fence()
         record["magic"] = MAGIC
         full_fence()  # before any word names it
@@ -165,6 +164,11 @@ class DiskCells:
     def is_live(self, word: int) -> bool:
         """Local. Whether an own cell is that word's still."""
         return int(self.words[self.cell_of(word)]) == word & ~HARD
+
+    @property
+    def spare(self) -> int:
+        """How many cells `reserve` gives before all are live, now or after a rest."""
+        return self.words.size - self.live - len(self._reserved)
 
     def word_at(self, location: Location) -> int:
         """Local. The word of the live cell whose record is there; 0: there is none."""

@@ -7,6 +7,7 @@ Does not cover what they do (`tier`, `reading`, `promotion`, `order`).
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from cascade_mpi.config import Config
 from cascade_mpi.disk import restart
 from cascade_mpi.disk.cells import DiskCells
+from cascade_mpi.disk.compaction import Compacted, compact
 from cascade_mpi.disk.directory import Directory
 from cascade_mpi.disk.open_segments import OpenSegments
 from cascade_mpi.disk.order import WriteOrder
@@ -26,12 +28,15 @@ from cascade_mpi.disk.tier import DiskTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.layout import MAX_DISK_CELLS, page_bytes_for
 from cascade_mpi.mover import Mover
+from cascade_mpi.mpiio.agreement import agreed
+from cascade_mpi.mpiio.shared import SharedSegments
 from cascade_mpi.pool import Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.reader import Reader
 from cascade_mpi.registry import Registry
 from cascade_mpi.segments.checkpoints import checkpoints
 from cascade_mpi.segments.log import SegmentLog
+from cascade_mpi.segments.planning import DEAD_SHARE
 from cascade_mpi.shared_words import FLOOR
 from cascade_mpi.writer import Writer
 
@@ -49,8 +54,43 @@ class Disk(NamedTuple):
     reads: DiskReads
     promotion: Promotion
     order: WriteOrder
+    shared: SharedSegments | None
+    numbers: Iterator[int]  # of this rank's new segments
     adopted: int  # blocks that were found at open
     unindexed: int  # that had no slot in the index
+
+    def compact(self, epochs: Mapping[int, int], segment_bytes: int) -> Compacted:
+        """Collective. Give back what is dead, right after a flush. See `disk.compaction`."""
+        done = compact(
+            self.directory, self.tier, self.cells, self.segments, self.numbers, segment_bytes, epochs
+        )  # fmt: skip
+        self.tier.compacted(done)
+        return done
+
+    def wastes(self, segment_bytes: int) -> bool:
+        """Collective. Whether more than half as many bytes are dead as live, by what was counted."""
+        total, live = self.directory.comm.allreduce(np.array([self.tier.appended, self.cells.live_bytes])).tolist()
+        dead = self.found.bytes + total - live
+        return bool(dead > live * DEAD_SHARE + segment_bytes // 4)
+
+    def flush(self) -> int:
+        """Collective. Write what is in memory and not on disk, all ranks together, and make everything durable.
+
+        How many blocks this rank had. DiskError on all ranks.
+        """
+        assert self.shared is not None
+        tier, comm = self.tier, self.directory.comm
+        with tier.lock:  # no cell is reused while its bytes are written
+            gathered = agreed(comm, tier.gather)
+            locations = self.shared.write([(each.record, each.payload) for each in gathered])
+            tier.take_over(gathered, locations)
+            agreed(comm, lambda: tier.sync([], seal=True))
+        return len(gathered)
+
+    def free(self) -> None:
+        """Collective. Let go of what the ranks share."""
+        if self.shared is not None:
+            self.shared.free()
 
     def clear(self) -> None:
         """Local. Take every block of this rank's disk cells out."""
@@ -91,10 +131,10 @@ class Disk(NamedTuple):
     def close(self) -> None:
         """Local. Seal what was written and close the files; the directory's lock stays.
 
-        With "writeback" and "writethrough" all that is in memory is written before.
+        With "writeback" and "writethrough" all that is in memory is written before, unless a drain has just left it.
         """
         try:
-            if self.tier.writes_all:
+            if self.tier.writes_at_close:
                 self.tier.sync(seal=True)
             self.tier.close()
         finally:
@@ -122,9 +162,9 @@ class Disk(NamedTuple):
             "cells": int(self.cells.words.size), "segment_bytes": config.segment_bytes,
             "direct": directory.files.direct.reason, "lock": "" if directory.lock is None else directory.lock.note,
             "found": {"blocks": self.adopted, "segments": found.segments, "superseded": found.superseded,
-                      "seconds": found.seconds, "unindexed": self.unindexed},
+                      "seconds": found.seconds, "took": found.took, "unindexed": self.unindexed},
             "checkpoints": [each._asdict() for each in checkpoints(directory.files)],
-            "last_error": self.tier.last_error,
+            "flush": {} if self.shared is None else self.shared.report(), "last_error": self.tier.last_error,
         }  # fmt: skip
 
 
@@ -139,17 +179,21 @@ def open_disk(
     directory: Directory, found: restart.Found, config: Config, fabric: Fabric, pool: Pool, registry: Registry,
     protected: ProtectedBytes, reader: Reader, writer: Writer, mover: Mover,
 ) -> Disk:  # fmt: skip
-    """Local. The tier, known to those above it; before any other rank uses the store."""
+    """Collective. The tier, known to those above it; before any other rank uses the store."""
     cells = DiskCells(fabric, pool.own.shared[1])
+    began = time.monotonic()
     unindexed = restart.adopt(fabric, cells, found.blocks)
+    found.took["index"] = time.monotonic() - began
     if unindexed and directory.writable:  # a delete does not find them, and must leave a tombstone above them
         registry.lift(fabric.comm.rank, FLOOR, found.highest)
     registry.restore(found.epochs)
-    log = None
+    log = shared = None
+    numbers = directory.numbers(found.next_segment)
     if directory.writable:
-        log = SegmentLog(
-            directory.files, directory.store, directory.numbers(found.next_segment), directory.run,
-            config.segment_bytes, writer=fabric.comm.rank, now=time.time_ns,
+        where = (directory.files, directory.store, numbers, directory.run, config.segment_bytes)
+        log = SegmentLog(*where, writer=fabric.comm.rank, now=time.time_ns)
+        shared = SharedSegments(
+            fabric.comm, *where, collective=config.disk_collective, writer=fabric.comm.rank, now=time.time_ns
         )  # fmt: skip
     tier = DiskTier(
         fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability,
@@ -162,7 +206,7 @@ def open_disk(
     reader.on_disk = reads
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
     return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
-                cells.live, unindexed)  # fmt: skip
+                shared, numbers, cells.live, unindexed)  # fmt: skip
 
 
 def _by_content(registry: Registry, namespace_id: int) -> bool:

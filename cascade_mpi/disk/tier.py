@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -43,8 +44,13 @@ from cascade_mpi.layout import (
     same_cell,
 )
 from cascade_mpi.pool import Pool
-from cascade_mpi.segments.format import Location
+from cascade_mpi.segments.format import ENTRY_BYTES, Location
 from cascade_mpi.segments.log import Lost, SegmentLog
+from cascade_mpi.segments.records import Record
+from cascade_mpi.segments.space import TOMBSTONE_BYTES, footprint
+
+if TYPE_CHECKING:
+    from cascade_mpi.disk.compaction import Compacted
 
 _log = logging.getLogger("cascade.disk")
 _OF_MEMORY = FLAG_ALIAS | FLAG_CONTENT | FLAG_COPY  # never on disk
@@ -52,6 +58,15 @@ _SWEEP_S = 0.05
 _WRITE_BACK_BYTES = 4 << 20  # with "writeback" a put writes so much of what was put before, and one block more
 _AGAIN_S = 1.0  # after an error of the file system nothing is demoted for so long
 _NOTHING = np.zeros(1, np.uint8)[:0]
+
+
+class Gathered(NamedTuple):
+    """A block in memory that is to be written."""
+
+    tier: DramTier
+    first: int
+    record: Record
+    payload: memoryview
 
 
 class DiskTier:
@@ -78,7 +93,14 @@ class DiskTier:
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
         self.dropped = self.errors = self.lost = 0
+        self.appended = 0  # bytes of files, less what compactions gave back
         self.last_error = ""
+        self.out_of_time = False  # a drain has left blocks, and nothing was put since
+
+    @property
+    def writes_at_close(self) -> bool:
+        """Whether a close writes what is in memory: not when a drain has found no time for it."""
+        return self.writes_all and not self.out_of_time
 
     @property
     def writes_all(self) -> bool:
@@ -153,13 +175,16 @@ class DiskTier:
         if cell is None:
             text = f"all {self.cells.words.size} disk cells of rank {self._fabric.comm.rank} are in use"
             raise DiskError(None, f"{text}: raise disk_blocks, or delete blocks")
-        described = tier.records[first]
         try:
             location, checksum = self._append(tier, first)
         except BaseException:
             self.cells.give_up(cell)
             raise
-        word = self.cells.write(cell, described, location, checksum)
+        return self._entered(tier, first, cell, location, checksum)
+
+    def _entered(self, tier: CellTable, first: int, cell: int, location: Location, checksum: int) -> int:
+        """Let a reserved disk cell back a block in memory whose record is there: that cell's word."""
+        word = self.cells.write(cell, tier.records[first], location, checksum)
         self.cells.enter(word)
         self._back(tier, first, word)
         return word
@@ -167,6 +192,18 @@ class DiskTier:
     def _append(self, tier: CellTable, first: int) -> tuple[Location, int]:
         """Write the record of a block in memory: where it is, and its payload's checksum."""
         assert self.log is not None
+        record, payload = self._record(tier, first)
+        self._step("append")
+        self._to_sync = True
+        location = self.log.append(record, payload)
+        self._step("appended")
+        self.written += 1
+        self.written_bytes += record.length
+        self.appended += footprint(record.length) + ENTRY_BYTES
+        return location, record.checksum
+
+    def _record(self, tier: CellTable, first: int) -> tuple[Record, memoryview]:
+        """The record of a block in memory, and its payload where it lies (a copy, if that is on another node)."""
         described = tier.records[first]
         payload = tier.payload(first)
         if not payload.size:
@@ -175,13 +212,7 @@ class DiskTier:
         if not int(described["flags"]) & FLAG_CHECKSUM:
             checksum = int(checksum_bytes(payload.ctypes.data, payload.nbytes))
         record = record_of(described, checksum, hard=bool(int(tier.words[first]) & HARD), opened=self._opened)
-        self._step("append")
-        self._to_sync = True
-        location = self.log.append(record, payload.data if payload.size else b"")
-        self._step("appended")
-        self.written += 1
-        self.written_bytes += payload.nbytes
-        return location, checksum
+        return record, payload.data if payload.size else memoryview(b"")
 
     def _back(self, tier: CellTable, first: int, word: int) -> None:
         """Note in the descriptor of a live cell which disk cell has the same block: the word first, then the flag."""
@@ -200,6 +231,7 @@ class DiskTier:
 
     def entered(self, tier: DramTier, word: int) -> None:
         """Local. A block was published: what the level says is done with it by `after_write`. The lock is held."""
+        self.out_of_time = False
         if self.writes_all:
             self._fresh.append((tier, word))
             if len(self._fresh) > 2 * self._pool.live_pages + 1024:  # the disk refuses: most have gone by now
@@ -272,6 +304,7 @@ class DiskTier:
             self._to_sync = True
             self.log.tombstone(*key, sequence)
             self.tombstones += 1
+            self.appended += TOMBSTONE_BYTES + ENTRY_BYTES
             del self._owed[key]
 
     # ------------------------------------------------------------------------------------------------ made durable
@@ -291,6 +324,7 @@ class DiskTier:
         with self._pool.lock:
             wrote = self._write_out(self.dirty() if chosen is None else chosen)
             gone: list[Lost] = []
+            again: list[tuple[DramTier, int]] = []
             for last in (False, True):
                 self._step("sync")
                 try:
@@ -299,10 +333,10 @@ class DiskTier:
                     else:
                         self.log.sync()
                 except NotDurableError as error:
-                    gone += self._give_back(error)
+                    gone += self._give_back(error, again)
                     if last:
                         raise
-                    self._write_out(self.dirty())  # again, in new segments
+                    self._write_out(again)  # in new segments; not what nobody has asked for
                 else:
                     break
             self._to_sync = False
@@ -311,6 +345,37 @@ class DiskTier:
                 text = f"{len(gone)} blocks that had left memory could not be made durable: put them again"
                 raise NotDurableError(None, text, gone)
             return wrote
+
+    def gather(self) -> list[Gathered]:
+        """Local. The records of all that is in this rank's memory and not on disk, for `take_over`. The lock is held.
+
+        DiskError: there are not enough disk cells for them.
+        """
+        dirty = self.dirty()
+        if len(dirty) > self.cells.spare:
+            self.cells.sweep()
+        if len(dirty) > self.cells.spare:
+            raise DiskError(
+                None,
+                f"{len(dirty)} blocks of rank {self._fabric.comm.rank} are not on disk yet, and {self.cells.spare} of "
+                f"its {self.cells.words.size} disk cells are free: raise disk_blocks, or delete blocks",
+            )
+        return [Gathered(tier, first, *self._record(tier, first)) for tier, first in dirty]
+
+    def take_over(self, gathered: list[Gathered], locations: list[Location]) -> None:
+        """Local. These records are durable at these places. The lock was held since `gather`."""
+        for (tier, first, record, _), location in zip(gathered, locations, strict=True):
+            cell = self.cells.reserve()
+            assert cell is not None, "they were counted"
+            self._entered(tier, first, cell, location, record.checksum)
+            self.written += 1
+            self.written_bytes += record.length
+            self.appended += footprint(record.length) + ENTRY_BYTES
+
+    def write(self, cell: tuple[DramTier, int]) -> bool:
+        """Local. Write one of `dirty`, durable after the next `sync`; False: it needs that no more. DiskError."""
+        with self._pool.lock:
+            return bool(self._write_out((cell,)))
 
     def dirty(self) -> list[tuple[DramTier, int]]:
         """Local. (tier, first page) of the blocks in this rank's memory that are not on disk."""
@@ -335,22 +400,24 @@ class DiskTier:
                 wrote += 1
         return wrote
 
-    def _give_back(self, error: NotDurableError) -> list[Lost]:
-        """A sync failed: what it names counts as not written, where memory has it; the others."""
+    def _give_back(self, error: NotDurableError, again: list[tuple[DramTier, int]]) -> list[Lost]:
+        """A sync failed: what it names counts as not written, where memory has it (`again`); the others."""
         gone: list[Lost] = []
         for lost in error.lost:
             word = self.cells.word_at(lost.location)
             if not word:  # a tombstone, or a block that was replaced: nothing older may come back
                 key = lost.key_hi, lost.key_lo
                 self._owed[key] = max(lost.sequence, self._owed.get(key, 0))
-            elif not self._unback(word):
+            elif (cell := self._unback(word)) is not None:
+                again.append(cell)
+            else:
                 self.lost += 1
                 gone.append(lost)
                 _log.error("block %s is in a file that could not be synced: %s", shown(lost.key_hi, lost.key_lo), error)
         return gone
 
-    def _unback(self, word: int) -> bool:
-        """Let the block in memory that an own disk cell backs count as not written; False: it is in memory no more."""
+    def _unback(self, word: int) -> tuple[DramTier, int] | None:
+        """Let the block in memory that an own disk cell backs count as not written; None: it is in memory no more."""
         for tier in list(self._pool.tiers.values()):
             for first in np.flatnonzero((tier.records["content_hi"] == np.uint64(word)) & (tier.words != 0)).tolist():
                 flags = int(tier.records["flags"][first])
@@ -359,8 +426,8 @@ class DiskTier:
                     tier.records["content_hi"][first] = 0
                     tier.wrote_descriptor(first)
                     self.cells.hint(word)
-                    return True
-        return False
+                    return tier, first
+        return None
 
     # --------------------------------------------------------------------------------------------- blocks on disk go
 
@@ -402,6 +469,11 @@ class DiskTier:
             self.cells.sweep_hinted()
 
     # ----------------------------------------------------------------------------------------------------- the rest
+
+    def compacted(self, done: Compacted) -> None:
+        """Local. Count what a compaction gave back, on rank 0 for all."""
+        if self._fabric.comm.rank == 0:
+            self.appended -= done.bytes_before - done.bytes_after
 
     def close(self) -> None:
         """Local. Make durable what was written, seal and close the segments."""
