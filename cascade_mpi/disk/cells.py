@@ -64,6 +64,7 @@ class DiskCells:
         self._resting: deque[tuple[float, int]] = deque()
         self._reserved: set[int] = set()
         self.live = self.live_bytes = self.swept = 0
+        self.entered: Callable[[int, int], None] | None = None  # told word and expiry of a live cell that has one
         self.died: Callable[[Any], None] | None = None  # told the descriptor of a cell that is live no more
 
     # --------------------------------------------------------------------------------------------------------- its life
@@ -133,6 +134,8 @@ class DiskCells:
         self.live += 1
         self.live_bytes += int(self.records["length"][cell])
         self.touched[cell] = self._fabric.ticks() & 0xFFFFFFFF
+        if self.entered is not None and (expiry := int(self.records["expiry"][cell])):
+            self.entered(word & ~HARD, expiry)
 
     def give_up(self, cell: int) -> None:
         """Local. A reserved cell whose word was nowhere rests."""

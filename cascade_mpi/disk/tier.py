@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -84,6 +84,7 @@ class DiskTier:
         self._scratch = pool.own.shared[1]
         self._level: Durability = "none" if log is None else level
         self._memory_only = memory_only
+        self.epochs: Mapping[int, int] = {}  # by namespace id: blocks of earlier ones are not written
         self._fresh: deque[tuple[DramTier, int]] = deque()  # published, and still to be written: tier and word
         self._to_sync = False  # something was appended since the last sync
         self._swept_at = 0.0
@@ -120,7 +121,8 @@ class DiskTier:
         One that is backed leaves its word to the disk cell, and nothing is written. The lock is held.
         """
         flags = int(tier.records["flags"][first])
-        if not self._may_leave(tier, first):
+        expiry = int(tier.records["expiry"][first])
+        if not self._may_leave(tier, first) or (expiry and expiry <= self._fabric.now()):
             return DROP
         if flags & FLAG_BACKED:
             return self._leave(tier, first, int(tier.records["content_hi"][first]))
@@ -141,7 +143,9 @@ class DiskTier:
         """Is the block in this cell one that may be on disk?"""
         if int(tier.records["flags"][first]) & _OF_MEMORY or is_alias(int(tier.words[first])):
             return False
-        return not self._memory_only(int(tier.records["namespace"][first]))
+        namespace = int(tier.records["namespace"][first])
+        passed = self.epochs and self.epochs.get(namespace, 0) > int(tier.records["epoch"][first])
+        return not passed and not self._memory_only(namespace)
 
     def _leave(self, tier: DramTier, first: int, word: int) -> int:
         """Swap the word of a cell in memory for that of the disk cell that has the same block."""
@@ -438,8 +442,11 @@ class DiskTier:
         self.cells.hint(word)  # not at once: a block in memory may bring the word back
         return True
 
-    def remove(self, cell: int) -> bool:
-        """Local. Take the block of an own disk cell out of the index, if its own word stands there: whether it did."""
+    def remove(self, cell: int, *, tombstone: bool = True) -> bool:
+        """Local. Take the block of an own disk cell out of the index, if its own word stands there: whether it did.
+
+        Without a tombstone what no restart finds.
+        """
         fabric, s = self._fabric, self._scratch
         with self._pool.lock:
             record = self.cells.records[cell]
@@ -452,7 +459,8 @@ class DiskTier:
                     fabric.raise_mpi_error(s)
                 if done:
                     self.cells.hint(there)
-                    self.removed(hi, lo, sequence)
+                    if tombstone:
+                        self.removed(hi, lo, sequence)
                     return True
         return False
 

@@ -21,6 +21,7 @@ from patterns import block, keys_at
 
 from cascade_mpi.disk import sequences
 from cascade_mpi.errors import NotConfiguredError, StoreFullError
+from cascade_mpi.kernels import context as c
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
 
@@ -318,6 +319,40 @@ def test_what_is_left_of_a_ttl_counts_after_a_restart(
         assert_all(comm, after.get(f"short {comm.rank}") is None and after.get(f"replaced {comm.rank}") is None)
         assert_all(comm, np.array_equal(after.get(f"long {comm.rank}"), block(2, 5000)))
         assert_all(comm, np.array_equal(after.get(f"for ever {comm.rank}"), block(3, 5000)))
+
+
+def test_expired_blocks_give_their_disk_cells_back(
+    store: Store, comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch
+):
+    """Written by this job or found by it, on disk or in memory; and what is put next is newer, by whatever clock."""
+    me = comm.rank
+    for name in ("on disk", "backed", "promoted"):
+        store.put(f"{name} {me}", block(1, 3000), ttl=500)
+    store.put(f"lasts {me}", block(2, 3000))
+    store.sync()
+    leave_memory(store, [f"on disk {me}", f"promoted {me}", f"lasts {me}"])
+    store.put(f"memory {me}", block(1, 3000), ttl=500)
+    comm.Barrier()
+    assert store.get(f"promoted {(me + 1) % comm.size}") is not None
+    with later(comm, folder) as after:
+        for each in (store, after):
+            each._fabric.context[c.EPOCH] -= 1000  # so much later
+            deadline, disk = time.monotonic() + 10, each._disk
+            while comm.allreduce(disk.cells.live) > comm.size and comm.bcast(time.monotonic() < deadline):
+                each.progress()
+            assert_all(comm, disk.cells.live == (1 if each is store else disk.cells.live), str(each.stats()["disk"]))
+            assert_all(comm, comm.allreduce(disk.cells.live) == comm.size)
+            assert_all(comm, each.get(f"on disk {me}") is None and tier_of(each, f"lasts {me}") == "disk")
+    leave_memory(store, [f"memory {me}"])
+    assert_all(comm, store.stats()["disk"]["blocks"] == 1)
+    if comm.size == 1:
+        store._disk.tier.sequences._last = 0
+    clock(monkeypatch, -3600)
+    store.put(f"on disk {(me + 1) % comm.size}", block(3, 3000))
+    store.sync()
+    monkeypatch.undo()
+    with later(comm, folder) as after:
+        assert_all(comm, np.array_equal(after.get(f"on disk {me}"), block(3, 3000)))
 
 
 def test_protection_comes_back_with_the_block(store: Store, comm: MPI.Intracomm, folder: Path, assert_all: AssertAll):
