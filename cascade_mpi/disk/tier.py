@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -75,15 +75,18 @@ class DiskTier:
 
     def __init__(
         self, fabric: Fabric, pool: Pool, cells: DiskCells, log: SegmentLog | None, sequences: Sequences, *,
-        level: Durability, held: int = 0, quota: int | None = None,
+        level: Durability, memory_only: Callable[[int], bool], held: int = 0, quota: int | None = None,
     ) -> None:  # fmt: skip
         """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked.
 
+        `memory_only` says of a namespace's id whether its blocks are never written: some of them have names in memory.
         `held` is this rank's share of the bytes that the directory has, `quota` what all ranks may have there.
         """
         self._fabric, self._pool, self.cells, self.log, self.sequences = fabric, pool, cells, log, sequences
         self._scratch = pool.own.shared[1]
         self._level: Durability = "none" if log is None else level
+        self._memory_only = memory_only
+        self.epochs: Mapping[int, int] = {}  # by namespace id: blocks of earlier ones are not written
         self._fresh: deque[tuple[DramTier, int]] = deque()  # published, and still to be written: tier and word
         self._to_sync = False  # something was appended since the last sync
         self._swept_at = 0.0
@@ -120,7 +123,8 @@ class DiskTier:
         One that is backed leaves its word to the disk cell, and nothing is written. The lock is held.
         """
         flags = int(tier.records["flags"][first])
-        if flags & _OF_MEMORY or is_alias(int(tier.words[first])):
+        expiry = int(tier.records["expiry"][first])
+        if not self._may_leave(tier, first) or (expiry and expiry <= self._fabric.now()):
             return DROP
         if flags & FLAG_BACKED:
             return self._leave(tier, first, int(tier.records["content_hi"][first]))
@@ -136,6 +140,14 @@ class DiskTier:
             self.demoted += 1
             self.demoted_bytes += left
         return left
+
+    def _may_leave(self, tier: CellTable, first: int) -> bool:
+        """Is the block in this cell one that may be on disk?"""
+        if int(tier.records["flags"][first]) & _OF_MEMORY or is_alias(int(tier.words[first])):
+            return False
+        namespace = int(tier.records["namespace"][first])
+        passed = self.epochs and self.epochs.get(namespace, 0) > int(tier.records["epoch"][first])
+        return not passed and not self._memory_only(namespace)
 
     def _leave(self, tier: DramTier, first: int, word: int) -> int:
         """Swap the word of a cell in memory for that of the disk cell that has the same block."""
@@ -178,8 +190,7 @@ class DiskTier:
 
     def _entered(self, tier: CellTable, first: int, cell: int, location: Location, checksum: int) -> int:
         """Let a reserved disk cell back a block in memory whose record is there: that cell's word."""
-        held = bool(int(tier.words[first]) & HARD)
-        word = self.cells.write(cell, tier.records[first], location, checksum, held=held)
+        word = self.cells.write(cell, tier.records[first], location, checksum)
         self.cells.enter(word)
         self._back(tier, first, word)
         return word
@@ -274,7 +285,7 @@ class DiskTier:
             while self._fresh and left > 0 and time.monotonic() >= self._broken_until:
                 tier, word = self._fresh[0]
                 first = word & MAX_PAGES - 1
-                if tier.is_live(word) and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+                if tier.is_live(word) and self._is_dirty(tier, first):
                     try:
                         self._store(tier, first)
                     except DiskError as error:
@@ -394,16 +405,19 @@ class DiskTier:
         for tier in list(self._pool.tiers.values()):
             firsts = np.flatnonzero(tier.words * ~tier.copies)
             flags = tier.records["flags"][firsts]
-            found += [(tier, first) for first in firsts[flags & (FLAG_BACKED | _OF_MEMORY) == 0].tolist()
-                      if not is_alias(int(tier.words[first]))]  # fmt: skip
+            firsts = firsts[flags & (FLAG_BACKED | _OF_MEMORY) == 0]
+            found += [(tier, first) for first in firsts.tolist() if self._may_leave(tier, first)]
         return found
+
+    def _is_dirty(self, tier: CellTable, first: int) -> bool:
+        return not int(tier.records["flags"][first]) & FLAG_BACKED and self._may_leave(tier, first)
 
     def _write_out(self, chosen: Iterable[tuple[DramTier, int]]) -> int:
         """Rule 16: whether or not its word still stands, what the table has is written."""
         self._pay()
         wrote = 0
         for tier, first in chosen:
-            if tier.words[first] and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+            if tier.words[first] and self._is_dirty(tier, first):
                 self._store(tier, first)
                 wrote += 1
         return wrote
@@ -446,8 +460,11 @@ class DiskTier:
         self.cells.hint(word)  # not at once: a block in memory may bring the word back
         return True
 
-    def remove(self, cell: int) -> bool:
-        """Local. Take the block of an own disk cell out of the index, if its own word stands there: whether it did."""
+    def remove(self, cell: int, *, tombstone: bool = True) -> bool:
+        """Local. Take the block of an own disk cell out of the index, if its own word stands there: whether it did.
+
+        Without a tombstone what no restart finds.
+        """
         fabric, s = self._fabric, self._scratch
         with self._pool.lock:
             record = self.cells.records[cell]
@@ -460,7 +477,8 @@ class DiskTier:
                     fabric.raise_mpi_error(s)
                 if done:
                     self.cells.hint(there)
-                    self.removed(hi, lo, sequence)
+                    if tombstone:
+                        self.removed(hi, lo, sequence)
                     return True
         return False
 
