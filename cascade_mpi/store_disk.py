@@ -7,6 +7,7 @@ Covers what is written and read on purpose, and what all ranks must agree on. Do
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from cascade_mpi.config import parse_size
 from cascade_mpi.disk.compaction import Compacted
 from cascade_mpi.disk.directory import together
+from cascade_mpi.disk.drain import Drained, drain
 from cascade_mpi.disk.opening import Disk
 from cascade_mpi.errors import CascadeError, ConfigError, NotConfiguredError, StoreFullError
 from cascade_mpi.interrupts import uninterrupted
@@ -135,6 +137,45 @@ class Durable(OpenStore):
         made = Checkpoint(tags[0], self._comm.bcast(time.time_ns()), totals[0], totals[1], self._comm.size)
         together(self._comm, lambda: write(disk.directory.files, made) if self._comm.rank == 0 else None)
         return made
+
+    @uninterrupted
+    def drain(self, seconds: float) -> Drained:
+        """Collective. Make durable as much as fits into so many seconds, the most valuable first: how much it was.
+
+        For the end of a job whose time is up. First tombstones and what was written already, then protected blocks,
+        then the others, those that were used last first; each rank its own, in pieces that it makes durable one by one,
+        as many as it expects to finish in time. The smallest `seconds` of all ranks counts, from when all have called.
+        No rank waits for another before its own end: a slow one keeps the others for a piece and its sync, but not from
+        writing. What was left can be drained, or flushed, by another call; a `close()` that follows leaves it.
+
+        Raises
+        ------
+        ConfigError
+            A rank gave something else than a number of seconds, 0 or more (on all ranks).
+        DiskError
+            On all ranks, if the file system refused something on one of them; a note says what is durable all the same.
+        """
+        disk = self._writable_disk("drain")
+        given = self._comm.allgather(seconds)
+        for rank, each in enumerate(given):
+            if isinstance(each, bool) or not isinstance(each, (int, float)) or not 0 <= each < math.inf:
+                raise ConfigError(f"rank {rank} gave {each!r} seconds to drain: it must be 0 or more")
+        began = time.monotonic()  # all have called: the next line has no rank that is late
+        self._deferred.publish()
+        self._pool.sweep_hinted()
+        fabric = self._fabric
+        mine = drain(
+            disk.tier, min(given) - (time.monotonic() - began), fabric.ticks(),
+            lambda: fabric.poll(fabric.ctx, self._scratch.address),
+        )  # fmt: skip
+        everyone = self._comm.allgather((*mine, time.monotonic() - began))
+        blocks, nbytes, left, left_bytes = (sum(each[k] for each in everyone) for k in range(4))
+        done = Drained(blocks, nbytes, left, left_bytes, max(each[-1] for each in everyone))
+        for rank, (*_, problem, _) in enumerate(everyone):
+            if problem is not None:
+                problem.add_note(f"on rank {rank}; {done.blocks} blocks were made durable, {done.left} were not")
+                raise problem
+        return done
 
     def prefetch(self, keys: Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None) -> Future[int]:
         """Local. Bring blocks from disk into this rank's memory in another thread: how many came, when it is done.

@@ -108,17 +108,14 @@ class DiskCells:
     def write(self, cell: int, described: Any, location: Location, checksum: int, *, held: bool = False) -> int:
         """Local. Describe a reserved cell as a block in memory is described, whose record is there: its word."""
         fabric, record = self._fabric, self.records[cell : cell + 1]
+        made = np.array([described], DESCRIPTOR)  # one copy of 128 bytes: a fifth of the time of its 20 fields
+        made["flags"] = int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM | (FLAG_HELD if held else 0)
+        made["generation"], made["manager"] = self._generations[cell], fabric.comm.rank
+        made["content_hi"], made["content_lo"] = pack_location(*location), 0
+        made["checksum"], made["magic"] = checksum, 0
         record["magic"] = 0  # a reader with an old word must not find a mixture that looks whole
         full_fence()
-        for name in DESCRIPTOR.names or ():
-            if name != "magic":
-                record[name] = described[name]
-        record["flags"] = (
-            int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM | (FLAG_HELD if held else 0)
-        )
-        record["generation"], record["manager"] = self._generations[cell], fabric.comm.rank
-        record["content_hi"], record["content_lo"] = pack_location(*location), 0
-        record["checksum"] = checksum
+        record[:] = made
         full_fence()
         record["magic"] = MAGIC
         full_fence()  # before any word names it

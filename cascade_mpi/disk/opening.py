@@ -36,8 +36,11 @@ from cascade_mpi.registry import Registry
 from cascade_mpi.segments.checkpoints import checkpoints
 from cascade_mpi.segments.log import SegmentLog
 from cascade_mpi.segments.planning import DEAD_SHARE
+from cascade_mpi.segments.recovery import numbers_in
+from cascade_mpi.shared_words import FLOOR
 from cascade_mpi.writer import Writer
 
+_FILES_A_RANK, _FILES = 8, 32  # so many more segments than full ones would be are left alone
 _LEAST_BLOCKS, _MOST_BLOCKS = 4096, 1 << 20  # disk cells of a rank, unless `disk_blocks` says how many
 
 
@@ -53,8 +56,9 @@ class Disk(NamedTuple):
     promotion: Promotion
     order: WriteOrder
     shared: SharedSegments | None
-    numbers: Iterator[int]
-    unindexed: int
+    numbers: Iterator[int]  # of this rank's new segments
+    adopted: int  # blocks that were found at open
+    unindexed: int  # that had no slot in the index
 
     def compact(self, epochs: Mapping[int, int], segment_bytes: int) -> Compacted:
         """Collective. Give back what is dead, right after a flush. See `disk.compaction`."""
@@ -65,10 +69,12 @@ class Disk(NamedTuple):
         return done
 
     def wastes(self, segment_bytes: int) -> bool:
-        """Collective. Whether more than half as many bytes are dead as live, by what was counted."""
-        total, live = self.directory.comm.allreduce(np.array([self.tier.appended, self.cells.live_bytes])).tolist()
-        dead = self.found.bytes + total - live
-        return bool(dead > live * DEAD_SHARE + segment_bytes // 4)
+        """Collective. Whether half as many bytes are dead as live, or more, as counted; or there are too many files."""
+        comm = self.directory.comm
+        total, live = comm.allreduce(np.array([self.tier.held, self.cells.live_bytes])).tolist()
+        files = int(comm.bcast(len(numbers_in(self.directory.files)) if comm.rank == 0 else 0))
+        most = 2 * total // segment_bytes + _FILES_A_RANK * comm.size + _FILES
+        return bool(total - live > live * DEAD_SHARE + segment_bytes // 4 or files > most)
 
     def flush(self) -> int:
         """Collective. Write what is in memory and not on disk, all ranks together, and make everything durable.
@@ -81,7 +87,7 @@ class Disk(NamedTuple):
             gathered = agreed(comm, tier.gather)
             locations = self.shared.write([(each.record, each.payload) for each in gathered])
             tier.take_over(gathered, locations)
-            agreed(comm, lambda: tier.sync([], seal=True))
+            agreed(comm, lambda: tier.sync([]))
         return len(gathered)
 
     def free(self) -> None:
@@ -128,10 +134,10 @@ class Disk(NamedTuple):
     def close(self) -> None:
         """Local. Seal what was written and close the files; the directory's lock stays.
 
-        With "writeback" and "writethrough" all that is in memory is written before.
+        With "writeback" and "writethrough" all that is in memory is written before, unless a drain has just left it.
         """
         try:
-            if self.tier.writes_all:
+            if self.tier.writes_at_close:
                 self.tier.sync(seal=True)
             self.tier.close()
         finally:
@@ -158,8 +164,8 @@ class Disk(NamedTuple):
             "durability": config.durability if self.tier.log is not None else "none (read-only)",
             "cells": int(self.cells.words.size), "segment_bytes": config.segment_bytes,
             "direct": directory.files.direct.reason, "lock": "" if directory.lock is None else directory.lock.note,
-            "found": {"blocks": self.cells.live, "segments": found.segments, "superseded": found.superseded,
-                      "seconds": found.seconds, "unindexed": self.unindexed},
+            "found": {"blocks": self.adopted, "segments": found.segments, "superseded": found.superseded,
+                      "seconds": found.seconds, "took": found.took, "unindexed": self.unindexed},
             "checkpoints": [each._asdict() for each in checkpoints(directory.files)],
             "flush": {} if self.shared is None else self.shared.report(), "last_error": self.tier.last_error,
         }  # fmt: skip
@@ -178,7 +184,11 @@ def open_disk(
 ) -> Disk:  # fmt: skip
     """Collective. The tier, known to those above it; before any other rank uses the store."""
     cells = DiskCells(fabric, pool.own.shared[1])
+    began = time.monotonic()
     unindexed = restart.adopt(fabric, cells, found.blocks)
+    found.took["index"] = time.monotonic() - began
+    if unindexed and directory.writable:  # a delete does not find them, and must leave a tombstone above them
+        registry.lift(fabric.comm.rank, FLOOR, found.highest)
     registry.restore(found.epochs)
     log = shared = None
     numbers = directory.numbers(found.next_segment)
@@ -189,8 +199,9 @@ def open_disk(
             fabric.comm, *where, collective=config.disk_collective, writer=fabric.comm.rank, now=time.time_ns
         )  # fmt: skip
     tier = DiskTier(
-        fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability
-    )
+        fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability,
+        held=found.bytes // fabric.comm.size, quota=config.disk_quota,
+    )  # fmt: skip
     pool.own.below = tier
     segments = OpenSegments(directory.files, directory.store)
     promotion = Promotion(fabric, pool, registry, protected)
@@ -198,4 +209,4 @@ def open_disk(
     reader.on_disk = reads
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
     return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
-                shared, numbers, unindexed)  # fmt: skip
+                shared, numbers, cells.live, unindexed)  # fmt: skip

@@ -92,8 +92,6 @@ class DiskReads:
         whole = np.empty(int(described["length"]), np.uint8)
         if not word or self._whole(word, described, whole.ctypes.data) < 0:
             return False
-        self.reads += 1
-        self.bytes_read += whole.nbytes
         return self._promotion.bring(word, described, whole.ctypes.data, insist=False, evict=False)
 
     def _whole(self, word: int, described: Any, address: int) -> int:

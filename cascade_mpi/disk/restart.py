@@ -42,6 +42,7 @@ class Found(NamedTuple):
     bytes: int  # of all segments
     superseded: int
     seconds: float
+    took: dict[str, float]  # seconds of its parts on this rank
 
 
 def find(directory: Directory) -> Found:
@@ -57,6 +58,7 @@ def find(directory: Directory) -> Found:
         is not found now might be an old one later.
     """
     comm, began = directory.comm, time.monotonic()
+    marks = [began]
     recovered = together(
         comm, lambda: recover(directory.files, directory.store, share=(comm.rank, comm.size), sync=directory.writable)
     )[comm.rank]
@@ -69,8 +71,10 @@ def find(directory: Directory) -> Found:
             'all; open it with disk_mode="read" to use what is whole'
         )
     located = locate(recovered.indexes)
+    marks.append(time.monotonic())
     homes = place_many(located["key_hi"], located["key_lo"], comm.size, 1).homes
     mine = Exchange(comm, homes).there(located)
+    marks.append(time.monotonic())
     found = newest(mine)
     highest = int(mine["sequence"].max()) if len(mine) else 0
     epochs: dict[int, int] = {}
@@ -80,11 +84,13 @@ def find(directory: Directory) -> Found:
     for each in comm.allgather(epochs):
         for namespace, epoch in each.items():
             merged[namespace] = max(epoch, merged.get(namespace, 0))
+    marks.append(time.monotonic())
+    took = dict(zip(("footers", "exchange", "newest"), np.diff(marks).tolist(), strict=True))
     return Found(
         found.blocks, comm.allreduce(highest, MPI.MAX), comm.allreduce(recovered.next_segment, MPI.MAX),
         comm.allreduce(len(found.blocks), MPI.MAX), merged, comm.allreduce(len(recovered.indexes)),
         comm.allreduce(sum(each.size for each in recovered.indexes)), comm.allreduce(found.superseded),
-        time.monotonic() - began,
+        time.monotonic() - began, took,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ All of it happens under the lock of the rank's pool, with the pool's scratch. Th
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cascade_mpi.cell_table import DROP, STAYS, CellTable
-from cascade_mpi.config import Durability
+from cascade_mpi.config import Durability, format_size
 from cascade_mpi.disk.cells import DiskCells
 from cascade_mpi.disk.descriptors import record_of
 from cascade_mpi.disk.sequences import Sequences
 from cascade_mpi.dram import DramTier
-from cascade_mpi.errors import DiskError, NotDurableError
+from cascade_mpi.errors import DirectoryQuotaError, DiskError, NotDurableError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_bytes
@@ -74,9 +75,12 @@ class DiskTier:
 
     def __init__(
         self, fabric: Fabric, pool: Pool, cells: DiskCells, log: SegmentLog | None, sequences: Sequences, *,
-        level: Durability,
+        level: Durability, held: int = 0, quota: int | None = None,
     ) -> None:  # fmt: skip
-        """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked."""
+        """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked.
+
+        `held` is this rank's share of the bytes that the directory has, `quota` what all ranks may have there.
+        """
         self._fabric, self._pool, self.cells, self.log, self.sequences = fabric, pool, cells, log, sequences
         self._scratch = pool.own.shared[1]
         self._level: Durability = "none" if log is None else level
@@ -89,8 +93,14 @@ class DiskTier:
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
         self.dropped = self.errors = self.lost = 0
-        self.appended = 0  # bytes of files, less what compactions gave back
+        self.held, self._quota = held, quota
         self.last_error = ""
+        self.out_of_time = False  # a drain has left blocks, and nothing was put since
+
+    @property
+    def writes_at_close(self) -> bool:
+        """Whether a close writes what is in memory: not when a drain has found no time for it."""
+        return self.writes_all and not self.out_of_time
 
     @property
     def writes_all(self) -> bool:
@@ -178,14 +188,28 @@ class DiskTier:
         """Write the record of a block in memory: where it is, and its payload's checksum."""
         assert self.log is not None
         record, payload = self._record(tier, first)
+        self._admit(footprint(record.length))
         self._step("append")
         self._to_sync = True
         location = self.log.append(record, payload)
         self._step("appended")
         self.written += 1
         self.written_bytes += record.length
-        self.appended += footprint(record.length) + ENTRY_BYTES
+        self.held += footprint(record.length) + ENTRY_BYTES
         return location, record.checksum
+
+    def _admit(self, nbytes: int) -> None:
+        """DirectoryQuotaError if so many bytes more would exceed this rank's share of the quota."""
+        if self._quota is None:
+            return
+        share = self._quota // self._fabric.comm.size
+        if self.held + nbytes > share:
+            raise DirectoryQuotaError(
+                errno.EDQUOT,
+                f"rank {self._fabric.comm.rank} holds {format_size(self.held)} of its share of disk_quota, "
+                f"{format_size(share)}, {format_size(self.cells.live_bytes)} of it live: {format_size(nbytes)} more do "
+                "not fit; delete blocks and call compact(), or raise disk_quota",
+            )
 
     def _record(self, tier: CellTable, first: int) -> tuple[Record, memoryview]:
         """The record of a block in memory, and its payload where it lies (a copy, if that is on another node)."""
@@ -216,6 +240,7 @@ class DiskTier:
 
     def entered(self, tier: DramTier, word: int) -> None:
         """Local. A block was published: what the level says is done with it by `after_write`. The lock is held."""
+        self.out_of_time = False
         if self.writes_all:
             self._fresh.append((tier, word))
             if len(self._fresh) > 2 * self._pool.live_pages + 1024:  # the disk refuses: most have gone by now
@@ -280,12 +305,6 @@ class DiskTier:
                 except DiskError as error:
                     self._failed(str(error))
 
-    def found_nothing(self, hi: int, lo: int) -> None:
-        """Local. A delete has found nothing: who deleted it may not have made that durable yet (rule 10)."""
-        home = place(hi, lo, self._fabric.comm.size, 1).home
-        if self.log is not None and (floor := self.sequences.floor(home)):
-            self.removed(hi, lo, floor)
-
     def _pay(self) -> None:
         assert self.log is not None
         while self._owed:
@@ -294,7 +313,7 @@ class DiskTier:
             self._to_sync = True
             self.log.tombstone(*key, sequence)
             self.tombstones += 1
-            self.appended += TOMBSTONE_BYTES + ENTRY_BYTES
+            self.held += TOMBSTONE_BYTES + ENTRY_BYTES
             del self._owed[key]
 
     # ------------------------------------------------------------------------------------------------ made durable
@@ -314,6 +333,7 @@ class DiskTier:
         with self._pool.lock:
             wrote = self._write_out(self.dirty() if chosen is None else chosen)
             gone: list[Lost] = []
+            again: list[tuple[DramTier, int]] = []
             for last in (False, True):
                 self._step("sync")
                 try:
@@ -322,10 +342,10 @@ class DiskTier:
                     else:
                         self.log.sync()
                 except NotDurableError as error:
-                    gone += self._give_back(error)
+                    gone += self._give_back(error, again)
                     if last:
                         raise
-                    self._write_out(self.dirty())  # again, in new segments
+                    self._write_out(again)  # in new segments; not what nobody has asked for
                 else:
                     break
             self._to_sync = False
@@ -341,13 +361,17 @@ class DiskTier:
         DiskError: there are not enough disk cells for them.
         """
         dirty = self.dirty()
-        if len(dirty) > self.cells.spare and len(dirty) > self.cells.sweep() + self.cells.spare:
+        if len(dirty) > self.cells.spare:
+            self.cells.sweep()
+        if len(dirty) > self.cells.spare:
             raise DiskError(
                 None,
                 f"{len(dirty)} blocks of rank {self._fabric.comm.rank} are not on disk yet, and {self.cells.spare} of "
                 f"its {self.cells.words.size} disk cells are free: raise disk_blocks, or delete blocks",
             )
-        return [Gathered(tier, first, *self._record(tier, first)) for tier, first in dirty]
+        found = [Gathered(tier, first, *self._record(tier, first)) for tier, first in dirty]
+        self._admit(sum(footprint(each.record.length) for each in found))
+        return found
 
     def take_over(self, gathered: list[Gathered], locations: list[Location]) -> None:
         """Local. These records are durable at these places. The lock was held since `gather`."""
@@ -357,7 +381,12 @@ class DiskTier:
             self._entered(tier, first, cell, location, record.checksum)
             self.written += 1
             self.written_bytes += record.length
-            self.appended += footprint(record.length) + ENTRY_BYTES
+            self.held += footprint(record.length) + ENTRY_BYTES
+
+    def write(self, cell: tuple[DramTier, int]) -> bool:
+        """Local. Write one of `dirty`, durable after the next `sync`; False: it needs that no more. DiskError."""
+        with self._pool.lock:
+            return bool(self._write_out((cell,)))
 
     def dirty(self) -> list[tuple[DramTier, int]]:
         """Local. (tier, first page) of the blocks in this rank's memory that are not on disk."""
@@ -379,22 +408,24 @@ class DiskTier:
                 wrote += 1
         return wrote
 
-    def _give_back(self, error: NotDurableError) -> list[Lost]:
-        """A sync failed: what it names counts as not written, where memory has it; the others."""
+    def _give_back(self, error: NotDurableError, again: list[tuple[DramTier, int]]) -> list[Lost]:
+        """A sync failed: what it names counts as not written, where memory has it (`again`); the others."""
         gone: list[Lost] = []
         for lost in error.lost:
             word = self.cells.word_at(lost.location)
             if not word:  # a tombstone, or a block that was replaced: nothing older may come back
                 key = lost.key_hi, lost.key_lo
                 self._owed[key] = max(lost.sequence, self._owed.get(key, 0))
-            elif not self._unback(word):
+            elif (cell := self._unback(word)) is not None:
+                again.append(cell)
+            else:
                 self.lost += 1
                 gone.append(lost)
                 _log.error("block %s is in a file that could not be synced: %s", shown(lost.key_hi, lost.key_lo), error)
         return gone
 
-    def _unback(self, word: int) -> bool:
-        """Let the block in memory that an own disk cell backs count as not written; False: it is in memory no more."""
+    def _unback(self, word: int) -> tuple[DramTier, int] | None:
+        """Let the block in memory that an own disk cell backs count as not written; None: it is in memory no more."""
         for tier in list(self._pool.tiers.values()):
             for first in np.flatnonzero((tier.records["content_hi"] == np.uint64(word)) & (tier.words != 0)).tolist():
                 flags = int(tier.records["flags"][first])
@@ -403,8 +434,8 @@ class DiskTier:
                     tier.records["content_hi"][first] = 0
                     tier.wrote_descriptor(first)
                     self.cells.hint(word)
-                    return True
-        return False
+                    return tier, first
+        return None
 
     # --------------------------------------------------------------------------------------------- blocks on disk go
 
@@ -448,9 +479,9 @@ class DiskTier:
     # ----------------------------------------------------------------------------------------------------- the rest
 
     def compacted(self, done: Compacted) -> None:
-        """Local. Count what a compaction gave back, on rank 0 for all."""
-        if self._fabric.comm.rank == 0:
-            self.appended -= done.bytes_before - done.bytes_after
+        """Local. Count what a compaction has left."""
+        if not done.problem:
+            self.held = done.bytes_after // self._fabric.comm.size
 
     def close(self) -> None:
         """Local. Make durable what was written, seal and close the segments."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from cascade_mpi.config import format_size
 from cascade_mpi.errors import DiskError, DiskGoneError
-from cascade_mpi.segments.direct import DirectPath
+from cascade_mpi.segments.direct import DirectPath, clip
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -54,7 +54,8 @@ class PosixFile:
     def write_at(self, offset: int, *parts: ReadableBuffer) -> None:
         """Local. Write the parts one after the other from `offset`: all of them, or an error and any part of them.
 
-        One pwritev as a rule; more where the kernel takes a part only.
+        One pwritev as a rule; more where the kernel takes a part only. Past the page cache one for the whole pages, or
+        one for each MiB that must be copied for it, and one for what is before and behind them.
         """
         views = [view for view in map(_bytes, parts) if view.nbytes]
         nbytes = sum(view.nbytes for view in views)
@@ -62,13 +63,12 @@ class PosixFile:
             if self._past is None:
                 self._write_cached(offset, views)
                 return
-            done = self._past.write_pages(offset, views)
-            offset += done
-            for view in _behind(views, done):  # each has its own alignment
-                start, stop = self._past.write(offset, view)
-                self._write_cached(offset, [view[:start]])
-                self._write_cached(offset + stop, [view[stop:]])
-                offset += view.nbytes
+            start, stop = self._past.write(offset, *views)
+            if not stop:
+                self._write_cached(offset, views)
+                return
+            self._write_cached(offset, clip(views, 0, start))
+            self._write_cached(offset + stop, clip(views, stop))
 
     def read_at(self, offset: int, out: WriteableBuffer) -> int:
         """Local. Fill `out` from `offset`; the bytes read, fewer than asked for only at the end of the file."""
@@ -136,7 +136,7 @@ class PosixFile:
 
     def _write_cached(self, offset: int, views: list[memoryview]) -> None:
         idle = 0
-        views = [view for view in views if view.nbytes]
+        views = [view for view in views if view.nbytes]  # a list of its own
         while views:
             taken = os.pwritev(self._descriptor(), views[:_PARTS], offset)
             idle = 0 if taken else idle + 1
@@ -176,14 +176,6 @@ def resident_bytes(descriptor: int) -> int:
         if failed:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return min(int((seen & 1).sum()) * mmap.PAGESIZE, size)
-
-
-def _behind(views: list[memoryview], nbytes: int) -> Iterator[memoryview]:
-    """What is left of the views behind their first bytes."""
-    for view in views:
-        if nbytes < view.nbytes:
-            yield view[nbytes:]
-        nbytes = max(nbytes - view.nbytes, 0)
 
 
 def _bytes(buffer: ReadableBuffer) -> memoryview:
