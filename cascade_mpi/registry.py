@@ -101,12 +101,11 @@ class Registry(Quotas):
     def restore(self, epochs: Mapping[int, int]) -> None:
         """Local. Let namespaces (by id) be at these epochs; all ranks do so before any other uses the store.
 
+        Those at epoch 0 too: a block that is found in a namespace without a slot is taken for one of a passed epoch.
         ConfigError (on all ranks): there are not enough slots.
         """
         rank, ranks = self._fabric.comm.rank, self._fabric.comm.size
         for namespace_id, epoch in sorted(epochs.items()):
-            if not epoch:
-                continue
             slot = 0 if namespace_id == DEFAULT.id else self._slot(namespace_id, "of the directory", register=True)
             self.epochs[slot] = 2 * epoch
             if slot % ranks == rank:
