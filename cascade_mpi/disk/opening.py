@@ -38,9 +38,11 @@ from cascade_mpi.registry import Registry
 from cascade_mpi.segments.checkpoints import checkpoints
 from cascade_mpi.segments.log import SegmentLog
 from cascade_mpi.segments.planning import DEAD_SHARE
+from cascade_mpi.segments.recovery import numbers_in
 from cascade_mpi.shared_words import FLOOR
 from cascade_mpi.writer import Writer
 
+_FILES_A_RANK, _FILES = 8, 32  # so many more segments than full ones would be are left alone
 _LEAST_BLOCKS, _MOST_BLOCKS = 4096, 1 << 20  # disk cells of a rank, unless `disk_blocks` says how many
 
 
@@ -70,10 +72,12 @@ class Disk(NamedTuple):
         return done
 
     def wastes(self, segment_bytes: int) -> bool:
-        """Collective. Whether more than half as many bytes are dead as live, by what was counted."""
-        total, live = self.directory.comm.allreduce(np.array([self.tier.appended, self.cells.live_bytes])).tolist()
-        dead = self.found.bytes + total - live
-        return bool(dead > live * DEAD_SHARE + segment_bytes // 4)
+        """Collective. Whether half as many bytes are dead as live, or more, as counted; or there are too many files."""
+        comm = self.directory.comm
+        total, live = comm.allreduce(np.array([self.tier.held, self.cells.live_bytes])).tolist()
+        files = int(comm.bcast(len(numbers_in(self.directory.files)) if comm.rank == 0 else 0))
+        most = 2 * total // segment_bytes + _FILES_A_RANK * comm.size + _FILES
+        return bool(total - live > live * DEAD_SHARE + segment_bytes // 4 or files > most)
 
     def flush(self) -> int:
         """Collective. Write what is in memory and not on disk, all ranks together, and make everything durable.
@@ -86,7 +90,7 @@ class Disk(NamedTuple):
             gathered = agreed(comm, tier.gather)
             locations = self.shared.write([(each.record, each.payload) for each in gathered])
             tier.take_over(gathered, locations)
-            agreed(comm, lambda: tier.sync([], seal=True))
+            agreed(comm, lambda: tier.sync([]))
         return len(gathered)
 
     def free(self) -> None:
@@ -200,6 +204,7 @@ def open_disk(
         )  # fmt: skip
     tier = DiskTier(
         fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability,
+        held=found.bytes // fabric.comm.size, quota=config.disk_quota,
         memory_only=partial(_by_content, registry),
     )  # fmt: skip
     pool.own.below = tier

@@ -9,6 +9,7 @@ All of it happens under the lock of the rank's pool, with the pool's scratch. Th
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cascade_mpi.cell_table import DROP, STAYS, CellTable
-from cascade_mpi.config import Durability
+from cascade_mpi.config import Durability, format_size
 from cascade_mpi.disk.cells import DiskCells
 from cascade_mpi.disk.descriptors import record_of
 from cascade_mpi.disk.sequences import Sequences
 from cascade_mpi.dram import DramTier
-from cascade_mpi.errors import DiskError, NotDurableError
+from cascade_mpi.errors import DirectoryQuotaError, DiskError, NotDurableError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_bytes
@@ -74,11 +75,12 @@ class DiskTier:
 
     def __init__(
         self, fabric: Fabric, pool: Pool, cells: DiskCells, log: SegmentLog | None, sequences: Sequences, *,
-        level: Durability, memory_only: Callable[[int], bool],
+        level: Durability, memory_only: Callable[[int], bool], held: int = 0, quota: int | None = None,
     ) -> None:  # fmt: skip
         """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked.
 
         `memory_only` says of a namespace's id whether its blocks are never written: some of them have names in memory.
+        `held` is this rank's share of the bytes that the directory has, `quota` what all ranks may have there.
         """
         self._fabric, self._pool, self.cells, self.log, self.sequences = fabric, pool, cells, log, sequences
         self._scratch = pool.own.shared[1]
@@ -94,7 +96,7 @@ class DiskTier:
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
         self.dropped = self.errors = self.lost = 0
-        self.appended = 0  # bytes of files, less what compactions gave back
+        self.held, self._quota = held, quota
         self.last_error = ""
         self.out_of_time = False  # a drain has left blocks, and nothing was put since
 
@@ -198,14 +200,28 @@ class DiskTier:
         """Write the record of a block in memory: where it is, and its payload's checksum."""
         assert self.log is not None
         record, payload = self._record(tier, first)
+        self._admit(footprint(record.length))
         self._step("append")
         self._to_sync = True
         location = self.log.append(record, payload)
         self._step("appended")
         self.written += 1
         self.written_bytes += record.length
-        self.appended += footprint(record.length) + ENTRY_BYTES
+        self.held += footprint(record.length) + ENTRY_BYTES
         return location, record.checksum
+
+    def _admit(self, nbytes: int) -> None:
+        """DirectoryQuotaError if so many bytes more would exceed this rank's share of the quota."""
+        if self._quota is None:
+            return
+        share = self._quota // self._fabric.comm.size
+        if self.held + nbytes > share:
+            raise DirectoryQuotaError(
+                errno.EDQUOT,
+                f"rank {self._fabric.comm.rank} holds {format_size(self.held)} of its share of disk_quota, "
+                f"{format_size(share)}, {format_size(self.cells.live_bytes)} of it live: {format_size(nbytes)} more do "
+                "not fit; delete blocks and call compact(), or raise disk_quota",
+            )
 
     def _record(self, tier: CellTable, first: int) -> tuple[Record, memoryview]:
         """The record of a block in memory, and its payload where it lies (a copy, if that is on another node)."""
@@ -309,7 +325,7 @@ class DiskTier:
             self._to_sync = True
             self.log.tombstone(*key, sequence)
             self.tombstones += 1
-            self.appended += TOMBSTONE_BYTES + ENTRY_BYTES
+            self.held += TOMBSTONE_BYTES + ENTRY_BYTES
             del self._owed[key]
 
     # ------------------------------------------------------------------------------------------------ made durable
@@ -365,7 +381,9 @@ class DiskTier:
                 f"{len(dirty)} blocks of rank {self._fabric.comm.rank} are not on disk yet, and {self.cells.spare} of "
                 f"its {self.cells.words.size} disk cells are free: raise disk_blocks, or delete blocks",
             )
-        return [Gathered(tier, first, *self._record(tier, first)) for tier, first in dirty]
+        found = [Gathered(tier, first, *self._record(tier, first)) for tier, first in dirty]
+        self._admit(sum(footprint(each.record.length) for each in found))
+        return found
 
     def take_over(self, gathered: list[Gathered], locations: list[Location]) -> None:
         """Local. These records are durable at these places. The lock was held since `gather`."""
@@ -375,7 +393,7 @@ class DiskTier:
             self._entered(tier, first, cell, location, record.checksum)
             self.written += 1
             self.written_bytes += record.length
-            self.appended += footprint(record.length) + ENTRY_BYTES
+            self.held += footprint(record.length) + ENTRY_BYTES
 
     def write(self, cell: tuple[DramTier, int]) -> bool:
         """Local. Write one of `dirty`, durable after the next `sync`; False: it needs that no more. DiskError."""
@@ -486,9 +504,9 @@ class DiskTier:
     # ----------------------------------------------------------------------------------------------------- the rest
 
     def compacted(self, done: Compacted) -> None:
-        """Local. Count what a compaction gave back, on rank 0 for all."""
-        if self._fabric.comm.rank == 0:
-            self.appended -= done.bytes_before - done.bytes_after
+        """Local. Count what a compaction has left."""
+        if not done.problem:
+            self.held = done.bytes_after // self._fabric.comm.size
 
     def close(self) -> None:
         """Local. Make durable what was written, seal and close the segments."""
