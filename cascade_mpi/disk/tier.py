@@ -163,6 +163,7 @@ class DiskTier:
             if done < 0:
                 fabric.raise_mpi_error(s)
             if done:
+                self._pool.has_left(tier, first, word)
                 tier.retire(old, evicted=True, leaves_to=word)  # rule 4: no hint, the word stands there now
                 self.cleaned += 1
                 return nbytes
@@ -481,6 +482,12 @@ class DiskTier:
                         self.removed(hi, lo, sequence)
                     return True
         return False
+
+    def held(self, namespace_id: int, epoch: int) -> tuple[int, int]:
+        """Local. The blocks of a namespace at an epoch on this rank's disk cells alone, and their bytes. 1 Get each."""
+        with self._pool.lock:
+            cells = [each for each in self.cells.cells_of(namespace_id, epoch).tolist() if self.cells.standing(each)]
+            return len(cells), int(self.cells.records["length"][cells].sum())
 
     def remove_all(self, cells: Iterable[int]) -> int:
         """Local. The same of many: how many."""

@@ -20,7 +20,7 @@ from mpi4py import MPI
 from patterns import block, keys_at
 
 from cascade_mpi.disk import sequences
-from cascade_mpi.errors import NotConfiguredError, StoreFullError
+from cascade_mpi.errors import ConfigError, NotConfiguredError, StoreFullError
 from cascade_mpi.kernels import context as c
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
@@ -257,6 +257,27 @@ def test_a_delete_that_found_nothing_does_not_kill_what_comes_meanwhile(
     there = comm.bcast(there if comm.rank == 0 else None)
     with later(comm, folder) as after:
         assert_all(comm, after.contains(key) == there, f"{there} before")
+
+
+def test_blocks_of_a_namespace_that_nobody_has_used_yet(
+    store: Store, comm: MPI.Intracomm, folder: Path, raises_all: Callable[..., str]
+):
+    """The later job does not know its name, only its number, and that at epoch 0."""
+    for number in range(3):
+        store.put(comm.rank, block(number, 500), namespace=f"tenant {number}")
+    store.flush()
+    with later(comm, folder) as after:
+        assert np.array_equal(after.get_many([comm.rank], namespace="tenant 0")[0], block(0, 500))
+        assert np.array_equal(after.get(comm.rank, namespace="tenant 1"), block(1, 500))
+        out = np.zeros(500, np.uint8)
+        assert after.get(comm.rank, out, namespace="tenant 2") == 500
+        assert np.array_equal(out, block(2, 500))
+        comm.Barrier()
+    copy = str(folder / "store")
+    text = raises_all(
+        comm, ConfigError, lambda: Store(comm, **(SMALL | {"disk": copy, "disk_mode": "read", "namespace_slots": 3}))
+    )
+    assert "raise namespace_slots" in text
 
 
 def test_epochs_that_have_passed_do_not_come_back(
