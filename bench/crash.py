@@ -31,8 +31,10 @@ from rich.table import Table
 
 from bench.crash_judge import Judge
 from bench.crash_launch import Ended, compile_kernels, launcher, play
-from bench.crash_plan import KINDS, STEPS, Planner, Round
+from bench.crash_plan import KINDS, STEPS, Kind, Planner, Round
 from cascade_mpi.launcher import launcher_rank
+from cascade_mpi.segments.files import PosixFiles
+from cascade_mpi.segments.fsck import fsck
 
 _KEYS = 96
 _JOB_S = 60.0  # a job that lasts longer hangs
@@ -62,35 +64,38 @@ class Verdict:
 class Torture:
     """One run: directories one after the other, each with its rounds."""
 
-    def __init__(self, seed: int, kills: int, seconds: float, rounds: int, kinds: Sequence[int], folder: Path) -> None:
+    def __init__(
+        self, seed: int, kills: int, seconds: float, rounds: int, kinds: Sequence[int], steps: Sequence[str],
+        folder: Path,
+    ) -> None:  # fmt: skip
         self._wanted, self._until, self._rounds = kills, time.monotonic() + seconds, rounds
         self._kinds, self._folder = kinds, folder
-        self._planner = Planner(seed, _KEYS)
+        self._planner = Planner(seed, _KEYS, steps)
         self.verdict = Verdict()
 
     def run(self) -> None:
         """Local. Until there were enough kills, or the time is over, or a directory has shown what must not be."""
         number = 0
         while self._on():
-            self._directory(self._kinds[number % len(self._kinds)], self._folder / f"{number:03d}")
+            self._directory(KINDS[self._kinds[number % len(self._kinds)]], self._folder / f"{number:03d}")
             number += 1
 
     def _on(self) -> bool:
         return sum(self.verdict.kills.values()) < self._wanted and time.monotonic() < self._until and self.verdict.ok
 
-    def _directory(self, kind: int, folder: Path) -> None:
-        durability, shared = KINDS[kind]
-        judge = Judge(_KEYS, writethrough=durability == "writethrough")
+    def _directory(self, kind: Kind, folder: Path) -> None:
+        judge = Judge(_KEYS, writethrough=kind.durability == "writethrough")
         folder.mkdir()
         number = before = 0
         while number < self._rounds and self._on():
             number += 1
             before = self._play(self._planner.round(number, folder, kind, before), judge, before)
         if self.verdict.ok:
-            self._play(self._planner.last(number + 1, folder, kind, before), judge, before)
+            last = self._planner.last(number + 1, folder, kind, before)
+            self._play(last, judge, before)
+            self._examine(last.store)
         self.verdict.counts.update(judge.counts)
-        name = f"{folder.name} ({durability}, keys of {'all ranks' if shared else 'one rank each'})"
-        print(f"{name}: {number} rounds, {dict(judge.counts)}", flush=True)
+        print(f"{folder.name} ({kind}): {number} rounds, {dict(judge.counts)}", flush=True)
         if self.verdict.ok:
             shutil.rmtree(folder)
         else:
@@ -105,7 +110,7 @@ class Torture:
         if ended.killed:
             assert round.kill is not None
             verdict.at[round.kill.name] += 1
-            self._planner.reached[round.kill.step] += 1
+            self._planner.reached[round.kill.name] += 1
             if round.ranks == 1:
                 verdict.alone += 1
             else:
@@ -123,6 +128,14 @@ class Torture:
             verdict.problems.append(f"{where}: {each.kind}: key {each.key}: {each.text}")
         self._count(ended)
         return round.ranks
+
+    def _examine(self, store: Path) -> None:
+        """Whether `cascade fsck` finds damage in what kills and a last clean close have left."""
+        with PosixFiles(store, read_only=True) as files:
+            report = fsck(files)
+        damage = [each for each in report.findings if each.severity == "damage"]
+        self.verdict.failed += bool(damage)
+        self.verdict.problems += [f"{store}: fsck: {each.path} at byte {each.offset}: {each.what}" for each in damage]
 
     def _count(self, ended: Ended) -> None:
         counts = self.verdict.counts
@@ -184,6 +197,7 @@ def crash(
     kind: Annotated[
         list[int] | None, typer.Option(min=0, max=len(KINDS) - 1, help="Only this kind of directory; may be repeated.")
     ] = None,
+    step: Annotated[list[str] | None, typer.Option(help="Kill only at this step; may be repeated.")] = None,
     directory: Annotated[
         Path | None, typer.Option(help="Where the directories are made (default: a temporary one).")
     ] = None,
@@ -192,16 +206,18 @@ def crash(
     """Kill jobs with SIGKILL, restart them on other ranks, and compare what is there with what was acknowledged."""
     if launcher() is None:
         raise typer.BadParameter("there is no mpiexec beside python or in PATH")
+    if unknown := sorted(set(step or ()) - set(STEPS)):
+        raise typer.BadParameter(f"--step {unknown[0]}: it must be one of {', '.join(STEPS)}")
     compile_kernels()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="cascade-crash-", dir=directory))
-    torture = Torture(seed, kills, seconds, rounds, kind or range(len(KINDS)), folder)
+    torture = Torture(seed, kills, seconds, rounds, kind or range(len(KINDS)), step or (), folder)
     try:
         torture.run()
     finally:
         if torture.verdict.ok:
             shutil.rmtree(folder)
-    found = result(torture.verdict, seed, kills, time.monotonic() - began, steps=kills >= 300 and not kind)
+    found = result(torture.verdict, seed, kills, time.monotonic() - began, steps=kills >= 300 and not kind and not step)
     show(found)
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -51,8 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     directory.PosixFiles = lambda *args, **more: SteppingFiles(PosixFiles(*args, **more), trap)  # type: ignore
     journal.note("pid", os.getpid(), _shared_memory())
     with Store(comm, disk=str(round.store), **round.settings) as store:
-        assert store._disk is not None
-        store._disk.tier.step = trap.hit
+        _set_traps(store, trap)
         worker = Worker(store, comm, round, journal)
         worker.see()
         comm.Barrier()
@@ -67,10 +66,27 @@ def main(arguments: Sequence[str]) -> int:
             store.check()
         counts = {
             name: by for name, by in store.stats()["disk"].items()
-            if name in ("demoted", "cleaned", "promoted", "written", "tombstones", "gets", "damaged", "errors", "put_again")
+            if name in ("demoted", "cleaned", "promoted", "written", "tombstones", "gets", "damaged", "errors")
         }  # fmt: skip
+        trap.closing()
     journal.note("end", counts)
     return 0
+
+
+def _set_traps(store: Store, trap: Trap) -> None:
+    """Local. Those of the parts that are made when a store is opened; its files have theirs already."""
+    disk = store._disk
+    assert disk is not None
+    assert disk.shared is not None
+    disk.tier.step = trap.hit
+    disk.shared._step = lambda step: trap.hit(f"flush:{step}")
+    compact = store._compact
+
+    def trapped(*args: Any) -> Any:
+        with trap.within("compact"):
+            return compact(*args)
+
+    store._compact = trapped  # type: ignore[method-assign]
 
 
 class Worker:
@@ -109,13 +125,22 @@ class Worker:
         """Collective. Some calls of each rank, then at times one that all make together."""
         for _ in range(_LAP):
             call = self._random.choices(_CALLS, _CALLS_WEIGHTS)[0]
+            if call in ("sync", "sync_some") and not self._round.syncs:
+                call = "get"
             getattr(self, f"_{call}")()
         share = self._together.random()
         if share < 0.25:
             self._begun("flush")
-            self._store.flush()
+            if share < 0.05:
+                self._store.checkpoint(f"lap-{number % 2}")
+            else:
+                self._store.flush()
             self._journal.done()
-        elif share < 0.3:
+        elif share < 0.35:
+            self._begun("flush")
+            self._store.compact()
+            self._journal.done()
+        elif share < 0.4:
             self._store.warm(budget=256 * KIB)
 
     def _put(self) -> None:

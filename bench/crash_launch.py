@@ -44,9 +44,7 @@ def launcher() -> str | None:
 
 def compile_kernels() -> None:
     """Local. Fill the kernel cache: the first job would compile for longer than a job may last."""
-    program = (
-        "from cascade_mpi.kernels.jit import warm; import cascade_mpi.onesided, bench.stamped as s; warm(); s.warm()"
-    )
+    program = "import cascade_mpi.onesided, bench.stamped; from cascade_mpi.kernels import jit; jit.warm()"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
 
 
@@ -78,7 +76,7 @@ def play(round: Round, seconds: float) -> Ended:
 def _kill(round: Round, journals: list[Path], process: subprocess.Popen[bytes], until: float) -> bool:
     """Kill from outside, if the round says so: whether it was done before the job was over."""
     kill = round.kill
-    if kill is None or kill.phase == "step":
+    if kill is None or not kill.from_outside:
         return False
     word = b'["work"' if kill.phase == "work" else b'["pid"'
     if not _until(lambda: process.poll() is not None or all(_has(each, word) for each in journals), until):

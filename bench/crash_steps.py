@@ -10,8 +10,8 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from bench.crash_plan import Kill
@@ -24,15 +24,30 @@ class Trap:
         self, kill: Kill | None, rank: int, pids: Sequence[int], seed: int, tell: Callable[[str], None]
     ) -> None:
         """`pids` are those of all ranks; `tell` notes the step before the end."""
-        mine = kill is not None and kill.phase == "step" and kill.rank == rank
+        mine = kill is not None and bool(kill.step) and kill.rank == rank
         self._kill, self._pids, self._tell = kill if mine else None, list(pids), tell
         self._random = random.Random(seed)
         self._times = kill.times if kill is not None else 0
+        self._armed = kill is not None and kill.phase == "step"
+        self._within = ""
         self.passed: Counter[str] = Counter()
 
     def hurry(self) -> None:
         """Local. The next time will do: the work is nearly over."""
         self._times = 0
+
+    def closing(self) -> None:
+        """Local. The store is about to be closed."""
+        self._times, self._armed = 0, True
+
+    @contextmanager
+    def within(self, what: str) -> Iterator[None]:
+        """Local. Steps have other names meanwhile: "compact:rename:before"."""
+        self._within = f"{what}:"
+        try:
+            yield
+        finally:
+            self._within = ""
 
     def hit(self, step: str) -> None:
         """Local. A step is passed; does not return if it is the one."""
@@ -41,8 +56,11 @@ class Trap:
 
     def due(self, step: str) -> bool:
         """Local. The same for who has something to do before the end: half a write."""
+        step = self._within + step
         self.passed[step] += 1
-        return self._kill is not None and step == self._kill.step and self.passed[step] >= self._times
+        return (
+            self._armed and self._kill is not None and step == self._kill.step and self.passed[step] >= self._times
+        )  # fmt: skip
 
     def torn(self, nbytes: int) -> int:
         """Local. How much of a write is made: not nothing, and not all."""
@@ -82,6 +100,16 @@ class SteppingFiles:
         """Local. As `Files.open`. What is synced of it was written by an earlier job."""
         return SteppingFile(self._inner.open(path, **more), self._trap, "adopt")
 
+    def join(self, path: str, **more: Any) -> SteppingFile:
+        """Local. As `PosixFiles.join`: a file that several ranks write."""
+        return SteppingFile(self._inner.join(path, **more), self._trap, "shared-fsync", "shared")
+
+    def remove(self, path: str) -> None:
+        """Local. As `Files.remove`."""
+        self._trap.hit("remove:before")
+        self._inner.remove(path)
+        self._trap.hit("remove:after")
+
     def rename(self, old: str, new: str) -> None:
         """Local. As `Files.rename`."""
         self._trap.hit("rename:before")
@@ -98,8 +126,8 @@ class SteppingFiles:
 class SteppingFile:
     """A file (`segments.files.File`) that does the same."""
 
-    def __init__(self, inner: Any, trap: Trap, sync: str) -> None:
-        self._inner, self._trap, self._sync = inner, trap, sync
+    def __init__(self, inner: Any, trap: Trap, sync: str, write: str = "") -> None:
+        self._inner, self._trap, self._sync, self._write = inner, trap, sync, write
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -112,7 +140,7 @@ class SteppingFile:
 
     def write_at(self, offset: int, *parts: Any) -> None:
         """Local. As `File.write_at`. Which of the three writes of a segment it is, its place and parts tell."""
-        what = "header" if offset == 0 else "footer" if len(parts) == 1 else "record"
+        what = self._write or ("header" if offset == 0 else "footer" if len(parts) == 1 else "record")
         self._trap.hit(f"{what}:before")
         if self._trap.due(f"{what}:torn"):
             whole = b"".join(bytes(part) for part in parts)

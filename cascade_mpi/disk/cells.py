@@ -27,7 +27,6 @@ from cascade_mpi.layout import (
     FLAG_BACKED,
     FLAG_CHECKSUM,
     FLAG_DISK,
-    FLAG_HELD,
     FP_SHIFT,
     GENERATION_SHIFT,
     HARD,
@@ -65,6 +64,7 @@ class DiskCells:
         self._resting: deque[tuple[float, int]] = deque()
         self._reserved: set[int] = set()
         self.live = self.live_bytes = self.swept = 0
+        self.entered: Callable[[int, int], None] | None = None  # told word and expiry of a live cell that has one
         self.died: Callable[[Any], None] | None = None  # told the descriptor of a cell that is live no more
 
     # --------------------------------------------------------------------------------------------------------- its life
@@ -105,11 +105,14 @@ class DiskCells:
             self._reserved.add(cell)
             return cell
 
-    def write(self, cell: int, described: Any, location: Location, checksum: int, *, held: bool = False) -> int:
-        """Local. Describe a reserved cell as a block in memory is described, whose record is there: its word."""
+    def write(self, cell: int, described: Any, location: Location, checksum: int) -> int:
+        """Local. Describe a reserved cell as a block in memory is described, whose record is there: its word.
+
+        Never with FLAG_HELD: what is protected does not leave memory, so what comes back from here was not.
+        """
         fabric, record = self._fabric, self.records[cell : cell + 1]
         made = np.array([described], DESCRIPTOR)  # one copy of 128 bytes: a fifth of the time of its 20 fields
-        made["flags"] = int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM | (FLAG_HELD if held else 0)
+        made["flags"] = int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM
         made["generation"], made["manager"] = self._generations[cell], fabric.comm.rank
         made["content_hi"], made["content_lo"] = pack_location(*location), 0
         made["checksum"], made["magic"] = checksum, 0
@@ -131,6 +134,8 @@ class DiskCells:
         self.live += 1
         self.live_bytes += int(self.records["length"][cell])
         self.touched[cell] = self._fabric.ticks() & 0xFFFFFFFF
+        if self.entered is not None and (expiry := int(self.records["expiry"][cell])):
+            self.entered(word & ~HARD, expiry)
 
     def give_up(self, cell: int) -> None:
         """Local. A reserved cell whose word was nowhere rests."""

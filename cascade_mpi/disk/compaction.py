@@ -92,6 +92,7 @@ def compact(
     """
     comm = directory.comm
     assert tier.log is not None
+    agreed(comm, lambda: tier.sync([], seal=True))  # what is open is not looked at: nothing old may be there
     mine = agreed(comm, lambda: recover(directory.files, directory.store, share=(comm.rank, comm.size)))
     busy = {each for some in comm.allgather(tier.log.open_segments) for each in some}  # of other threads' writes
     problems = [each for some in comm.allgather(mine.problems) for each in some]
@@ -104,7 +105,7 @@ def compact(
     flags = exchange.back(needed(exchange.there(located), int(time.time()), epochs, keep_tombstones=unsure))
     rows = located[flags]
     space = Space.rebuilt(indexes, rows[rows["kind"] != TOMBSTONE], rows[rows["kind"] == TOMBSTONE])
-    chosen = plan(space, segment_bytes=segment_bytes)
+    chosen = plan(space, segment_bytes=segment_bytes, first=[each.segment for each in indexes if not each.sealed])
     ledger = _Ledger(rows)
     before = comm.allreduce(np.array([space.size, space.files]))
     if not comm.allreduce(len(chosen)):

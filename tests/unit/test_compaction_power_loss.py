@@ -158,7 +158,7 @@ def test_every_call_may_fail(number: int, one_log: bool) -> None:
             break
         calls += 1
     print(calls, removed)
-    assert calls > 80
+    assert calls > 60
     assert removed > calls
 
 
@@ -323,12 +323,12 @@ def test_every_call_of_a_directory_s_compaction_may_fail(number: int) -> None:
     """And a second run ends what the first one could not."""
     failed = 0
     for at in count():
-        disk, plan = a_killed_job(1, 40), Plan(number, at, part=(0, 0.5, 1)[at % 3])
+        disk, plan = a_killed_job(1, 22), Plan(number, at, part=(0, 0.5, 1)[at % 3])
         before = len(disk.trace)
         adopted(disk, recover(RecordingFiles(disk), STORE))
         with suppress(CascadeError):
             compacted(FailingFiles(RecordingFiles(disk), plan), disk)
-        outcome = survey(disk, judge, seed=at, count=12, moments=range(before, len(disk.trace) + 1))
+        outcome = survey(disk, judge, seed=at, count=6, moments=range(before, len(disk.trace) + 1))
         assert not outcome.bad, f"call {at}, {plan.calls[at] if plan.failed else 'none'}: {outcome}"
         done = compacted(RecordingFiles(disk), disk)
         assert not done.damages, at
@@ -338,7 +338,7 @@ def test_every_call_of_a_directory_s_compaction_may_fail(number: int) -> None:
             break
         failed += 1
     print(failed)
-    assert failed > 60
+    assert failed > 50
 
 
 def test_an_expired_block_uncovers_nothing() -> None:

@@ -89,7 +89,7 @@ def test_the_record_has_what_readers_rely_on() -> None:
     result, _ = replay(DictStore())
     record = result.record()
     assert not NEEDED - record.keys()
-    assert set(record["tiers"]) == {"local", "node", "remote"}
+    assert set(record["tiers"]) == {"local", "node", "remote", "disk"}
     assert set(record["tiers"]["node"]) == {"gets", "bytes", "gbps"}
     assert {"p50", "p90", "p99", "p999", "mean"} <= set(record["latency_us"]["get"])
     assert (record["recheck_retries"], record["evicted"]) == (3, 2)
