@@ -148,7 +148,7 @@ class SegmentReader:
         value = where + RECORD_BYTES
         begin = start + lead(length)
         if self._summed is not None and self._summed(start, where, RECORD_BYTES, begin, address, length, value):
-            record = decode_record(memoryview(head).cast("B")[:RECORD_BYTES], place, unit, self.size, path)
+            record = decode_record(head.data.cast("B")[:RECORD_BYTES], place, unit, self.size, path)
             found = int(head[-1])
             if key != (record.key_hi, record.key_lo) or sequence != record.sequence or length != record.length:
                 text = f"a record of another key, of sequence {record.sequence} or of {record.length} bytes, the index "
