@@ -172,27 +172,11 @@ def test_workload_sbatch(cluster: slurm.Cluster, site: dict[str, str], tmp_path:
     replayed(result)
 
 
-def growing(path: Path, conversations: int, turns: int) -> int:
-    """Write a trace of conversations that grow by two blocks a turn, one after the other; the hits of an endless cache.
-
-    With more conversations than requests in a round no two of a round share a block: ranks cannot race.
-    """
-    requests = [(turn, talk) for turn in range(turns) for talk in range(conversations)]
-    lines = [
-        json.dumps({
-            "timestamp": 1000 * k, "input_length": 1024 * (turn + 1), "output_length": 1,
-            "hash_ids": [2 * turns * talk + block for block in range(2 * turn + 2)],
-        }) for k, (turn, talk) in enumerate(requests)
-    ]  # fmt: skip
-    path.write_text("\n".join(lines) + "\n")
-    return sum(2 * turn for turn, _ in requests)
-
-
 def test_a_job_whose_time_is_up_goes_on_with_what_is_on_disk(
     cluster: slurm.Cluster, site: dict[str, str], tmp_path: Path
 ) -> None:
     """As `--signal` does it, but at once; the trace needs four times the memory, and the second job ends it."""
-    hits, fifo, output = growing(tmp_path / "trace.jsonl", 40, 3), tmp_path / "metrics", tmp_path / "job.out"
+    hits, fifo, output = launch.growing(tmp_path / "trace.jsonl", 40, 3), tmp_path / "metrics", tmp_path / "job.out"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     options = f"--format mooncake --timed 12 --verify full --metrics {fifo}"
