@@ -173,6 +173,40 @@ def shared_prefix(
     context.obj.append(lambda: run(blocks, _sizes(block_bytes)[0], pairs, json_file))
 
 
+@app.command(epilog=_status())
+def disk(
+    context: typer.Context,
+    json_file: _Json = None,
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where; beside the checkout if not given.")] = None,
+    total: Annotated[str, typer.Option("--bytes", help="Bytes of each rank in a sample.")] = "256MiB",
+    sizes: Annotated[str, typer.Option(help="Sizes of blocks.")] = "1MiB,4MiB,16MiB,64MiB",
+    pairs: Annotated[int, typer.Option(min=1, help="Samples of each way, in turns, behind each median.")] = 5,
+    case: Annotated[list[str] | None, typer.Option(help="flush, cold, hot or start; may be repeated.")] = None,
+) -> None:
+    """Flush to disk and read back, cold and hot, beside plain files, HDF5 and a file per block (room: 30 x bytes)."""
+    from bench.disk import CASES, Options, run
+
+    unknown = sorted(set(case or ()) - set(CASES))
+    if unknown:
+        raise typer.BadParameter(f"--case {unknown[0]}: it must be one of {', '.join(CASES)}")
+    options = Options(total=_sizes(total)[0], sizes=_sizes(sizes), pairs=pairs, cases=tuple(case or CASES))
+    context.obj.append(lambda: run(options, folder, json_file))
+
+
+@app.command("disk-restart", epilog=_status("a block was missing or wrong"))
+def disk_restart(
+    context: typer.Context,
+    json_file: _Json = None,
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where; beside the checkout if not given.")] = None,
+    blocks: Annotated[str, typer.Option(help="Blocks in the directory.")] = "1000,10000,100000,1000000",
+    times: Annotated[int, typer.Option(min=1, help="Restarts behind each median.")] = 3,
+) -> None:
+    """Open a store on a directory of many blocks: seconds for footers, exchange and index."""
+    from bench.disk_restart import run
+
+    context.obj.append(lambda: run([int(each) for each in blocks.split(",")], times, folder, json_file))
+
+
 @app.command(epilog=_status("contents were wrong or a protected block was gone", "a share of hits"))
 def oversubscription(
     context: typer.Context,
@@ -210,6 +244,12 @@ def stale_copies(
 def torture(context: typer.Context) -> None:
     """Race readers, writers and deleters on few keys, and check every history (options: torture --help)."""
     _delegate(context, "torture")
+
+
+@app.command(context_settings=_PASS_ON)
+def crash(context: typer.Context) -> None:
+    """Kill jobs with SIGKILL, restart them on other ranks, and see what is there (options: crash --help)."""
+    _delegate(context, "crash")
 
 
 @app.command(context_settings=_PASS_ON)

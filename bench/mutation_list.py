@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench import (
     mutation_list_capacity,
     mutation_list_cells,
+    mutation_list_compaction,
     mutation_list_copies,
     mutation_list_dedup,
     mutation_list_disk,
@@ -20,5 +21,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *mutation_list_reading.MUTATIONS, *mutation_list_cells.MUTATIONS, *mutation_list_fences.MUTATIONS,
     *mutation_list_copies.MUTATIONS, *mutation_list_namespaces.MUTATIONS, *mutation_list_protection.MUTATIONS,
     *mutation_list_pool.MUTATIONS, *mutation_list_dedup.MUTATIONS, *mutation_list_capacity.MUTATIONS,
-    *mutation_list_disk.MUTATIONS,
+    *mutation_list_disk.MUTATIONS, *mutation_list_compaction.MUTATIONS,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 Row = dict[str, Any]
-_SHOWN = ("concurrent", "hot", "batch", "exact", "key", "checksum", "threads")
+_SHOWN = ("concurrent", "hot", "batch", "exact", "key", "checksum", "threads", "spread")
 
 
 class Goal(NamedTuple):

@@ -33,6 +33,7 @@ Placement = Literal["local", "hash"]
 Durability = Literal["none", "demote", "writeback", "writethrough"]
 DiskMode = Literal["write", "read"]
 DiskDirect = Literal["auto", "on", "off"]
+DiskCollective = Literal["auto", "on", "off"]
 DiskLocks = Literal["required", "none"]
 
 HIDDEN = "(hidden)"  # what is printed for a secret
@@ -163,6 +164,11 @@ class Config:
         "write", for one job at a time, or "read": nothing is written, another job may write meanwhile.
     disk_direct
         Whether large writes go past the page cache: "on", "off", or where the file system can ("auto").
+    disk_quota
+        Bytes that the directory may hold, as a size, a part for each rank; None: what the file system has.
+    disk_collective
+        How `flush()` writes: all ranks through `MPI_File_write_at_all` ("on"), each its own pages of the shared files
+        ("off"), or what pays ("auto").
     disk_locks
         "required", or "none" where the file system keeps no locks: then nothing keeps a second job away.
     segment_bytes
@@ -198,6 +204,8 @@ class Config:
     disk_blocks: int | None = None
     disk_mode: DiskMode = "write"
     disk_direct: DiskDirect = "auto"
+    disk_quota: int | None = None
+    disk_collective: DiskCollective = "auto"
     disk_locks: DiskLocks = "required"
     segment_bytes: int = 256 << 20
 
@@ -241,6 +249,8 @@ class Config:
             self._set("disk", str(os.fspath(self.disk)))
         if self.disk_blocks is not None:
             self._set("disk_blocks", _integer("disk_blocks", self.disk_blocks, 1, MAX_DISK_CELLS, " or None"))
+        if self.disk_quota is not None:
+            self._set("disk_quota", _size("disk_quota", self.disk_quota))
         self._set("segment_bytes", _size("segment_bytes", self.segment_bytes))
         if not 1 << 20 <= self.segment_bytes <= 256 << 20:
             raise ConfigError(f"segment_bytes is {self.segment_bytes}: it must be a size in 1MiB..256MiB")
@@ -276,6 +286,7 @@ _MODES: dict[str, tuple[str, ...]] = {
     "durability": get_args(Durability),
     "disk_mode": get_args(DiskMode),
     "disk_direct": get_args(DiskDirect),
+    "disk_collective": get_args(DiskCollective),
     "disk_locks": get_args(DiskLocks),
 }
 

@@ -28,7 +28,7 @@ OTHER_VARIABLES = (CONFIG_VARIABLE, *log.VARIABLES)  # those that are no setting
 TABLE = "store"  # the table of the TOML file; others may come for other things
 DEFAULT = "default"
 SECRETS: frozenset[str] = frozenset()  # settings whose value is printed nowhere
-SIZES = frozenset({"dram_bytes", "protected_bytes", "segment_bytes"})
+SIZES = frozenset({"dram_bytes", "protected_bytes", "disk_quota", "segment_bytes"})
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 NAMES = tuple(field.name for field in fields(Config))

@@ -6,9 +6,10 @@ Covers what is written and read on purpose, and what all ranks must agree on. Do
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.config import parse_size
+from cascade_mpi.disk.compaction import Compacted
 from cascade_mpi.disk.directory import together
 from cascade_mpi.disk.drain import Drained, drain
 from cascade_mpi.disk.opening import Disk
@@ -26,6 +28,9 @@ from cascade_mpi.layout import is_disk
 from cascade_mpi.namespaces import AnyNamespace
 from cascade_mpi.segments.checkpoints import Checkpoint, checked_tag, write
 from cascade_mpi.store_life import OpenStore
+from cascade_mpi.writer import PutResult
+
+_log = logging.getLogger("cascade.disk")
 
 
 class Warmed(NamedTuple):
@@ -50,18 +55,27 @@ class Durable(OpenStore):
 
         Promised for blocks that this rank's puts have stored, and for its deletes, as far as no other rank had replaced
         them before the call. With `keys` only these blocks are written; deletes, and what was written before, are made
-        durable all the same. 1 write a block that is not on disk yet, 1 sync of each open segment.
+        durable all the same. 1 write a block that is not on disk yet, 1 sync of each open segment. Deferred puts of
+        this rank are published before.
 
         Raises
         ------
+        StoreFullError
+            A deferred put could not be published: its bucket is full. All else was made durable.
         DiskError
             The file system refused something, such as DiskFullError; the promise is not kept. What was durable stays
             so, and memory is as it was.
         """
         disk = self._writable_disk("sync")
         if keys is None:
-            return disk.tier.sync()
-        wanted = {(hi, lo) for hi, lo in key_array(keys, self._space(namespace).digest).tolist()}
+            refused = _refused(self._deferred.publish())
+            wrote = disk.tier.sync()
+            if refused:
+                raise StoreFullError(refused)
+            return wrote
+        array = key_array(keys, self._space(namespace).digest)
+        self._publish_waiting(array)
+        wanted = {(hi, lo) for hi, lo in array.tolist()}
         with self._pool.lock:
             chosen = [
                 (tier, first) for tier, first in disk.tier.dirty()
@@ -73,16 +87,48 @@ class Durable(OpenStore):
     def flush(self) -> int:
         """Collective. Make durable what all ranks have put and deleted before the call: how many blocks were written.
 
+        Deferred puts are published before.
+
         Raises
         ------
+        StoreFullError
+            On all ranks, after all else was made durable: a deferred put could not be published.
         DiskError
             On all ranks, if the file system refused something on one of them.
         """
         disk = self._writable_disk("flush")
-        self._deferred.publish()
+        refused = _refused(self._deferred.publish())
         self._pool.sweep_hinted()
         self._comm.Barrier()  # what was put before the call on any rank is in its tables
-        return sum(together(self._comm, lambda: disk.tier.sync(seal=True)))
+        written = int(self._comm.allreduce(disk.flush()))
+        if disk.wastes(self.config.segment_bytes):
+            self._compact(disk)
+        for rank, text in enumerate(self._comm.allgather(refused)):
+            if text:
+                raise StoreFullError(f"rank {rank}: {text}")
+        return written
+
+    @uninterrupted
+    def compact(self) -> Compacted:
+        """Collective. As `flush`, and give back what is dead in the directory: replaced, deleted and expired blocks.
+
+        `flush()` and `checkpoint()` do so by themselves when more than half as many bytes are dead as live. Reads the
+        footers of all segments, rewrites what is live in some of them, and removes those. No block is missed meanwhile.
+
+        Raises
+        ------
+        DiskError
+            On all ranks, as `flush`; or there is no room for the copies: nothing is lost.
+        """
+        disk = self._writable_disk("compact")
+        self.flush()
+        return self._compact(disk)
+
+    def _compact(self, disk: Disk) -> Compacted:
+        done = disk.compact(self._registry.all_epochs(), self.config.segment_bytes)
+        if done.problem and self._comm.rank == 0:
+            _log.warning("nothing was compacted: %s", done.problem)
+        return done
 
     @uninterrupted
     def checkpoint(self, tag: str) -> Checkpoint:
@@ -218,3 +264,9 @@ class Durable(OpenStore):
         if disk.tier.log is None:
             raise NotConfiguredError(f'{name}() writes, and this store was opened with disk_mode="read"')
         return disk
+
+
+def _refused(results: Sequence[PutResult]) -> str:
+    """What is to be said of deferred puts that could not be published; "": all were."""
+    refused = [each for each in results if each.refused]
+    return f"{len(refused)} of {len(results)} blocks were not published: {refused[0].reason}" if refused else ""

@@ -104,8 +104,11 @@ class Order(Protocol):
     def deleted(self, hi: int, lo: int, sequence: int) -> None:
         """Local. A word was taken away."""
 
-    def found_nothing(self, hi: int, lo: int) -> None:
-        """Local. A delete has found no block."""
+    def floor(self, hi: int, lo: int) -> int:
+        """Local. The highest sequence of a delete among the keys of this key's home; 0: nothing was deleted."""
+
+    def found_nothing(self, hi: int, lo: int, floor: int) -> None:
+        """Local. A delete has found no block in a look that began after it knew this floor."""
 
 
 class Writer:
@@ -469,11 +472,13 @@ class Writer:
 
     def delete(self, hi: int, lo: int) -> bool:
         """Local. Take every word of a key away until none is found; True if this call took one that had not expired."""
-        deleted = False
+        deleted, floor = False, -1  # not known yet
         while True:
             looked = time.monotonic()
             if not self.find(hi, lo):
-                break
+                if deleted or floor >= 0 or self.order is None or not (floor := self.order.floor(hi, lo)):
+                    break
+                continue  # what is put after this floor was read is above it, and stays: so the look that counts is now
             sequence = 0 if self.order is None else self.order.before_delete(hi, lo)
             # The highest slot first: were the lowest, which wins, gone before, an older double would be seen again.
             live = bool(self._fabric.scratch.signed[c.FOUND_LIVE])
@@ -484,7 +489,7 @@ class Writer:
                     deleted |= live
                     if self.order is not None and not is_alias(word):
                         self.order.deleted(hi, lo, sequence)
-        if not deleted and self.order is not None:
-            self.order.found_nothing(hi, lo)
+        if not deleted and floor > 0 and self.order is not None:
+            self.order.found_nothing(hi, lo, floor)
         self.deletes += deleted
         return deleted

@@ -7,6 +7,8 @@ Does not cover what they do (`tier`, `reading`, `promotion`, `order`).
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +17,11 @@ import numpy.typing as npt
 from cascade_mpi.config import Config
 from cascade_mpi.disk import restart
 from cascade_mpi.disk.cells import DiskCells
+from cascade_mpi.disk.compaction import Compacted, compact
 from cascade_mpi.disk.directory import Directory
 from cascade_mpi.disk.open_segments import OpenSegments
 from cascade_mpi.disk.order import WriteOrder
+from cascade_mpi.disk.passing import DiskPassing
 from cascade_mpi.disk.promotion import Promotion
 from cascade_mpi.disk.reading import DiskReads
 from cascade_mpi.disk.sequences import Sequences
@@ -25,14 +29,20 @@ from cascade_mpi.disk.tier import DiskTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.layout import MAX_DISK_CELLS, page_bytes_for
 from cascade_mpi.mover import Mover
+from cascade_mpi.mpiio.agreement import agreed
+from cascade_mpi.mpiio.shared import SharedSegments
 from cascade_mpi.pool import Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.reader import Reader
 from cascade_mpi.registry import Registry
 from cascade_mpi.segments.checkpoints import checkpoints
 from cascade_mpi.segments.log import SegmentLog
+from cascade_mpi.segments.planning import DEAD_SHARE
+from cascade_mpi.segments.recovery import numbers_in
+from cascade_mpi.shared_words import FLOOR
 from cascade_mpi.writer import Writer
 
+_FILES_A_RANK, _FILES = 8, 32  # so many more segments than full ones would be are left alone
 _LEAST_BLOCKS, _MOST_BLOCKS = 4096, 1 << 20  # disk cells of a rank, unless `disk_blocks` says how many
 
 
@@ -46,8 +56,47 @@ class Disk(NamedTuple):
     segments: OpenSegments
     reads: DiskReads
     promotion: Promotion
+    passing: DiskPassing
     order: WriteOrder
-    unindexed: int
+    shared: SharedSegments | None
+    numbers: Iterator[int]  # of this rank's new segments
+    adopted: int  # blocks that were found at open
+    unindexed: int  # that had no slot in the index
+
+    def compact(self, epochs: Mapping[int, int], segment_bytes: int) -> Compacted:
+        """Collective. Give back what is dead, right after a flush. See `disk.compaction`."""
+        done = compact(
+            self.directory, self.tier, self.cells, self.segments, self.numbers, segment_bytes, epochs
+        )  # fmt: skip
+        self.tier.compacted(done)
+        return done
+
+    def wastes(self, segment_bytes: int) -> bool:
+        """Collective. Whether half as many bytes are dead as live, or more, as counted; or there are too many files."""
+        comm = self.directory.comm
+        total, live = comm.allreduce(np.array([self.tier.file_bytes, self.cells.live_bytes])).tolist()
+        files = int(comm.bcast(len(numbers_in(self.directory.files)) if comm.rank == 0 else 0))
+        most = 2 * total // segment_bytes + _FILES_A_RANK * comm.size + _FILES
+        return bool(total - live > live * DEAD_SHARE + segment_bytes // 4 or files > most)
+
+    def flush(self) -> int:
+        """Collective. Write what is in memory and not on disk, all ranks together, and make everything durable.
+
+        How many blocks this rank had. DiskError on all ranks.
+        """
+        assert self.shared is not None
+        tier, comm = self.tier, self.directory.comm
+        with tier.lock:  # no cell is reused while its bytes are written
+            gathered = agreed(comm, tier.gather)
+            locations = self.shared.write([(each.record, each.payload) for each in gathered])
+            tier.take_over(gathered, locations)
+            agreed(comm, lambda: tier.sync([]))
+        return len(gathered)
+
+    def free(self) -> None:
+        """Collective. Let go of what the ranks share."""
+        if self.shared is not None:
+            self.shared.free()
 
     def clear(self) -> None:
         """Local. Take every block of this rank's disk cells out."""
@@ -106,6 +155,7 @@ class Disk(NamedTuple):
             "promoted": self.promotion.promoted, "promoted_bytes": self.promotion.promoted_bytes,
             "demoted": tier.demoted, "demoted_bytes": tier.demoted_bytes, "cleaned": tier.cleaned,
             "written": tier.written, "written_bytes": tier.written_bytes, "tombstones": tier.tombstones,
+            "passed": self.passing.passed, "expired": self.passing.expired,
             "errors": tier.errors, "lost": tier.lost, "put_again": self.order.put_again,
             "unsealed": 0 if tier.log is None else tier.log.unsealed,
         }  # fmt: skip
@@ -118,10 +168,10 @@ class Disk(NamedTuple):
             "durability": config.durability if self.tier.log is not None else "none (read-only)",
             "cells": int(self.cells.words.size), "segment_bytes": config.segment_bytes,
             "direct": directory.files.direct.reason, "lock": "" if directory.lock is None else directory.lock.note,
-            "found": {"blocks": self.cells.live, "segments": found.segments, "superseded": found.superseded,
-                      "seconds": found.seconds, "unindexed": self.unindexed},
+            "found": {"blocks": self.adopted, "segments": found.segments, "superseded": found.superseded,
+                      "seconds": found.seconds, "took": found.took, "unindexed": self.unindexed},
             "checkpoints": [each._asdict() for each in checkpoints(directory.files)],
-            "last_error": self.tier.last_error,
+            "flush": {} if self.shared is None else self.shared.report(), "last_error": self.tier.last_error,
         }  # fmt: skip
 
 
@@ -136,24 +186,38 @@ def open_disk(
     directory: Directory, found: restart.Found, config: Config, fabric: Fabric, pool: Pool, registry: Registry,
     protected: ProtectedBytes, reader: Reader, writer: Writer, mover: Mover,
 ) -> Disk:  # fmt: skip
-    """Local. The tier, known to those above it; before any other rank uses the store."""
+    """Collective. The tier, known to those above it; before any other rank uses the store."""
     cells = DiskCells(fabric, pool.own.shared[1])
-    unindexed = restart.adopt(fabric, cells, found.blocks)
+    began = time.monotonic()
+    unindexed = restart.adopt(fabric, cells, found.blocks, found.epochs)
+    found.took["index"] = time.monotonic() - began
+    if unindexed and directory.writable:  # a delete does not find them, and must leave a tombstone above them
+        registry.lift(fabric.comm.rank, FLOOR, found.highest)
     registry.restore(found.epochs)
-    log = None
+    log = shared = None
+    numbers = directory.numbers(found.next_segment)
     if directory.writable:
-        log = SegmentLog(
-            directory.files, directory.store, directory.numbers(found.next_segment), directory.run,
-            config.segment_bytes, writer=fabric.comm.rank, now=time.time_ns,
+        where = (directory.files, directory.store, numbers, directory.run, config.segment_bytes)
+        log = SegmentLog(*where, writer=fabric.comm.rank, now=time.time_ns)
+        shared = SharedSegments(
+            fabric.comm, *where, collective=config.disk_collective, writer=fabric.comm.rank, now=time.time_ns
         )  # fmt: skip
     tier = DiskTier(
-        fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability
-    )
+        fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability,
+        held=found.bytes // fabric.comm.size, quota=config.disk_quota,
+        memory_only=partial(_by_content, registry),
+    )  # fmt: skip
     pool.own.below = tier
     segments = OpenSegments(directory.files, directory.store)
     promotion = Promotion(fabric, pool, registry, protected)
     reads = DiskReads(fabric, reader, segments, promotion)
     reader.on_disk = reads
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
-    return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
-                unindexed)  # fmt: skip
+    return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion,
+                DiskPassing(fabric, tier), order, shared, numbers, cells.live, unindexed)  # fmt: skip
+
+
+def _by_content(registry: Registry, namespace_id: int) -> bool:
+    """Local. Whether a namespace that this rank has put into has identity "content"."""
+    space = registry.by_id(namespace_id)
+    return space is not None and space.by_content

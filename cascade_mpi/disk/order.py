@@ -10,7 +10,7 @@ from __future__ import annotations
 from cascade_mpi.disk.tier import DiskTier
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.layout import GENERATION_SHIFT, HARD, MAX_PAGES, RANK_SHIFT, is_alias
+from cascade_mpi.layout import GENERATION_SHIFT, HARD, MAX_PAGES, RANK_SHIFT, is_alias, place
 from cascade_mpi.mover import PLACE, Mover
 from cascade_mpi.pool import Pool
 from cascade_mpi.protected_bytes import ProtectedBytes
@@ -85,9 +85,16 @@ class WriteOrder:
         """Local. A word was taken away: its tombstone."""
         self._disk.removed(hi, lo, sequence)
 
-    def found_nothing(self, hi: int, lo: int) -> None:
-        """Local. Others may have deleted it, and not made that durable."""
-        self._disk.found_nothing(hi, lo)
+    def floor(self, hi: int, lo: int) -> int:
+        """Local. The floor of a key's home."""
+        return self._sequences.floor(place(hi, lo, self._fabric.comm.size, 1).home)
+
+    def found_nothing(self, hi: int, lo: int, floor: int) -> None:
+        """Local. Others may have deleted it, and not made that durable: it is deleted once more (rule 10).
+
+        At the floor as it was before the look that found nothing: what was put since is above it.
+        """
+        self._disk.removed(hi, lo, floor)
 
     # ---------------------------------------------------------------------------------------------------- put again
 

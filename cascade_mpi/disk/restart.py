@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,14 @@ from mpi4py import MPI
 from cascade_mpi.disk.cells import DiskCells
 from cascade_mpi.disk.descriptors import descriptors_of
 from cascade_mpi.disk.directory import Directory, together
+from cascade_mpi.disk.exchange import Exchange
 from cascade_mpi.errors import CascadeError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import full_fence
 from cascade_mpi.layout import BUCKET_WORDS, place_many
 from cascade_mpi.segments.epochs import noted
-from cascade_mpi.segments.recovery import LOCATED, locate, newest, recover
+from cascade_mpi.segments.recovery import locate, newest, recover
 
 _log = logging.getLogger("cascade.disk")
 
@@ -38,8 +40,10 @@ class Found(NamedTuple):
     most: int  # blocks of one home
     epochs: dict[int, int]  # by namespace id: the highest epoch of any record, on all ranks
     segments: int
+    bytes: int  # of all segments
     superseded: int
     seconds: float
+    took: dict[str, float]  # seconds of its parts on this rank
 
 
 def find(directory: Directory) -> Found:
@@ -55,6 +59,7 @@ def find(directory: Directory) -> Found:
         is not found now might be an old one later.
     """
     comm, began = directory.comm, time.monotonic()
+    marks = [began]
     recovered = together(
         comm, lambda: recover(directory.files, directory.store, share=(comm.rank, comm.size), sync=directory.writable)
     )[comm.rank]
@@ -67,7 +72,10 @@ def find(directory: Directory) -> Found:
             'all; open it with disk_mode="read" to use what is whole'
         )
     located = locate(recovered.indexes)
-    mine = _exchanged(comm, located, place_many(located["key_hi"], located["key_lo"], comm.size, 1).homes)
+    marks.append(time.monotonic())
+    homes = place_many(located["key_hi"], located["key_lo"], comm.size, 1).homes
+    mine = Exchange(comm, homes).there(located)
+    marks.append(time.monotonic())
     found = newest(mine)
     highest = int(mine["sequence"].max()) if len(mine) else 0
     epochs: dict[int, int] = {}
@@ -77,20 +85,27 @@ def find(directory: Directory) -> Found:
     for each in comm.allgather(epochs):
         for namespace, epoch in each.items():
             merged[namespace] = max(epoch, merged.get(namespace, 0))
+    marks.append(time.monotonic())
+    took = dict(zip(("footers", "exchange", "newest"), np.diff(marks).tolist(), strict=True))
     return Found(
         found.blocks, comm.allreduce(highest, MPI.MAX), comm.allreduce(recovered.next_segment, MPI.MAX),
         comm.allreduce(len(found.blocks), MPI.MAX), merged, comm.allreduce(len(recovered.indexes)),
-        comm.allreduce(found.superseded), time.monotonic() - began,
+        comm.allreduce(sum(each.size for each in recovered.indexes)), comm.allreduce(found.superseded),
+        time.monotonic() - began, took,
     )  # fmt: skip
 
 
-def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void]) -> int:
+def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void], epochs: Mapping[int, int]) -> int:
     """Local. Let the index of this home name the blocks of an earlier job: how many found no slot.
 
-    Before any other rank uses the index.
+    Before any other rank uses the index. Not those that have expired, or are of an epoch before that in `epochs`.
     """
     opened = int(fabric.context[c.EPOCH])
-    blocks = blocks[(blocks["expiry"] == 0) | (blocks["expiry"].astype(np.int64) > opened)]
+    there = (blocks["expiry"] == 0) | (blocks["expiry"].astype(np.int64) > opened)
+    for namespace, epoch in epochs.items():
+        if epoch:
+            there &= (blocks["namespace"] != np.uint64(namespace)) | (blocks["epoch"] >= epoch)
+    blocks = blocks[there]
     _, buckets, fingerprints = place_many(blocks["key_hi"], blocks["key_lo"], fabric.comm.size, fabric.buckets)
     order = np.argsort(buckets, kind="stable")
     blocks, buckets, fingerprints = blocks[order], buckets[order], fingerprints[order]
@@ -105,21 +120,3 @@ def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void]) -> int
     if left:
         _log.error("rank %d: %d blocks of the directory find no slot: raise index_blocks", fabric.comm.rank, left)
     return left
-
-
-def _exchanged(comm: MPI.Intracomm, located: npt.NDArray[np.void], to: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
-    """Collective. The rows that all ranks have for this one."""
-    order = np.argsort(to, kind="stable")
-    send = located[order]
-    counts = np.bincount(to, minlength=comm.size)
-    received = np.array(comm.alltoall(counts.tolist()))
-    out = np.empty(int(received.sum()), LOCATED)
-    row = MPI.BYTE.Create_contiguous(LOCATED.itemsize).Commit()  # counts are of rows: 2^31 of them, not of bytes
-    try:
-        comm.Alltoallv(
-            [send, counts, np.concatenate(([0], np.cumsum(counts)[:-1])), row],
-            [out, received, np.concatenate(([0], np.cumsum(received)[:-1])), row],
-        )
-    finally:
-        row.Free()
-    return out

@@ -9,21 +9,23 @@ All of it happens under the lock of the rank's pool, with the pool's scratch. Th
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from cascade_mpi.cell_table import DROP, STAYS, CellTable
-from cascade_mpi.config import Durability
+from cascade_mpi.config import Durability, format_size
 from cascade_mpi.disk.cells import DiskCells
 from cascade_mpi.disk.descriptors import record_of
 from cascade_mpi.disk.sequences import Sequences
 from cascade_mpi.dram import DramTier
-from cascade_mpi.errors import DiskError, NotDurableError
+from cascade_mpi.errors import DirectoryQuotaError, DiskError, NotDurableError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_bytes
@@ -43,8 +45,13 @@ from cascade_mpi.layout import (
     same_cell,
 )
 from cascade_mpi.pool import Pool
-from cascade_mpi.segments.format import Location
+from cascade_mpi.segments.format import ENTRY_BYTES, Location
 from cascade_mpi.segments.log import Lost, SegmentLog
+from cascade_mpi.segments.records import Record
+from cascade_mpi.segments.space import TOMBSTONE_BYTES, footprint
+
+if TYPE_CHECKING:
+    from cascade_mpi.disk.compaction import Compacted
 
 _log = logging.getLogger("cascade.disk")
 _OF_MEMORY = FLAG_ALIAS | FLAG_CONTENT | FLAG_COPY  # never on disk
@@ -54,17 +61,32 @@ _AGAIN_S = 1.0  # after an error of the file system nothing is demoted for so lo
 _NOTHING = np.zeros(1, np.uint8)[:0]
 
 
+class Gathered(NamedTuple):
+    """A block in memory that is to be written."""
+
+    tier: DramTier
+    first: int
+    record: Record
+    payload: memoryview
+
+
 class DiskTier:
     """What one rank writes to disk, and the disk cells that it manages."""
 
     def __init__(
         self, fabric: Fabric, pool: Pool, cells: DiskCells, log: SegmentLog | None, sequences: Sequences, *,
-        level: Durability,
+        level: Durability, memory_only: Callable[[int], bool], held: int = 0, quota: int | None = None,
     ) -> None:  # fmt: skip
-        """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked."""
+        """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked.
+
+        `memory_only` says of a namespace's id whether its blocks are never written: some of them have names in memory.
+        `held` is this rank's share of the bytes that the directory has, `quota` what all ranks may have there.
+        """
         self._fabric, self._pool, self.cells, self.log, self.sequences = fabric, pool, cells, log, sequences
         self._scratch = pool.own.shared[1]
         self._level: Durability = "none" if log is None else level
+        self._memory_only = memory_only
+        self.epochs: Mapping[int, int] = {}  # by namespace id: blocks of earlier ones are not written
         self._fresh: deque[tuple[DramTier, int]] = deque()  # published, and still to be written: tier and word
         self._to_sync = False  # something was appended since the last sync
         self._swept_at = 0.0
@@ -74,6 +96,7 @@ class DiskTier:
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
         self.dropped = self.errors = self.lost = 0
+        self.file_bytes, self._quota = held, quota
         self.last_error = ""
         self.out_of_time = False  # a drain has left blocks, and nothing was put since
 
@@ -100,7 +123,8 @@ class DiskTier:
         One that is backed leaves its word to the disk cell, and nothing is written. The lock is held.
         """
         flags = int(tier.records["flags"][first])
-        if flags & _OF_MEMORY or is_alias(int(tier.words[first])):
+        expiry = int(tier.records["expiry"][first])
+        if not self._may_leave(tier, first) or (expiry and expiry <= self._fabric.now()):
             return DROP
         if flags & FLAG_BACKED:
             return self._leave(tier, first, int(tier.records["content_hi"][first]))
@@ -117,6 +141,14 @@ class DiskTier:
             self.demoted_bytes += left
         return left
 
+    def _may_leave(self, tier: CellTable, first: int) -> bool:
+        """Is the block in this cell one that may be on disk?"""
+        if int(tier.records["flags"][first]) & _OF_MEMORY or is_alias(int(tier.words[first])):
+            return False
+        namespace = int(tier.records["namespace"][first])
+        passed = self.epochs and self.epochs.get(namespace, 0) > int(tier.records["epoch"][first])
+        return not passed and not self._memory_only(namespace)
+
     def _leave(self, tier: DramTier, first: int, word: int) -> int:
         """Swap the word of a cell in memory for that of the disk cell that has the same block."""
         fabric, s = self._fabric, self._scratch
@@ -131,6 +163,7 @@ class DiskTier:
             if done < 0:
                 fabric.raise_mpi_error(s)
             if done:
+                self._pool.has_left(tier, first, word)
                 tier.retire(old, evicted=True, leaves_to=word)  # rule 4: no hint, the word stands there now
                 self.cleaned += 1
                 return nbytes
@@ -149,14 +182,16 @@ class DiskTier:
         if cell is None:
             text = f"all {self.cells.words.size} disk cells of rank {self._fabric.comm.rank} are in use"
             raise DiskError(None, f"{text}: raise disk_blocks, or delete blocks")
-        described = tier.records[first]
         try:
             location, checksum = self._append(tier, first)
         except BaseException:
             self.cells.give_up(cell)
             raise
-        held = bool(int(tier.words[first]) & HARD)
-        word = self.cells.write(cell, described, location, checksum, held=held)
+        return self._entered(tier, first, cell, location, checksum)
+
+    def _entered(self, tier: CellTable, first: int, cell: int, location: Location, checksum: int) -> int:
+        """Let a reserved disk cell back a block in memory whose record is there: that cell's word."""
+        word = self.cells.write(cell, tier.records[first], location, checksum)
         self.cells.enter(word)
         self._back(tier, first, word)
         return word
@@ -164,6 +199,32 @@ class DiskTier:
     def _append(self, tier: CellTable, first: int) -> tuple[Location, int]:
         """Write the record of a block in memory: where it is, and its payload's checksum."""
         assert self.log is not None
+        record, payload = self._record(tier, first)
+        self._admit(footprint(record.length))
+        self._step("append")
+        self._to_sync = True
+        location = self.log.append(record, payload)
+        self._step("appended")
+        self.written += 1
+        self.written_bytes += record.length
+        self.file_bytes += footprint(record.length) + ENTRY_BYTES
+        return location, record.checksum
+
+    def _admit(self, nbytes: int) -> None:
+        """DirectoryQuotaError if so many bytes more would exceed this rank's share of the quota."""
+        if self._quota is None:
+            return
+        share = self._quota // self._fabric.comm.size
+        if self.file_bytes + nbytes > share:
+            raise DirectoryQuotaError(
+                errno.EDQUOT,
+                f"rank {self._fabric.comm.rank} holds {format_size(self.file_bytes)} of its share of disk_quota, "
+                f"{format_size(share)}, {format_size(self.cells.live_bytes)} of it live: {format_size(nbytes)} more do "
+                "not fit; delete blocks and call compact(), or raise disk_quota",
+            )
+
+    def _record(self, tier: CellTable, first: int) -> tuple[Record, memoryview]:
+        """The record of a block in memory, and its payload where it lies (a copy, if that is on another node)."""
         described = tier.records[first]
         payload = tier.payload(first)
         if not payload.size:
@@ -172,13 +233,7 @@ class DiskTier:
         if not int(described["flags"]) & FLAG_CHECKSUM:
             checksum = int(checksum_bytes(payload.ctypes.data, payload.nbytes))
         record = record_of(described, checksum, hard=bool(int(tier.words[first]) & HARD), opened=self._opened)
-        self._step("append")
-        self._to_sync = True
-        location = self.log.append(record, payload.data if payload.size else b"")
-        self._step("appended")
-        self.written += 1
-        self.written_bytes += payload.nbytes
-        return location, checksum
+        return record, payload.data if payload.size else memoryview(b"")
 
     def _back(self, tier: CellTable, first: int, word: int) -> None:
         """Note in the descriptor of a live cell which disk cell has the same block: the word first, then the flag."""
@@ -231,7 +286,7 @@ class DiskTier:
             while self._fresh and left > 0 and time.monotonic() >= self._broken_until:
                 tier, word = self._fresh[0]
                 first = word & MAX_PAGES - 1
-                if tier.is_live(word) and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+                if tier.is_live(word) and self._is_dirty(tier, first):
                     try:
                         self._store(tier, first)
                     except DiskError as error:
@@ -262,12 +317,6 @@ class DiskTier:
                 except DiskError as error:
                     self._failed(str(error))
 
-    def found_nothing(self, hi: int, lo: int) -> None:
-        """Local. A delete has found nothing: who deleted it may not have made that durable yet (rule 10)."""
-        home = place(hi, lo, self._fabric.comm.size, 1).home
-        if self.log is not None and (floor := self.sequences.floor(home)):
-            self.removed(hi, lo, floor)
-
     def _pay(self) -> None:
         assert self.log is not None
         while self._owed:
@@ -276,6 +325,7 @@ class DiskTier:
             self._to_sync = True
             self.log.tombstone(*key, sequence)
             self.tombstones += 1
+            self.file_bytes += TOMBSTONE_BYTES + ENTRY_BYTES
             del self._owed[key]
 
     # ------------------------------------------------------------------------------------------------ made durable
@@ -317,6 +367,34 @@ class DiskTier:
                 raise NotDurableError(None, text, gone)
             return wrote
 
+    def gather(self) -> list[Gathered]:
+        """Local. The records of all that is in this rank's memory and not on disk, for `take_over`. The lock is held.
+
+        DiskError: there are not enough disk cells for them.
+        """
+        dirty = self.dirty()
+        if len(dirty) > self.cells.spare:
+            self.cells.sweep()
+        if len(dirty) > self.cells.spare:
+            raise DiskError(
+                None,
+                f"{len(dirty)} blocks of rank {self._fabric.comm.rank} are not on disk yet, and {self.cells.spare} of "
+                f"its {self.cells.words.size} disk cells are free: raise disk_blocks, or delete blocks",
+            )
+        found = [Gathered(tier, first, *self._record(tier, first)) for tier, first in dirty]
+        self._admit(sum(footprint(each.record.length) for each in found))
+        return found
+
+    def take_over(self, gathered: list[Gathered], locations: list[Location]) -> None:
+        """Local. These records are durable at these places. The lock was held since `gather`."""
+        for (tier, first, record, _), location in zip(gathered, locations, strict=True):
+            cell = self.cells.reserve()
+            assert cell is not None, "they were counted"
+            self._entered(tier, first, cell, location, record.checksum)
+            self.written += 1
+            self.written_bytes += record.length
+            self.file_bytes += footprint(record.length) + ENTRY_BYTES
+
     def write(self, cell: tuple[DramTier, int]) -> bool:
         """Local. Write one of `dirty`, durable after the next `sync`; False: it needs that no more. DiskError."""
         with self._pool.lock:
@@ -328,16 +406,19 @@ class DiskTier:
         for tier in list(self._pool.tiers.values()):
             firsts = np.flatnonzero(tier.words * ~tier.copies)
             flags = tier.records["flags"][firsts]
-            found += [(tier, first) for first in firsts[flags & (FLAG_BACKED | _OF_MEMORY) == 0].tolist()
-                      if not is_alias(int(tier.words[first]))]  # fmt: skip
+            firsts = firsts[flags & (FLAG_BACKED | _OF_MEMORY) == 0]
+            found += [(tier, first) for first in firsts.tolist() if self._may_leave(tier, first)]
         return found
+
+    def _is_dirty(self, tier: CellTable, first: int) -> bool:
+        return not int(tier.records["flags"][first]) & FLAG_BACKED and self._may_leave(tier, first)
 
     def _write_out(self, chosen: Iterable[tuple[DramTier, int]]) -> int:
         """Rule 16: whether or not its word still stands, what the table has is written."""
         self._pay()
         wrote = 0
         for tier, first in chosen:
-            if tier.words[first] and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+            if tier.words[first] and self._is_dirty(tier, first):
                 self._store(tier, first)
                 wrote += 1
         return wrote
@@ -380,8 +461,11 @@ class DiskTier:
         self.cells.hint(word)  # not at once: a block in memory may bring the word back
         return True
 
-    def remove(self, cell: int) -> bool:
-        """Local. Take the block of an own disk cell out of the index, if its own word stands there: whether it did."""
+    def remove(self, cell: int, *, tombstone: bool = True) -> bool:
+        """Local. Take the block of an own disk cell out of the index, if its own word stands there: whether it did.
+
+        Without a tombstone what no restart finds.
+        """
         fabric, s = self._fabric, self._scratch
         with self._pool.lock:
             record = self.cells.records[cell]
@@ -394,9 +478,16 @@ class DiskTier:
                     fabric.raise_mpi_error(s)
                 if done:
                     self.cells.hint(there)
-                    self.removed(hi, lo, sequence)
+                    if tombstone:
+                        self.removed(hi, lo, sequence)
                     return True
         return False
+
+    def held(self, namespace_id: int, epoch: int) -> tuple[int, int]:
+        """Local. The blocks of a namespace at an epoch on this rank's disk cells alone, and their bytes. 1 Get each."""
+        with self._pool.lock:
+            cells = [each for each in self.cells.cells_of(namespace_id, epoch).tolist() if self.cells.standing(each)]
+            return len(cells), int(self.cells.records["length"][cells].sum())
 
     def remove_all(self, cells: Iterable[int]) -> int:
         """Local. The same of many: how many."""
@@ -411,6 +502,11 @@ class DiskTier:
             self.cells.sweep_hinted()
 
     # ----------------------------------------------------------------------------------------------------- the rest
+
+    def compacted(self, done: Compacted) -> None:
+        """Local. Count what a compaction has left."""
+        if not done.problem:
+            self.file_bytes = done.bytes_after // self._fabric.comm.size
 
     def close(self) -> None:
         """Local. Make durable what was written, seal and close the segments."""

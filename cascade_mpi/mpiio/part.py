@@ -8,7 +8,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from cascade_mpi.segments.format import LARGE
+from cascade_mpi.segments.direct import aligned_buffer
+from cascade_mpi.segments.format import LARGE, PAGE
 
 JOINED_BYTES = 1 << 20  # small records are written together, up to so many bytes
 
@@ -28,11 +29,14 @@ class PartBytes:
             self._pieces.append(view.cast("B"))
 
     def take(self, start: int, end: int) -> memoryview:
-        """Local. The bytes [start, end): the caller's own memory if they are of one piece, else a copy."""
+        """Local. The bytes [start, end): the caller's own memory if they are of one piece, else a copy.
+
+        A copy of a page and more is in memory that begins with one, as O_DIRECT wants it.
+        """
         first = bisect_right(self._starts, start) - 1
         if first >= 0 and end <= self._starts[first] + self._pieces[first].nbytes:
             return self._pieces[first][start - self._starts[first] : end - self._starts[first]]
-        copy = memoryview(bytearray(end - start))
+        copy = aligned_buffer(end - start) if end - start >= PAGE else memoryview(bytearray(end - start))
         for number in range(max(first, 0), len(self._starts)):
             at, piece = self._starts[number], self._pieces[number]
             if at >= end:

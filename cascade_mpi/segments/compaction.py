@@ -136,6 +136,7 @@ class Compactor:
         self._doubtful: set[int] = set()  # the same, and a sync of the folder has failed since
         self._pressed = False  # there is no room for a copy: what can be removed goes first
         self._memory = memoryview(b"")
+        self.may_remove = True  # False: copies are made, and old files stay until it is True again
         self.damaged: dict[int, str] = {}  # segments that stay as they are, and why
         self.done = Done()
 
@@ -144,6 +145,11 @@ class Compactor:
         """Local. The segments that are being rewritten, or wait for it; empty when there is nothing more to do."""
         sources = [*self._read, *self._unneeded, *([self._source] if self._source is not None else [])]
         return frozenset([*self._queue, *(each.number for each in sources), *self._unlinked])
+
+    @property
+    def waits(self) -> bool:
+        """Local. Whether all copies are made, durable, and told of: there is nothing to do but to remove old files."""
+        return not (self._queue or self._source or self._copies or self._read)
 
     def add(self, segments: Iterable[int]) -> None:
         """Local. Rewrite these segments too, after the others. Those that are known to be damaged are left out.
@@ -199,7 +205,11 @@ class Compactor:
         self._unlinked = []
 
     def _must_settle(self) -> bool:
-        if self._unneeded or self._unlinked or self._pressed or self._copied >= self._settle_bytes:
+        if (
+            (self.may_remove and (self._unneeded or self._unlinked))
+            or self._pressed
+            or self._copied >= self._settle_bytes
+        ):
             return True
         ended = self._source is None and not self._queue
         return len(self._copies) >= SETTLE_RECORDS or (ended and bool(self._read))
@@ -310,14 +320,15 @@ class Compactor:
         self._pressed = False
         if self._copies:
             try:
-                self._log.sync()
+                self._log.sync(seal_share=1)  # copies fill their segments: they are to be few files
             except NotDurableError as error:
                 failed = NotDurableError(error.errno, str(error), self.foreign(error.lost))
                 failed.__cause__ = error
         self._relocate()
         if failed is not None:
             raise failed  # what can be removed all the same is for the next step
-        self._remove()
+        if self.may_remove:
+            self._remove()
 
     def _relocate(self) -> None:
         """Tell the new locations of copies that are durable, and sort out the segments that they are of."""

@@ -13,6 +13,7 @@ import mmap
 import os
 import secrets
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -21,7 +22,22 @@ import numpy as np
 ALIGNMENT = 4096
 LEAST_BYTES = 64 << 10  # below, the page cache is faster than a transfer of its own
 _BOUNCE_BYTES = 1 << 20
+_PARTS = 1000  # of one pwritev; the kernel takes 1024 (IOV_MAX)
 _log = logging.getLogger("cascade.segments.direct")
+
+
+def clip(views: Sequence[memoryview], start: int, stop: int | None = None) -> list[memoryview]:
+    """Local. The bytes from `start` to before `stop` of all views together, as views that are not empty."""
+    found = []
+    for view in views:
+        nbytes = view.nbytes
+        piece = view[max(start, 0) : nbytes if stop is None else max(stop, 0)]
+        if piece.nbytes:
+            found.append(piece)
+        start -= nbytes
+        if stop is not None:
+            stop -= nbytes
+    return found
 
 
 class DirectSupport(NamedTuple):
@@ -96,35 +112,58 @@ class DirectPath:
             way._refused(f"opening {path}: {error.strerror}")
             return way
 
-    def write(self, offset: int, view: memoryview) -> tuple[int, int]:
-        """Local. Write the whole pages of a range; the part [start, stop) of `view` that was written.
+    def write(self, offset: int, *views: memoryview) -> tuple[int, int]:
+        """Local. Write the whole pages of a range; the part [start, stop) of all views together that was written.
 
-        Empty for less than `LEAST_BYTES`, and after a refusal. OSError as write(2) has it.
+        Empty for less than `LEAST_BYTES`, and after a refusal. Views of so many bytes in aligned memory that come to a
+        page's boundary are not copied, the rest is put together in a buffer. OSError as write(2) has it.
         """
+        nbytes = sum(view.nbytes for view in views)
         start = -offset % ALIGNMENT
-        stop = start + max(view.nbytes - start, 0) // ALIGNMENT * ALIGNMENT
+        stop = start + max(nbytes - start, 0) // ALIGNMENT * ALIGNMENT
         if self._descriptor is None or self.refusal or stop - start < LEAST_BYTES:
             return 0, 0
-        middle, done = view[start:stop], 0
+        done = 0
         try:
-            if is_aligned(middle):
-                while taken := self._write(middle[done:], offset + start + done):
-                    done += taken
-            else:
-                with self._lock:
-                    bounce = self._buffer()
-                    while nbytes := min(middle.nbytes - done, bounce.nbytes):
-                        bounce[:nbytes] = middle[done : done + nbytes]
-                        taken = self._write(bounce[:nbytes], offset + start + done)
-                        if not taken:
-                            break
+            with self._lock:
+                for pages in self._gathered(clip(views, start, stop)):
+                    left = pages
+                    while left:  # what was taken of a page that is not whole is written again
+                        taken = self._write(left, offset + start + done) // ALIGNMENT * ALIGNMENT
                         done += taken
+                        left = clip(left, taken) if taken else []
+                    if not taken:
+                        break
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._refused(f"writing {middle.nbytes - done} bytes at {offset + start + done}: {error.strerror}")
+            self._refused(f"writing {stop - start - done} bytes at {offset + start + done}: {error.strerror}")
         self.bytes_written += done
         return (start, start + done) if done else (0, 0)
+
+    def _gathered(self, views: list[memoryview]) -> Iterator[list[memoryview]]:
+        """The same bytes in aligned memory, lists of whole pages for one write each. Each uses the buffer again."""
+        bounce, pages = self._buffer(), list[memoryview]()
+        begin = used = 0  # of the buffer, what is not in `pages` yet
+        for view in views:
+            while view.nbytes:
+                if used % ALIGNMENT == 0 and view.nbytes >= LEAST_BYTES and is_aligned(view):
+                    nbytes = view.nbytes // ALIGNMENT * ALIGNMENT
+                    pages += [bounce[begin:used], view[:nbytes]] if used > begin else [view[:nbytes]]
+                    begin = used
+                else:
+                    # Of what may be aligned behind the next boundary only so much is copied as leads there.
+                    nbytes = min(view.nbytes, -used % ALIGNMENT or bounce.nbytes - used)
+                    bounce[used : used + nbytes] = view[:nbytes]
+                    used += nbytes
+                view = view[nbytes:]  # noqa: PLW2901
+                if used == bounce.nbytes or (used % ALIGNMENT == 0 and len(pages) >= _PARTS):
+                    yield [*pages, bounce[begin:used]] if used > begin else pages
+                    pages, begin, used = [], 0, 0
+        if used > begin:
+            pages.append(bounce[begin:used])
+        if pages:
+            yield pages
 
     def read(self, offset: int, view: memoryview) -> int:
         """Local. Fill the beginning of `view` from a file; the bytes read, the rest is for the page cache to find out.
@@ -166,10 +205,12 @@ class DirectPath:
             descriptor, self._descriptor = self._descriptor, None
             os.close(descriptor)
 
-    def _write(self, view: memoryview, offset: int) -> int:
+    def _write(self, pages: list[memoryview], offset: int) -> int:
         """Whole pages that were taken. A page that was taken in part is written again, through the page cache."""
         assert self._descriptor is not None
-        return os.pwrite(self._descriptor, view, offset) // ALIGNMENT * ALIGNMENT if view.nbytes else 0
+        if len(pages) == 1:
+            return os.pwrite(self._descriptor, pages[0], offset) // ALIGNMENT * ALIGNMENT
+        return os.pwritev(self._descriptor, pages, offset) // ALIGNMENT * ALIGNMENT
 
     def _read(self, nbytes: int) -> int:
         self.bytes_read += nbytes

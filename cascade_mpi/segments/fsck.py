@@ -21,7 +21,7 @@ from cascade_mpi.segments.consequences import Newest
 from cascade_mpi.segments.format import BLOCK, ENTRY, FOLDER, PAGE, UNIT, parse_name
 from cascade_mpi.segments.pages import SegmentHeader, entry_of
 from cascade_mpi.segments.reader import Footer, SegmentReader
-from cascade_mpi.segments.recovery import SegmentIndex, latest, numbers_in
+from cascade_mpi.segments.recovery import SegmentIndex, is_only_begun, latest, numbers_in
 from cascade_mpi.segments.scan import Found, Walk, scan
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class _Examination:
         try:
             return reader.header()
         except DamagedError as error:
-            if reader.path.endswith(".open") and reader.size <= PAGE and not _any(reader, 0, reader.size):
+            if is_only_begun(reader):
                 self._note(
                     reader.path, 0, f"{reader.size} bytes and no header", "none: a job ended while it created the file",
                     f"remove {reader.path}",

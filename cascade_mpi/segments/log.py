@@ -182,11 +182,12 @@ class SegmentLog:
         """Local. Write that the key was deleted at a sequence above that of what is deleted. Otherwise as `append`."""
         return self.append(Record(TOMBSTONE, key_hi, key_lo, sequence, namespace=namespace, epoch=epoch), b"")
 
-    def sync(self) -> int:
+    def sync(self, *, seal_share: int = SEAL_SHARE) -> int:
         """Local. Make durable all that was appended; the highest sequence of it so far.
 
         1 sync of each segment that was written to, and of the folder if one is new. A segment that is full, or more
-        than an eighth full, is sealed then; that this fails is logged and counted, and changes no promise.
+        than an eighth full (another part with `seal_share`; 1: full ones only), is sealed then; that this fails is
+        logged and counted, and changes no promise.
 
         Raises
         ------
@@ -194,7 +195,7 @@ class SegmentLog:
             Some records are not durable, and `lost` names them; those that are not named are. They are named once: the
             next `sync` speaks of what was appended since.
         """
-        return self._sync(self._segment_bytes // SEAL_SHARE)
+        return self._sync(self._segment_bytes // seal_share)
 
     def seal(self) -> int:
         """Local. As `sync`, and seal every segment."""

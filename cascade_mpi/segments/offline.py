@@ -35,7 +35,7 @@ from cascade_mpi.segments.format import (
     sealed_name,
 )
 from cascade_mpi.segments.fsck import Finding, examine
-from cascade_mpi.segments.log import SEAL_SHARE, SegmentLog
+from cascade_mpi.segments.log import ALONE_SHARE, SegmentLog
 from cascade_mpi.segments.recovery import Recovery, SegmentIndex, latest, numbers_in, recover
 from cascade_mpi.segments.source import Item
 from cascade_mpi.segments.space import TOMBSTONE_BYTES, footprints
@@ -155,8 +155,12 @@ class _Work:
             or not index.sealed
             or len(index.entries) > lives.get(number, 0)
         }
-        least = self._segment_bytes // SEAL_SHARE
-        small = {number for number, each in self._indexes.items() if each.size < least} - wanted
+        half, alone = self._segment_bytes // 2, self._segment_bytes // ALONE_SHARE
+        small = {
+            number
+            for number, each in self._indexes.items()
+            if each.size < half and (len(each.entries) > 1 or each.size < alone)  # a large block has a file of its own
+        } - wanted
         if len(small) + bool(wanted) > 1:
             wanted |= small
         self._damages: dict[int, list[Finding]] = {}

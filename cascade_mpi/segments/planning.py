@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from cascade_mpi.segments.format import MAX_SEGMENT_BYTES
-from cascade_mpi.segments.log import SEAL_SHARE
+from cascade_mpi.segments.log import ALONE_SHARE, SEAL_SHARE
 from cascade_mpi.segments.space import SegmentSpace, Space
 
 DEAD_SHARE = 0.5  # dead bytes over live ones: what is promised
@@ -23,6 +23,7 @@ def plan(
     segment_bytes: int = MAX_SEGMENT_BYTES,
     share: float = START_SHARE,
     small_files: int = SMALL_FILES,
+    most_files: int | None = None,
     busy: Collection[int] = (),
     first: Collection[int] = (),
 ) -> list[int]:
@@ -33,6 +34,9 @@ def plan(
         records too, which cannot go) is as well where it is worth it.
     small_files
         If there are more segments smaller than an eighth of `segment_bytes`, all of them are merged.
+    most_files
+        If there would be more segments, those with the least in them are merged until it is so many, or until all that
+        are left are more than half full, or a single large block each.
     busy
         Segments to leave alone: those that are being written, or rewritten already.
     first
@@ -62,7 +66,22 @@ def plan(
     ]
     if len(small) > small_files:
         chosen.update(dict.fromkeys(small))
+    if most_files is not None:
+        _merge(chosen, found, space.files - most_files, segment_bytes)
     return list(chosen)
+
+
+def _merge(chosen: dict[int, None], found: dict[int, SegmentSpace], excess: int, segment_bytes: int) -> None:
+    """Choose more, the emptiest first, until so many files fewer are left."""
+    needed = sum(found[number].needed for number in chosen)
+    rest = [number for number, each in found.items() if number not in chosen]
+    for number in sorted(rest, key=lambda number: (found[number].needed, number)):
+        each, new = found[number], -(-needed // segment_bytes)
+        if len(chosen) - new >= excess or each.needed > segment_bytes // 2:
+            return
+        if each.records > 1 or each.needed <= segment_bytes // ALONE_SHARE:  # else it gets a file of its own again
+            chosen[number] = None
+            needed += each.needed
 
 
 def _gain(segment: SegmentSpace) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.errors import DamagedError, DiskGoneError
-from cascade_mpi.segments.format import ENTRY, FOLDER, TOMBSTONE, Place, parse_name
+from cascade_mpi.segments.format import ENTRY, FOLDER, PAGE, TOMBSTONE, Place, parse_name
 from cascade_mpi.segments.reader import SegmentReader
 from cascade_mpi.segments.scan import scan
 
@@ -216,7 +216,8 @@ def _scanned(reader: SegmentReader, sync: bool, problems: list[str]) -> SegmentI
     try:
         header = reader.header()
     except DamagedError as error:
-        problems.append(str(error))
+        if not is_only_begun(reader):
+            problems.append(str(error))
     found = scan(reader, header)
     damages = found.damages
     if found.tail is not None and not reader.path.endswith(".open"):  # a sealed one is not cut short by a crash
@@ -225,3 +226,10 @@ def _scanned(reader: SegmentReader, sync: bool, problems: list[str]) -> SegmentI
     if found.place is None:
         return None
     return SegmentIndex(reader.segment, reader.path, found.place, reader.size, False, durable, found.entries)
+
+
+def is_only_begun(reader: SegmentReader) -> bool:
+    """Local. Whether a job ended while it began this segment: nothing of it was promised, as no record is in it yet."""
+    if not reader.path.endswith(".open") or reader.size > PAGE:
+        return False
+    return reader.size < PAGE or not any(reader.bytes_at(0, PAGE))

@@ -61,13 +61,17 @@ def most_growth(length: int) -> int:
 
 @dataclass(slots=True)
 class SegmentSpace:
-    """One segment, in bytes. `size` is that of its file; while it is written, the most that it can be with a footer."""
+    """One segment, in bytes but for `records`.
+
+    `size` is that of its file; while it is written, the most that it can be with a footer.
+    """
 
     size: int = _EMPTY_BYTES
     live: int = 0
     held: int = 0
     tombstones: int = 0
     garbage: int = 0
+    records: int = 0
     kept: str = ""  # why it is not to be rewritten; "": it may be
 
     @property
@@ -115,11 +119,11 @@ class Space:
         lives, deletions = _sums(live, numbers), _sums(tombstones, numbers)
         for each in indexes:
             at = int(np.searchsorted(numbers, each.segment))
-            records = int(footprints(each.entries["length"]).sum())
-            segment = SegmentSpace(each.size, int(lives[at]), 0, int(deletions[at]))
-            segment.garbage = records - segment.live - segment.tombstones
+            nbytes = int(footprints(each.entries["length"]).sum())
+            segment = SegmentSpace(each.size, int(lives[at]), 0, int(deletions[at]), records=len(each.entries))
+            segment.garbage = nbytes - segment.live - segment.tombstones
             if segment.garbage < 0:
-                raise ValueError(f"segment {each.segment:x} has {records} bytes of records, and more of them are named")
+                raise ValueError(f"segment {each.segment:x} has {nbytes} bytes of records, and more of them are named")
             made.segments[each.segment] = segment
             made._add(segment, 1)
         return made
@@ -205,6 +209,7 @@ class Space:
             self.size += found.size
         growth = most_growth(length)
         found.size += growth
+        found.records += 1
         self.size += growth
 
     def _put(self, segment: int, name: str, nbytes: int) -> None:

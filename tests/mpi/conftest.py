@@ -14,6 +14,7 @@ import copy
 import faulthandler
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -45,6 +46,7 @@ if MPI.COMM_WORLD.size > 2 or "MPIR_CVAR_NUM_CLIQUES" in os.environ:
 _reports = pytest.StashKey[dict[str, pytest.TestReport]]()
 _counts = {"passed": 0, "failed": 0, "skipped": 0}
 _errors: list[int] = []  # a copy of the real stderr, which pytest does not capture
+_folders: list[Path] = []  # of all ranks, for tests of the disk tier
 _shared: list[MPI.Intracomm] = []  # the communicator of the `comm` fixture
 _kept: dict[tuple[Any, ...], Store] = {}  # open stores that tests share one after the other
 _self_test = selftest.run
@@ -70,6 +72,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     close_kept_stores()
+    for each in _folders:
+        shutil.rmtree(each, ignore_errors=True)
     if folder := os.environ.get(RESULTS):
         world = MPI.COMM_WORLD
         result = {"rank": world.rank, "size": world.size, "testsfailed": session.testsfailed, **_counts}
@@ -159,6 +163,25 @@ def tmp_path() -> Iterator[Path]:
     """A folder of this rank. In the place of pytest's own, whose numbers and cleaning race between ranks."""
     with tempfile.TemporaryDirectory(prefix="cascade-test-") as folder:
         yield Path(folder)
+
+
+def shared_folder() -> Path:
+    """Collective. A new folder that all ranks see, gone with the job: in memory, unless TMPDIR is set."""
+    world, where = MPI.COMM_WORLD, None
+    if world.rank == 0:
+        in_memory = "TMPDIR" not in os.environ and os.access("/dev/shm", os.W_OK)
+        where = tempfile.mkdtemp(prefix="cascade-test-", dir="/dev/shm" if in_memory else None)
+        _folders.append(Path(where))
+    made = Path(world.bcast(where))
+    if not world.allreduce(made.is_dir(), MPI.LAND):
+        pytest.skip("TMPDIR is no folder that all ranks see")
+    return made
+
+
+@pytest.fixture
+def folder() -> Path:
+    """An empty folder of all ranks. It stays until the job ends: a store of another rank may still be closing in it."""
+    return shared_folder()
 
 
 # ------------------------------------------------------------------------------------ communicators and stores

@@ -46,16 +46,22 @@ def folder(comm: MPI.Intracomm, tmp_path: Path) -> Iterator[Path]:
     comm.Barrier()
 
 
-@pytest.fixture(params=["direct", "cached"])
-def files(request: pytest.FixtureRequest, comm: MPI.Intracomm, folder: Path) -> Iterator[PosixFiles]:
-    with PosixFiles(folder / "store", make=True, direct_writes=request.param == "direct") as files:
+@pytest.fixture(params=["own-direct", "own-cached", "together"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How the ranks' bytes get to the disk."""
+    return str(request.param)
+
+
+@pytest.fixture
+def files(comm: MPI.Intracomm, folder: Path, way: str) -> Iterator[PosixFiles]:
+    with PosixFiles(folder / "store", make=True, direct_writes=way == "own-direct") as files:
         comm.Barrier()
         yield files
 
 
-@pytest.fixture(params=["off", "on"])
-def collective(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture
+def collective(way: str) -> str:
+    return "on" if way == "together" else "off"
 
 
 @pytest.fixture
@@ -237,8 +243,7 @@ def test_tombstones_and_foreign_checksums_are_kept(
     assert_all(comm, len(found.blocks) == comm.size)
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("kind", [DiskFullError, MemoryError])
+@pytest.mark.parametrize(("step", "kind"), [*((step, DiskFullError) for step in STEPS), ("data", MemoryError)])
 def test_an_error_on_one_rank_in_any_step_is_one_on_all_and_leaves_nothing(
     comm: MPI.Intracomm, files: PosixFiles, shared: Any, assert_all: Any, step: str, kind: type[Exception]
 ) -> None:
@@ -375,6 +380,7 @@ def test_files_are_private_and_hints_are_told(comm: MPI.Intracomm, files: PosixF
     assert (report["segments"], report["bytes"] > 100) == (1, True)
 
 
+@pytest.mark.alone
 def test_what_a_hint_comes_to() -> None:
     told = compared({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "4", "romio_filesystem_type": "UFS "})
     assert [told[name]["taken"] for name in "abc"] == [True, False, False]
@@ -385,6 +391,7 @@ def test_what_a_hint_comes_to() -> None:
     assert window_bytes({"cb_nodes": "2", "striping_unit": "1048576"}, asked) == 2 << 20
 
 
+@pytest.mark.alone
 def test_auto_writes_together_where_parts_are_small_and_nodes_several() -> None:
     small, large = [Part(0, 0, 4096, 1 << 20, 9)], [Part(0, 0, 4096, 64 << 20, 9)]
     assert [choose("auto", 2, small)[0], choose("auto", 2, large)[0], choose("auto", 1, small)[0]] == [
@@ -405,6 +412,7 @@ def own_files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MpiFil
         yield files
 
 
+@pytest.mark.alone
 def test_a_log_over_non_blocking_writes(own_files: MpiFiles, tmp_path: Path) -> None:
     records = [record_of(n, random.Random(n).randbytes(SIZES[n % len(SIZES)])) for n in range(40)]
     log = SegmentLog(own_files, STORE, count(), RUN, 1 << 20)
@@ -425,6 +433,7 @@ def test_a_log_over_non_blocking_writes(own_files: MpiFiles, tmp_path: Path) -> 
     assert own_files.ended == own_files.started > 40
 
 
+@pytest.mark.alone
 def test_random_writes_and_reads(own_files: MpiFiles) -> None:
     chance, expected = random.Random(5), bytearray()
     with own_files.create("a") as file:
@@ -447,6 +456,7 @@ def test_random_writes_and_reads(own_files: MpiFiles) -> None:
         assert out == expected
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("borrow", [False, True])
 def test_what_is_written_is_copied_unless_it_is_borrowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, borrow: bool
@@ -468,6 +478,7 @@ def test_what_is_written_is_copied_unless_it_is_borrowed(
         assert files.ended == files.started == 1
 
 
+@pytest.mark.alone
 def test_a_sync_is_one_of_the_system_and_what_is_new_is_private(
     own_files: MpiFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,6 +494,7 @@ def test_a_sync_is_one_of_the_system_and_what_is_new_is_private(
     assert stat.S_IMODE(os.stat(own_files.root / "a").st_mode) == 0o600
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("limit", [500_000, 524_288, 100_000])
 def test_a_write_that_the_system_refuses_ends_its_segment_and_nothing_of_it_counts(
     own_files: MpiFiles, limit: int

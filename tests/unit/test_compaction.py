@@ -7,6 +7,7 @@ import random
 from itertools import count, pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from compacting import Tier
 from disk_faults import FailingFiles, Plan
@@ -16,13 +17,13 @@ from segment_making import RUN, STORE, a_log, copy_of, random_bytes, read_back, 
 
 from cascade_mpi.errors import DiskFullError, NotDurableError
 from cascade_mpi.segments.compaction import SETTLE_RECORDS, Compactor
-from cascade_mpi.segments.format import MIN_SEGMENT_BYTES, PAGE, UNIT, Location
-from cascade_mpi.segments.log import SegmentLog
-from cascade_mpi.segments.planning import DEAD_SHARE
+from cascade_mpi.segments.format import ENTRY_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, PAGE, UNIT, Location
+from cascade_mpi.segments.log import SEAL_SHARE, SegmentLog
+from cascade_mpi.segments.planning import DEAD_SHARE, plan
 from cascade_mpi.segments.reader import open_segment
 from cascade_mpi.segments.recovery import numbers_in, recover
 from cascade_mpi.segments.source import Item
-from cascade_mpi.segments.space import Space, footprint
+from cascade_mpi.segments.space import SegmentSpace, Space, footprint, footprints
 
 
 class Notes:
@@ -270,16 +271,16 @@ def test_a_full_disk_is_made_room_on_first() -> None:
     """The first copies, and segments without any, go before it is an error; then the same item is tried again."""
     files = a_recorded_directory([3000] * 60)
     numbers = sorted(numbers_in(files))
-    plan = Plan(errno.ENOSPC, 12, kinds=frozenset({"write_at"}), for_ever=True)
+    fault = Plan(errno.ENOSPC, 12, kinds=frozenset({"write_at"}), for_ever=True)
     ledger = Notes(set(range(60)))
-    compactor = a_compactor(FailingFiles(files, plan), ledger)
+    compactor = a_compactor(FailingFiles(files, fault), ledger)
     compactor.add(numbers)
     with pytest.raises(DiskFullError, match="make room"):
         finish(compactor, 1 << 30)
     told = len(ledger.told)
     assert told == 11
     assert not ledger.gone
-    plan.kinds = frozenset()  # somebody made room
+    fault.kinds = frozenset()  # somebody made room
     finish(compactor)
     assert [item.key_hi for item, _ in ledger.told] == list(range(60))
     assert ledger.gone == numbers
@@ -287,8 +288,8 @@ def test_a_full_disk_is_made_room_on_first() -> None:
 
 def test_a_failed_sync_keeps_the_segments_of_lost_copies() -> None:
     files = a_recorded_directory([3000] * 5)
-    plan = Plan(errno.EIO, 0, kinds=frozenset({"sync"}))
-    failing = FailingFiles(files, plan)
+    fault = Plan(errno.EIO, 0, kinds=frozenset({"sync"}))
+    failing = FailingFiles(files, fault)
     ledger, log = Notes(set(range(5))), a_log(failing, numbers=count(5))
     compactor = Compactor(failing, STORE, log, ledger)
     compactor.add([0])
@@ -327,16 +328,16 @@ def test_a_sync_of_the_log_s_owner_that_fails() -> None:
 def test_a_removal_is_told_when_it_is_durable() -> None:
     """After a failed sync of the folder it never is: a later one says nothing about these names."""
     files = a_recorded_directory([3000] * 30)
-    plan = Plan(errno.EIO, 0, kinds=frozenset({"remove"}))
+    fault = Plan(errno.EIO, 0, kinds=frozenset({"remove"}))
     ledger = Notes(set())
-    compactor = a_compactor(FailingFiles(files, plan), ledger)
+    compactor = a_compactor(FailingFiles(files, fault), ledger)
     compactor.add([0])
     with pytest.raises(OSError, match="EIO"):
         finish(compactor)
     assert compactor.busy == {0}
     finish(compactor)  # tried again
     assert ledger.gone == [0]
-    plan.kinds, plan.calls = frozenset({"sync_folder"}), []
+    fault.kinds, fault.calls = frozenset({"sync_folder"}), []
     compactor.add([1])
     with pytest.raises(OSError, match="EIO"):
         finish(compactor)
@@ -399,3 +400,84 @@ def test_dead_bytes_stay_below_half_of_the_live_ones(one_log: bool) -> None:
     assert sum(sizes) <= rank.space.size
     assert sum(sizes) < 3 * written + (1 << 20)
     print(done, rank.space.files, rank.space.live, rank.space.garbage, rank.space.tombstones)
+
+
+class Counted:
+    """The account of one rank whose blocks are only counted, as its log and a compaction would lay them out."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        self.space, self.numbers = Space(), count(rank, ranks)
+        self.current = next(self.numbers)
+
+    def add(self, keys: Any, where: Any, nbytes: Any) -> None:
+        """Append these blocks, a segment after the other."""
+        while keys.size:
+            segment = self.space.segments.setdefault(self.current, SegmentSpace(0, records=2))
+            fits = np.cumsum(nbytes[keys] + ENTRY_BYTES) <= MAX_SEGMENT_BYTES - segment.size
+            mine, keys = keys[: fits.sum()], keys[fits.sum() :]
+            self.change(self.current, int(nbytes[mine].sum()), 0)
+            where[mine] = self.current
+            if keys.size:
+                self.seal()
+
+    def change(self, number: int, live: int, garbage: int) -> None:
+        segment, space = self.space.segments[number], self.space
+        space._add(segment, -1)
+        segment.live += live
+        segment.garbage += garbage
+        segment.size += live + garbage
+        space._add(segment, 1)
+
+    def seal(self) -> None:
+        self.current = next(self.numbers)
+
+    def sync(self) -> None:
+        found = self.space.segments.get(self.current)
+        if found is not None and found.size > MAX_SEGMENT_BYTES // SEAL_SHARE:
+            self.seal()
+
+    def compact(self, where: Any, nbytes: Any, most_files: int | None) -> int:
+        chosen = plan(self.space, busy={self.current}, most_files=most_files)
+        moved = np.flatnonzero(np.isin(where, chosen))
+        self.add(moved, where, nbytes)
+        for number in chosen:
+            self.space.removed(number)
+        return int(nbytes[moved].sum())
+
+
+@pytest.mark.parametrize(("largest", "most_files"), [(3000, None), (230 << 10, 14)], ids=["small", "large"])
+def test_ten_to_the_six_blocks_are_at_most_a_thousand_files(largest: int, most_files: int | None) -> None:
+    """At a fourth of that: 16 ranks, blocks replaced four times over, a sync each round and a new job every ten.
+
+    0.5 GiB of small ones, or 27 GiB of large ones, where a sync leaves segments a third full.
+    """
+    blocks, ranks, limit, chance = 250_000, 16, 250, np.random.default_rng(1)
+    batch_size = blocks // 20
+    where, nbytes = np.full(blocks, -1), footprints(chance.integers(0, largest, blocks).astype(np.uint64))
+    each = [Counted(rank, ranks) for rank in range(ranks)]
+    files, dead, copied, written = [], [], 0, 0
+    for turn in range(100):
+        batch = np.arange(turn * batch_size, (turn + 1) * batch_size)
+        if turn >= 20:
+            batch = chance.integers(0, blocks, batch_size)
+        batch = np.unique(batch)
+        old = batch[where[batch] >= 0]
+        for number in np.unique(where[old]):
+            gone = int(nbytes[old[where[old] == number]].sum())
+            each[number % ranks].change(int(number), -gone, 0)
+            each[number % ranks].change(int(number), 0, gone)
+        where[old] = -1
+        written += int(nbytes[batch].sum())
+        for rank, mine in enumerate(np.array_split(chance.permutation(batch), ranks)):
+            each[rank].add(mine, where, nbytes)
+            if turn % 10 == 9:
+                each[rank].seal()
+            each[rank].sync()
+            copied += each[rank].compact(where, nbytes, most_files)
+        files.append(sum(rank.space.files for rank in each))
+        dead.append(sum(rank.space.garbage for rank in each) / sum(rank.space.live for rank in each))
+        assert sum(rank.space.live for rank in each) == int(nbytes[where >= 0].sum())
+    print(max(files), files[-1], max(dead), copied / written)
+    assert max(files) <= limit
+    assert max(dead) <= DEAD_SHARE
+    assert copied < 2 * written

@@ -158,7 +158,7 @@ def test_every_call_may_fail(number: int, one_log: bool) -> None:
             break
         calls += 1
     print(calls, removed)
-    assert calls > 80
+    assert calls > 60
     assert removed > calls
 
 
@@ -173,6 +173,26 @@ def test_every_call_may_fail_from_then_on(number: int) -> None:
         if not plan.failed:
             break
     assert at > 60
+
+
+def test_a_refused_record_that_is_whole_does_not_come_back() -> None:
+    """A write fails behind its last byte: the record was refused, and is on the disk. Its key is deleted later."""
+    disk = Disk()
+    plan = Plan(errno.EIO, 3, kinds=frozenset({"write_at"}), part=1)  # header, two records, and this one
+    tier = Tier(disk, 0, ranks=1, wrap=lambda files: FailingFiles(files, plan))
+    rank = tier.ranks[0]
+    tier.write(rank, (7, 1), b"first")
+    tier.write(rank, (7, 2), b"other")
+    with pytest.raises(CascadeError):
+        tier.write(rank, (7, 1), b"second")
+    tier.write(rank, (7, 1), None)
+    rank.settle(rank.log.seal)
+    for _ in range(4):
+        rank.begin(share=0.0)
+        tier.drain(rank)
+    assert not rank.deletions, "it may go in the end: what was refused has gone with its file"
+    outcome = survey(disk, judge, count=1_500)
+    assert not outcome.bad, str(outcome)
 
 
 # Jobs that follow each other
@@ -303,12 +323,12 @@ def test_every_call_of_a_directory_s_compaction_may_fail(number: int) -> None:
     """And a second run ends what the first one could not."""
     failed = 0
     for at in count():
-        disk, plan = a_killed_job(1, 40), Plan(number, at, part=(0, 0.5, 1)[at % 3])
+        disk, plan = a_killed_job(1, 22), Plan(number, at, part=(0, 0.5, 1)[at % 3])
         before = len(disk.trace)
         adopted(disk, recover(RecordingFiles(disk), STORE))
         with suppress(CascadeError):
             compacted(FailingFiles(RecordingFiles(disk), plan), disk)
-        outcome = survey(disk, judge, seed=at, count=12, moments=range(before, len(disk.trace) + 1))
+        outcome = survey(disk, judge, seed=at, count=6, moments=range(before, len(disk.trace) + 1))
         assert not outcome.bad, f"call {at}, {plan.calls[at] if plan.failed else 'none'}: {outcome}"
         done = compacted(RecordingFiles(disk), disk)
         assert not done.damages, at
@@ -318,7 +338,7 @@ def test_every_call_of_a_directory_s_compaction_may_fail(number: int) -> None:
             break
         failed += 1
     print(failed)
-    assert failed > 60
+    assert failed > 50
 
 
 def test_an_expired_block_uncovers_nothing() -> None:

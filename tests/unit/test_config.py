@@ -77,7 +77,8 @@ def test_defaults() -> None:
         "mpi_calls": "auto", "rest_ms": 1.0, "namespace": "", "namespace_slots": 1024,
         "protected_bytes": None, "protect_depth": 0, "protect_shared": 0, "promote_after": 3, "copy_share": 0.25,
         "lease_extents": 32, "placement": "local", "dedup": "inline", "disk": None, "durability": "demote",
-        "disk_blocks": None, "disk_mode": "write", "disk_direct": "auto", "disk_locks": "required",
+        "disk_blocks": None, "disk_mode": "write", "disk_direct": "auto", "disk_collective": "auto", "disk_quota": None,
+        "disk_locks": "required",
         "segment_bytes": 256 * MIB,
     }  # fmt: skip
 

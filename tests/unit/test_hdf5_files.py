@@ -255,6 +255,20 @@ def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.M
         path.unlink()
 
 
+def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    for name in ("fsync", "link", "replace"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, call=call, name=name: (steps.append(name), call(*a))[1])
+    data = np.zeros(10, np.uint8)
+    for overwrite in (False, True):
+        write(tmp_path / "a.h5", [(row_of(1, data), data)], overwrite=overwrite)
+    assert steps == ["fsync", "link", "fsync", "fsync", "replace", "fsync"]
+    assert read(tmp_path / "a.h5", 1).row.key == 1
+
+
 def test_where_no_file_can_be_made(tmp_path: Path) -> None:
     with pytest.raises(NoSuchFileError, match="mkdir -p"):
         NewFile(tmp_path / "absent" / "a.h5", ORIGIN)

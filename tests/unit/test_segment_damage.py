@@ -103,8 +103,9 @@ def test_a_file_cut_short_at_every_byte_has_what_is_whole_in_it(seal: bool) -> N
             assert len(must_be_right(cut, contents)) == whole, f"cut at {size}"
             if seal:
                 assert damage_of(cut), f"cut at {size}"
-            elif size >= f.PAGE:  # an interrupted write is none
+            else:  # an interrupted write is none, not even of the header page
                 assert not damage_of(cut), f"cut at {size}"
+                assert recover(cut, STORE).problems == [], f"cut at {size}"
         keep.append(data[size])
 
 
@@ -125,6 +126,18 @@ def test_an_unfinished_footer_is_no_damage(tail: int) -> None:
     assert not damage_of(interrupted)
     assert recover(interrupted, STORE).problems == []
     assert bool(fsck(interrupted, STORE).findings) == bool(tail)
+
+
+def test_a_header_page_of_zeros_and_nothing_else_is_no_damage() -> None:
+    """After a power loss a file may have the size that it had, and none of its bytes."""
+    files, contents = a_store(SIZES)
+    begun = with_file(files, "segments/0000000000000001.seg.open", bytes(f.PAGE))
+    assert recover(begun, STORE).problems == []
+    assert not damage_of(begun)
+    assert read_back(begun) == contents
+    sealed = with_file(files, "segments/0000000000000001.seg", bytes(f.PAGE))
+    assert recover(sealed, STORE).problems
+    assert damage_of(sealed)
 
 
 def units_of(data: bytes) -> list[tuple[int, int]]:

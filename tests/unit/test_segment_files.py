@@ -538,3 +538,35 @@ def _is_direct(descriptor: int) -> bool:
     import fcntl
 
     return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def test_whole_pages_of_several_buffers_go_past_the_cache_together(
+    posix: PosixFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not posix.direct.possible:
+        pytest.skip(posix.direct.reason)
+    calls: list[tuple[int, int]] = []
+    pwritev = os.pwritev
+
+    def spy(descriptor: int, views: list[Any], offset: int) -> int:
+        calls.append((offset, len(views)))
+        if len(calls) == 1:  # the system takes a part only, not even whole pages
+            return pwritev(descriptor, [views[0], views[1][:LEAST_BYTES]], offset) - 100
+        return pwritev(descriptor, views, offset)
+
+    monkeypatch.setattr(os, "pwritev", spy)
+    chance, file = random.Random(3), posix.create("a", direct=True)
+    views = [aligned_buffer(nbytes) for nbytes in (ALIGNMENT, 2 * LEAST_BYTES, ALIGNMENT, LEAST_BYTES)]
+    for view in views:
+        view[:] = chance.randbytes(view.nbytes)
+    file.write_at(ALIGNMENT, *views)
+    assert calls[0] == (ALIGNMENT, 4)
+    data = b"".join(bytes(view) for view in views)
+    assert read(file, ALIGNMENT, len(data) + 1) == data
+    moved = file.direct.bytes_written if file.direct else 0
+    file.write_at(ALIGNMENT + len(data), *views)
+    assert calls[-1] == (ALIGNMENT + len(data), 4)
+    assert file.direct is not None
+    assert file.direct.bytes_written == moved + len(data)
+    file.write_at(100, views[1], views[0])  # at no page: each for itself
+    assert read(file, 100, views[1].nbytes + views[0].nbytes) == bytes(views[1]) + bytes(views[0])

@@ -231,6 +231,19 @@ def test_small_segments_are_merged_when_there_are_many() -> None:
     assert plan(a_space([small, large] * 9)) == list(range(0, 18, 2))
 
 
+def test_there_are_not_too_many_files() -> None:
+    """The emptiest go together, but for single blocks that have a file of their own, and those that are half full."""
+    tenth, third = (MIN_SEGMENT_BYTES // 10, 0, 0, 0, 0), (MIN_SEGMENT_BYTES // 3, 0, 0, 0, 0)
+    space = a_space([tenth] * 20 + [third] * 5)
+    options = {"segment_bytes": MIN_SEGMENT_BYTES, "small_files": 100}
+    assert plan(space, **options, most_files=25) == []
+    chosen = plan(space, **options, most_files=15)
+    assert chosen == list(range(12))  # into two
+    assert plan(space, **options, most_files=1) == list(range(20))
+    space.segments[22].records = 2
+    assert plan(space, **options, most_files=1) == [*range(20), 22]
+
+
 def test_ten_to_the_six_records_are_counted_in_a_second() -> None:
     """What a restart does; here only that it is one pass over tables, with the right sums."""
     rows = np.zeros(1_000_000, LOCATED)

@@ -1,0 +1,78 @@
+"""What tests of the disk tier share: small stores on a folder of all ranks, blocks that leave memory, and crashes.
+
+A crash is a copy of the folder: what a job that is killed at this moment leaves behind, as long as the machine lives.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from cascade_mpi.keys import Key, key_words
+from cascade_mpi.namespaces import AnyNamespace
+from cascade_mpi.segments.files import PosixFiles
+from cascade_mpi.segments.fsck import fsck
+from cascade_mpi.store import Store
+
+SMALL: dict[str, Any] = {
+    "dram_bytes": "512KiB", "disk_blocks": 512, "segment_bytes": "1MiB", "disk_direct": "off", "copy_threads": 1,
+}  # fmt: skip
+
+
+@contextmanager
+def opened(comm: MPI.Intracomm, folder: Path, **settings: Any) -> Iterator[Store]:
+    """Collective. A small store on that folder, checked and closed; not after an error, when others may not come."""
+    store = Store(comm, **(SMALL | {"disk": str(folder)} | settings))
+    yield store
+    store.check()
+    store.close()
+
+
+def leave_memory(store: Store, keys: Iterable[Key], namespace: AnyNamespace | None = None) -> int:
+    """Local. Evict those of these blocks that this rank manages: how many went."""
+    pool, went = store._pool, 0
+    wanted = {key_words(key, store._space(namespace).digest) for key in keys}
+    with pool.lock:
+        for tier in pool.tiers.values():
+            for first in np.flatnonzero(tier.words * ~tier.copies).tolist():
+                record = tier.records[first]
+                if (int(record["key_hi"]), int(record["key_lo"])) in wanted:
+                    went += tier.drop(first)
+    return went
+
+
+def tier_of(store: Store, key: Key, namespace: AnyNamespace | None = None) -> str:
+    """Local. "dram", "disk", or "" for a block that is not there."""
+    found = store.locate(key, namespace=namespace)
+    return "" if found is None else found.tier
+
+
+def killed(comm: MPI.Intracomm, folder: Path, to: Path) -> Path:
+    """Collective. What is left of a folder if the job is killed now, as a copy."""
+    comm.Barrier()
+    if comm.rank == 0:
+        shutil.copytree(folder, to, dirs_exist_ok=True)
+    comm.Barrier()
+    return to
+
+
+def damages(folder: Path) -> list[str]:
+    """Local. What `cascade fsck` calls damage."""
+    files = PosixFiles(folder, read_only=True)
+    try:
+        return [f"{each.path}: {each.what}" for each in fsck(files).findings if each.severity == "damage"]
+    finally:
+        files.close()
+
+
+def found(store: Store, keys: Iterable[Key], namespace: AnyNamespace | None = None) -> dict[Key, bytes | None]:
+    """Local. What there is of these keys."""
+    keys = list(keys)
+    got = store.get_many(keys, namespace=namespace)
+    return {key: None if each is None else each.tobytes() for key, each in zip(keys, got, strict=True)}
