@@ -29,6 +29,7 @@ NODES, CPUS = 2, 4
 MANAGER = launch.ROOT / ".." / "shared" / "tools" / "slurm_up.sh"
 OURS = "ci"  # the cluster name that script gives
 CONFIGURED = Path("/etc/slurm/slurm.conf")
+LOOKS = 15  # of 0.2 s, at the state of a job that may be queued again
 START_LIMIT_S, ASK_LIMIT_S = 180, 20
 # With UCX one start in ten or so would die: see jobs/common.sh, which sets this too.
 RELIABLE = {"MPIR_CVAR_CH4_NETMOD": "ofi"}
@@ -81,8 +82,12 @@ class Cluster:
 
     def wait(self, job: str, *, output: Path, seconds: int) -> launch.Ended:
         """Wait for the end of a batch job, for at most `seconds`; one that was queued again begins at once."""
-        deadline = time.monotonic() + seconds
-        while not (state := _state(job)).ended and time.monotonic() < deadline:  # sbatch --wait looks after 2, 10, 42 s
+        deadline, looks = time.monotonic() + seconds, 0
+        while time.monotonic() < deadline:  # sbatch --wait looks after 2, 10, 42 s
+            state = _state(job)
+            looks = looks + 1 if state.ended else 0
+            if looks > (LOOKS if state.may_be_queued_again else 0):
+                break
             if state.name == "PENDING" and state.reason == "BeginTime":  # else it would wait two minutes
                 ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.2)
@@ -208,6 +213,7 @@ class _State(NamedTuple):
     ended: bool
     status: int  # as a shell would say it
     reason: str  # why it waits
+    may_be_queued_again: bool  # then it has failed for a moment before it waits
 
 
 def _state(job: str) -> _State:
@@ -220,6 +226,7 @@ def _state(job: str) -> _State:
         name in ENDED,
         int(status) or (128 + int(killed_by) if int(killed_by) else int(name != "COMPLETED")),
         fields.get("Reason", ""),
+        name != "COMPLETED" and fields.get("Requeue") == "1",
     )
 
 
