@@ -32,7 +32,7 @@ MUTATIONS = (
           "            try:\n                self._unneeded += [each for each in self._read if not each.problem]\n"
           "                self._read = []\n                self._remove()\n"
           "                self._log.sync(seal_share=1)"),),
-        (f"{LOSS}test_a_running_store", f"{LOSS}test_a_directory"),
+        (f"{LOSS}test_a_directory",),
     ),
     Mutation(
         "compact-no-sync",

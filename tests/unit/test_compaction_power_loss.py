@@ -21,7 +21,7 @@ from recorded_disk import Disk, RecordingFiles
 from test_segment_power_loss import Job, is_sync, judge, words
 
 from cascade_mpi.errors import CascadeError, DamagedError
-from cascade_mpi.segments.format import MIN_SEGMENT_BYTES, Location
+from cascade_mpi.segments.format import MIN_SEGMENT_BYTES, PAGE, Location
 from cascade_mpi.segments.offline import Compacted, compact_directory
 from cascade_mpi.segments.reader import open_segment
 from cascade_mpi.segments.records import Record
@@ -44,7 +44,7 @@ def test_a_running_store(seed: int, one_log: bool) -> None:
     tier.check()
     done = [rank.compactor.done for rank in tier.ranks]
     assert sum(each.segments for each in done) > 5, done
-    outcome = survey(disk, judge, seed=seed, count=600)
+    outcome = survey(disk, judge, seed=seed, count=500)
     assert not outcome.bad, str(outcome)
     print(outcome, len(disk.trace), done)
 
@@ -86,7 +86,7 @@ def test_a_tombstone_outlives_the_removal_of_what_it_deletes(left_out: bool) -> 
         rank.begin(share=0.0)
         tier.drain(rank)
         assert len(RecordingFiles(disk).names("segments")) == files
-    outcome = survey_all(disk, judge)
+    outcome = survey_all(disk, judge, piece=PAGE)
     assert (words(outcome) == {"resurrected"}) if left_out else not outcome.bad, str(outcome)
 
 
@@ -212,7 +212,7 @@ def test_a_killed_job_and_one_that_takes_over(seed: int) -> None:
     tier.finish()
     tier.check()
     assert sum(rank.compactor.done.segments for rank in tier.ranks) > 3
-    outcome = survey(disk, judge, seed=seed, count=600)
+    outcome = survey(disk, judge, seed=seed, count=500)
     assert not outcome.bad, str(outcome)
 
 
