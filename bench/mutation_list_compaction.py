@@ -138,7 +138,6 @@ MUTATIONS = (
         "small files are merged",
         "cascade_mpi/segments/planning.py",
         (("    if len(small) > small_files:\n", "    if False:\n"),),
-        (f"{UNITS}test_ten_to_the_six_blocks_are_at_most_a_thousand_files",
-         f"{SPACE}test_small_segments_are_merged_when_there_are_many"),
+        (f"{SPACE}test_small_segments_are_merged_when_there_are_many",),
     ),
 )  # fmt: skip
