@@ -133,15 +133,16 @@ class Cells(CellTable):
             self._leave(first)
             return True
 
-    def remove(self, first: int, *, evicting: bool = False) -> int | None:
+    def remove(self, first: int, *, evicting: bool = False, passed: bool = False) -> int | None:
         """Local. Take the word of a live cell out of the index, wherever it stands, and retire the cell: its bytes.
 
-        `evicting` not if it is protected: None. 1 Get + 1 CAS + 2 Flushes at the home.
+        `evicting` not if it is protected: None. `passed`: of an epoch that has, so that no restart finds what is older.
+        1 Get + 1 CAS + 2 Flushes at the home.
         """
         with self.lock:
             word, fabric, s = self._word[first], self.fabric, self._scratch
             nbytes = self._length[first]
-            below = None if self._copied[first] or self._flags[first] & _NEVER_BELOW else self.below
+            below = None if passed or self._copied[first] or self._flags[first] & _NEVER_BELOW else self.below
             key, sequence = (self._key_hi[first], self._key_lo[first]), 0
             while (slot := self._slot_of(first, word)) >= 0:
                 there = self._note(first)

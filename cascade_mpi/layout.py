@@ -55,7 +55,7 @@ FLAG_FIXED = 32  # the key determines the content: the namespace has content_key
 FLAG_ALIAS = 64  # a second name of stored content: `content_hi` and `content_lo` are its key, there is no payload
 FLAG_CONTENT = 128  # the key is the digest of the content: who named it put an alias (see `dedup`)
 FLAG_DISK = 256  # of a disk cell: `content_hi` is the location of its record, which its manager may change at any time
-FLAG_HELD = 1024  # of a disk cell: the block was protected when its record was written, and is again in memory
+FLAG_HELD = 1024  # of a disk cell that a restart made: its block was protected, and is again when it is in memory
 FLAG_BACKED = 512  # in memory, and unchanged on disk: `content_hi` is the word of that disk cell, without its hard bit
 
 DESCRIPTOR = np.dtype(

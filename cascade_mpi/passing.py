@@ -45,7 +45,7 @@ class Passing(Cells):
             while self._passed and (limit is None or dropped < limit):
                 word = self._passed[0]
                 if self._is_live(word):
-                    self.remove(word & PAGE_MASK)
+                    self.remove(word & PAGE_MASK, passed=True)
                     dropped += 1
                     self.passed += 1
                 self._passed.popleft()  # last: what MPI fails to remove is tried again

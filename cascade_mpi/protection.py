@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from cascade_mpi.disk.look import descriptor_of, no_longer_held
 from cascade_mpi.errors import StoreFullError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
-from cascade_mpi.layout import DESCRIPTOR, HARD, MAX_RANKS, RANK_SHIFT, is_alias, is_disk
+from cascade_mpi.layout import DESCRIPTOR, FLAG_HELD, HARD, MAX_RANKS, RANK_SHIFT, is_alias, is_disk
 from cascade_mpi.onesided import DESCRIBE
 from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.writer import Writer
@@ -89,11 +90,27 @@ class Protection:
         while True:
             looked = time.monotonic()
             found = self._look(key)
-            if found is None or not found.hard:
-                return found is not None
+            if found is None:
+                return False
+            if is_disk(found.word):
+                if self._set_free(key, found, looked):
+                    return True
+                continue
+            if not found.hard:
+                return True
             if self._toggle(found, looked):
                 self._counted.release(*found.share)
                 return True
+
+    def _set_free(self, key: Key, found: Standing, looked: float) -> bool:
+        """Let a block not come back from disk protected; False: it may have come, or the look was too long ago."""
+        flags = int(descriptor_of(self._fabric, found.word)["flags"])
+        if flags & FLAG_HELD:
+            if time.monotonic() - looked > self._attempt:
+                return False
+            no_longer_held(self._fabric, found.word, flags)
+        again = self._look(key)
+        return again is not None and again.word == found.word
 
     def _count_all(self, wanted: list[Key], shares: dict[Key, tuple[int, int]]) -> None:
         """Count what is not protected yet, before anything is changed."""

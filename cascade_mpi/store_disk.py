@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -21,13 +21,16 @@ from cascade_mpi.disk.compaction import Compacted
 from cascade_mpi.disk.directory import together
 from cascade_mpi.disk.drain import Drained, drain
 from cascade_mpi.disk.opening import Disk
-from cascade_mpi.errors import CascadeError, ConfigError, NotConfiguredError, StoreFullError
+from cascade_mpi.errors import CascadeError, ConfigError, DiskError, NotConfiguredError, StoreFullError
 from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.keys import Key, key_array
 from cascade_mpi.layout import is_disk
 from cascade_mpi.namespaces import AnyNamespace
+from cascade_mpi.public_namespace import PublicNamespace, public
+from cascade_mpi.segments import names
 from cascade_mpi.segments.checkpoints import Checkpoint, checked_tag, write
 from cascade_mpi.store_life import OpenStore
+from cascade_mpi.writer import PutResult
 
 _log = logging.getLogger("cascade.disk")
 
@@ -54,18 +57,27 @@ class Durable(OpenStore):
 
         Promised for blocks that this rank's puts have stored, and for its deletes, as far as no other rank had replaced
         them before the call. With `keys` only these blocks are written; deletes, and what was written before, are made
-        durable all the same. 1 write a block that is not on disk yet, 1 sync of each open segment.
+        durable all the same. 1 write a block that is not on disk yet, 1 sync of each open segment. Deferred puts of
+        this rank are published before.
 
         Raises
         ------
+        StoreFullError
+            A deferred put could not be published: its bucket is full. All else was made durable.
         DiskError
             The file system refused something, such as DiskFullError; the promise is not kept. What was durable stays
             so, and memory is as it was.
         """
         disk = self._writable_disk("sync")
         if keys is None:
-            return disk.tier.sync()
-        wanted = {(hi, lo) for hi, lo in key_array(keys, self._space(namespace).digest).tolist()}
+            refused = _refused(self._deferred.publish())
+            wrote = disk.tier.sync()
+            if refused:
+                raise StoreFullError(refused)
+            return wrote
+        array = key_array(keys, self._space(namespace).digest)
+        self._publish_waiting(array)
+        wanted = {(hi, lo) for hi, lo in array.tolist()}
         with self._pool.lock:
             chosen = [
                 (tier, first) for tier, first in disk.tier.dirty()
@@ -77,19 +89,38 @@ class Durable(OpenStore):
     def flush(self) -> int:
         """Collective. Make durable what all ranks have put and deleted before the call: how many blocks were written.
 
+        Deferred puts are published before.
+
         Raises
         ------
+        StoreFullError
+            On all ranks, after all else was made durable: a deferred put could not be published.
         DiskError
             On all ranks, if the file system refused something on one of them.
         """
         disk = self._writable_disk("flush")
-        self._deferred.publish()
+        refused = _refused(self._deferred.publish())
         self._pool.sweep_hinted()
         self._comm.Barrier()  # what was put before the call on any rank is in its tables
         written = int(self._comm.allreduce(disk.flush()))
+        self._note_names(disk)
         if disk.wastes(self.config.segment_bytes):
             self._compact(disk)
+        for rank, text in enumerate(self._comm.allgather(refused)):
+            if text:
+                raise StoreFullError(f"rank {rank}: {text}")
         return written
+
+    def _note_names(self, disk: Disk) -> None:
+        """Collective. Let the directory say which namespace has which number, for those who read it without a job."""
+        told = {number: public(namespace) for number, namespace in self._registry.used_here().items() if number}
+        everyone: list[dict[int, PublicNamespace]] = self._comm.gather(told) or []
+        known = {number: each for some in everyone for number, each in some.items()}
+        if known:
+            try:
+                names.add(disk.directory.files, known)
+            except DiskError as error:  # no record depends on it
+                _log.warning("the names of %d namespaces could not be noted: %s", len(known), error)
 
     @uninterrupted
     def compact(self) -> Compacted:
@@ -247,3 +278,9 @@ class Durable(OpenStore):
         if disk.tier.log is None:
             raise NotConfiguredError(f'{name}() writes, and this store was opened with disk_mode="read"')
         return disk
+
+
+def _refused(results: Sequence[PutResult]) -> str:
+    """What is to be said of deferred puts that could not be published; "": all were."""
+    refused = [each for each in results if each.refused]
+    return f"{len(refused)} of {len(results)} blocks were not published: {refused[0].reason}" if refused else ""

@@ -255,7 +255,11 @@ class OpenStore:
         passed = self._registry.passed()
         if passed:
             self._pool.let_pass(passed)
+        if passed is not None and self._disk is not None:  # it may have blocks of namespaces that nobody has used yet
+            self._disk.passing.let_pass(self._registry.all_epochs())
         self._pool.drop_some(_PASSED_AT_ONCE)
+        if self._disk is not None:
+            self._disk.passing.drop_some(_PASSED_AT_ONCE)
 
     def _poll(self) -> None:
         if self._registry.quotas:

@@ -20,6 +20,7 @@ from cascade_mpi.contents import hasher_of
 from cascade_mpi.copies import Replicated
 from cascade_mpi.errors import (
     CascadeError,
+    NotConfiguredError,
     StoreFullError,
 )
 from cascade_mpi.interrupts import uninterrupted
@@ -28,6 +29,7 @@ from cascade_mpi.keys import Key, check_keys, key_array, key_words
 from cascade_mpi.layout import MAX_DEPTH, MAX_EXPIRY
 from cascade_mpi.namespaces import AnyNamespace
 from cascade_mpi.sessions import Session, bit_of
+from cascade_mpi.spaces import Space
 from cascade_mpi.store_life import OpenStore
 from cascade_mpi.values import source
 from cascade_mpi.writer import Exists, PutResult
@@ -66,7 +68,8 @@ class Writes(OpenStore):
         StoreFullError
             With `is_prefix`: there is no room, or its bytes would exceed `protected_bytes`; nothing was changed.
         NotConfiguredError
-            The namespace's identity is "content", and the package of its hash is not installed.
+            The namespace's identity is "content", and the package of its hash is not installed; or all that is put is
+            to be durable, which such a namespace's blocks are not.
         """
         _check_exists(exists)
         expiry = 0 if ttl is None else self._expiry(ttl)
@@ -77,7 +80,7 @@ class Writes(OpenStore):
             expiry = self._expiry(space.namespace.ttl)
         hi, lo = key_words(key, space.digest)
         if space.by_content:
-            hasher_of(space.namespace.hash)  # a missing one is said by this put, not by whoever looks at it later
+            self._check_by_content(space)
         if self.config.publish == "deferred":
             result = self._deferred.put(
                 hi, lo, space, data, prefix=is_prefix, exists=exists, expiry=expiry, depth=place
@@ -117,7 +120,8 @@ class Writes(OpenStore):
             With `is_prefix`: some could not be stored or protected. All were tried; `results` of the error has what
             became of each, and the refused ones have changed nothing.
         NotConfiguredError
-            The namespace's identity is "content", and the package of its hash is not installed.
+            The namespace's identity is "content", and the package of its hash is not installed; or all that is put is
+            to be durable, which such a namespace's blocks are not.
         """
         _check_exists(exists)
         if session is not None:
@@ -135,7 +139,7 @@ class Writes(OpenStore):
         if len(array) != len(data):
             raise ValueError(f"{len(array)} keys and {len(data)} blocks: give one block for each key")
         if space.by_content:
-            hasher_of(space.namespace.hash)
+            self._check_by_content(space)
         deferred, put = self.config.publish == "deferred", self._dedup.put if space.by_content else self._writer.put
         results = [
             self._deferred.put(hi, lo, space, each, prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
@@ -183,16 +187,20 @@ class Writes(OpenStore):
     def publish(self) -> int:
         """Collective. Publish the deferred puts of all ranks; how many this rank had.
 
-        Every rank is inside MPI meanwhile, so no compare-and-swap waits for a rank that computes.
+        Every rank is inside MPI meanwhile, so no compare-and-swap waits for a rank that computes. With
+        `durability="writethrough"` they are durable, this rank's when it returns here.
 
         Raises
         ------
+        DiskError
+            With "writethrough", on this rank: they are published, and may not be durable.
         StoreFullError
             On this rank, after the others have published theirs: its buckets are full of protected words.
         """
         self._check_open()
         results = self._deferred.publish()
         self._comm.Barrier()
+        self._poll()
         refused = [result for result in results if result.refused]
         if refused:
             raise StoreFullError(f"{len(refused)} of {len(results)} blocks were not published: {refused[0].reason}")
@@ -263,6 +271,14 @@ class Writes(OpenStore):
         array = key_array(keys, self._writable(namespace).digest)
         self._publish_waiting(array)
         return [(hi, lo) for hi, lo in array.tolist()]
+
+    def _check_by_content(self, space: Space) -> None:
+        hasher_of(space.namespace.hash)  # a missing one is said by this put, not by whoever looks at it later
+        if self._disk is not None and self._disk.tier.writes_all:
+            raise NotConfiguredError(
+                f'namespace {space.namespace} has identity "content": its blocks stay in memory, and durability is '
+                f'"{self.config.durability}"; put them into a namespace with identity "key", or use durability "demote"'
+            )
 
     def _expiry(self, ttl: float) -> int:
         """The second from which on the block is a miss: the first whole one at which all of `ttl` has passed."""

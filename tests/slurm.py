@@ -66,12 +66,21 @@ class Cluster:
 
     def sbatch(self, script: str, *options: str, output: Path, seconds: int, **variables: str) -> launch.Ended:
         """Submit a script and wait for its end, for at most `seconds` in the queue and running; its own output."""
+        return self.wait(self.submit(script, *options, output=output, **variables), output=output, seconds=seconds)
+
+    def submit(self, script: str, *options: str, output: Path, **variables: str) -> str:
+        """Submit a script; its job."""
         command = ["sbatch", "--parsable", f"--output={output}", *options, script]
         submitted = launch.ended(command, seconds=ASK_LIMIT_S, **variables)
-        if submitted.status != 0:
-            return submitted
-        job, deadline = submitted.output.strip(), time.monotonic() + seconds
+        assert submitted.status == 0, submitted
+        return submitted.output.strip()
+
+    def wait(self, job: str, *, output: Path, seconds: int) -> launch.Ended:
+        """Wait for the end of a batch job, for at most `seconds`; one that was queued again begins at once."""
+        deadline = time.monotonic() + seconds
         while not (state := _state(job)).ended and time.monotonic() < deadline:  # sbatch --wait looks after 2, 10, 42 s
+            if state.name == "PENDING" and state.reason == "BeginTime":  # else it would wait two minutes
+                ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.2)
         status = state.status if state.ended else 124
         if not state.ended:
@@ -194,6 +203,7 @@ class _State(NamedTuple):
     name: str
     ended: bool
     status: int  # as a shell would say it
+    reason: str  # why it waits
 
 
 def _state(job: str) -> _State:
@@ -203,7 +213,10 @@ def _state(job: str) -> _State:
     name = fields.get("JobState", "not known")
     waits = name in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "not known")
     return _State(
-        name, not waits, int(status) or (128 + int(killed_by) if int(killed_by) else int(name != "COMPLETED"))
+        name,
+        not waits,
+        int(status) or (128 + int(killed_by) if int(killed_by) else int(name != "COMPLETED")),
+        fields.get("Reason", ""),
     )
 
 

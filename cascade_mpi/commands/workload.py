@@ -1,13 +1,15 @@
 """`cascade workload`: replay a request trace against the store of all ranks.
 
 Covers its options and exit statuses: 0, 1 for corrupt blocks or a failed run, 2 for a wrong option, a
-missing or malformed trace, or an arena that does not fit, 130 after Ctrl-C, 143 after SIGTERM. Does not
-cover the replay (see `workload`).
+missing or malformed trace, or an arena that does not fit, 75 (run it again: it goes on) after SIGUSR1 where there is a
+disk tier, 130 after Ctrl-C, 138 after SIGUSR1 where there is none, 143 after SIGTERM. Does not cover the replay (see
+`workload`).
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from fractions import Fraction
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from cascade_mpi.workload.options import WorkloadOptions
 
 _DEFAULTS = Config()
-TRACE, REPLAY, BLOCKS, STORE, OUTPUT = "Trace", "Replay", "Blocks", "Store", "Output"  # groups of the help
+TRACE, REPLAY, BLOCKS, STORE = "Trace", "Replay", "Blocks", "Store"  # groups of the help
+DISK, OUTPUT = "Disk", "Output"
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def workload(
@@ -151,6 +155,47 @@ def workload(
             rich_help_panel=STORE,
         ),
     ] = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Directory for blocks on disk, the same for all ranks.", rich_help_panel=DISK),
+    ] = None,
+    durability: Annotated[
+        str | None,
+        typer.Option(
+            help="What is written there: none, demote, writeback or writethrough.",
+            show_default=_DEFAULTS.durability,
+            rich_help_panel=DISK,
+        ),
+    ] = None,
+    warm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Bring so much of it into each rank's memory first, or all.", rich_help_panel=DISK
+        ),
+    ] = None,
+    flush_every: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Make all durable so often, and at the end; 0: at the end.",
+            rich_help_panel=DISK,
+        ),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="For making memory durable after a signal.",
+            show_default="what Slurm leaves; 20 elsewhere",
+            rich_help_panel=DISK,
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Go on where it says; note how far this came.", rich_help_panel=DISK),
+    ] = None,
     live: Annotated[
         bool | None,
         typer.Option(
@@ -191,6 +236,8 @@ def workload(
         "checksum": checksum,
         "copy_threads": copy_threads,
         "when_full": when_full,
+        "disk": disk,
+        "durability": durability,
     }
     try:
         file, kind = _trace(trace)
@@ -214,6 +261,10 @@ def workload(
             json=json_file,
             metrics=metrics,
             record=record,
+            state=state,
+            warm=warm,
+            flush_every=flush_every,
+            grace=grace,
             prom_file=prom_file,
             prom_per=prom_per,  # type: ignore[arg-type]  # the options check it
             live=live,
@@ -297,6 +348,10 @@ def run(options: WorkloadOptions) -> int:
         finally:
             comm.Barrier()  # with `srun --kill-on-bad-exit` the first bad exit kills all: rank 0 is done by now
             ends.over()
+        if result.signal == signal.SIGUSR1 and result.goes_on:
+            # And with SIGTERM first: this status is to be that of all ranks, else srun's is that of the signal.
+            ends.interruption.ignore()
+            return AGAIN
         if result.signal:
             return 128 + result.signal
         return 1 if result.corrupt or result.unwritten or not written else 0

@@ -27,13 +27,14 @@ from cascade_mpi.layout import (
     FLAG_BACKED,
     FLAG_CHECKSUM,
     FLAG_DISK,
-    FLAG_HELD,
     FP_SHIFT,
     GENERATION_SHIFT,
     HARD,
     MAGIC,
     MAX_GENERATION,
     MAX_PAGES,
+    MAX_RANKS,
+    RANK_SHIFT,
     TIER_DISK,
     TIER_DRAM,
     next_generation,
@@ -65,6 +66,7 @@ class DiskCells:
         self._resting: deque[tuple[float, int]] = deque()
         self._reserved: set[int] = set()
         self.live = self.live_bytes = self.swept = 0
+        self.entered: Callable[[int, int], None] | None = None  # told word and expiry of a live cell that has one
         self.died: Callable[[Any], None] | None = None  # told the descriptor of a cell that is live no more
 
     # --------------------------------------------------------------------------------------------------------- its life
@@ -105,11 +107,14 @@ class DiskCells:
             self._reserved.add(cell)
             return cell
 
-    def write(self, cell: int, described: Any, location: Location, checksum: int, *, held: bool = False) -> int:
-        """Local. Describe a reserved cell as a block in memory is described, whose record is there: its word."""
+    def write(self, cell: int, described: Any, location: Location, checksum: int) -> int:
+        """Local. Describe a reserved cell as a block in memory is described, whose record is there: its word.
+
+        Never with FLAG_HELD: what is protected does not leave memory, so what comes back from here was not.
+        """
         fabric, record = self._fabric, self.records[cell : cell + 1]
         made = np.array([described], DESCRIPTOR)  # one copy of 128 bytes: a fifth of the time of its 20 fields
-        made["flags"] = int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM | (FLAG_HELD if held else 0)
+        made["flags"] = int(described["flags"]) & ~FLAG_BACKED | FLAG_DISK | FLAG_CHECKSUM
         made["generation"], made["manager"] = self._generations[cell], fabric.comm.rank
         made["content_hi"], made["content_lo"] = pack_location(*location), 0
         made["checksum"], made["magic"] = checksum, 0
@@ -131,6 +136,8 @@ class DiskCells:
         self.live += 1
         self.live_bytes += int(self.records["length"][cell])
         self.touched[cell] = self._fabric.ticks() & 0xFFFFFFFF
+        if self.entered is not None and (expiry := int(self.records["expiry"][cell])):
+            self.entered(word & ~HARD, expiry)
 
     def give_up(self, cell: int) -> None:
         """Local. A reserved cell whose word was nowhere rests."""
@@ -172,6 +179,17 @@ class DiskCells:
         """Local. The word of the live cell whose record is there; 0: there is none."""
         found = np.flatnonzero((self.records["content_hi"] == np.uint64(pack_location(*location))) & (self.words != 0))
         return int(self.words[found[0]]) if found.size else 0
+
+    def own_cell(self, word: int) -> int | None:
+        """Local. The number of the disk cell of a word, None if another rank manages it."""
+        return self.cell_of(word) if word >> RANK_SHIFT & MAX_RANKS - 1 == self._fabric.comm.rank else None
+
+    def backing(self, described: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+        """Local. The own cells that back blocks in memory with these descriptors."""
+        words = described["content_hi"][described["flags"] & np.uint16(FLAG_BACKED) != 0]
+        own = words[words >> np.uint64(RANK_SHIFT) & np.uint64(MAX_RANKS - 1) == self._fabric.comm.rank]
+        cells: npt.NDArray[np.int64] = (own & np.uint64(MAX_PAGES - 1)).astype(np.int64) - self._fabric.pages
+        return cells
 
     def hint(self, word: int) -> None:
         """Local. Let the next sweep look at an own cell."""

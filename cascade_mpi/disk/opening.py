@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from cascade_mpi.disk.compaction import Compacted, compact
 from cascade_mpi.disk.directory import Directory
 from cascade_mpi.disk.open_segments import OpenSegments
 from cascade_mpi.disk.order import WriteOrder
+from cascade_mpi.disk.passing import DiskPassing
 from cascade_mpi.disk.promotion import Promotion
 from cascade_mpi.disk.reading import DiskReads
 from cascade_mpi.disk.sequences import Sequences
@@ -54,6 +56,7 @@ class Disk(NamedTuple):
     segments: OpenSegments
     reads: DiskReads
     promotion: Promotion
+    passing: DiskPassing
     order: WriteOrder
     shared: SharedSegments | None
     numbers: Iterator[int]  # of this rank's new segments
@@ -71,7 +74,7 @@ class Disk(NamedTuple):
     def wastes(self, segment_bytes: int) -> bool:
         """Collective. Whether half as many bytes are dead as live, or more, as counted; or there are too many files."""
         comm = self.directory.comm
-        total, live = comm.allreduce(np.array([self.tier.held, self.cells.live_bytes])).tolist()
+        total, live = comm.allreduce(np.array([self.tier.file_bytes, self.cells.live_bytes])).tolist()
         files = int(comm.bcast(len(numbers_in(self.directory.files)) if comm.rank == 0 else 0))
         most = 2 * total // segment_bytes + _FILES_A_RANK * comm.size + _FILES
         return bool(total - live > live * DEAD_SHARE + segment_bytes // 4 or files > most)
@@ -152,6 +155,7 @@ class Disk(NamedTuple):
             "promoted": self.promotion.promoted, "promoted_bytes": self.promotion.promoted_bytes,
             "demoted": tier.demoted, "demoted_bytes": tier.demoted_bytes, "cleaned": tier.cleaned,
             "written": tier.written, "written_bytes": tier.written_bytes, "tombstones": tier.tombstones,
+            "passed": self.passing.passed, "expired": self.passing.expired,
             "errors": tier.errors, "lost": tier.lost, "put_again": self.order.put_again,
             "unsealed": 0 if tier.log is None else tier.log.unsealed,
         }  # fmt: skip
@@ -185,7 +189,7 @@ def open_disk(
     """Collective. The tier, known to those above it; before any other rank uses the store."""
     cells = DiskCells(fabric, pool.own.shared[1])
     began = time.monotonic()
-    unindexed = restart.adopt(fabric, cells, found.blocks)
+    unindexed = restart.adopt(fabric, cells, found.blocks, found.epochs)
     found.took["index"] = time.monotonic() - began
     if unindexed and directory.writable:  # a delete does not find them, and must leave a tombstone above them
         registry.lift(fabric.comm.rank, FLOOR, found.highest)
@@ -201,6 +205,7 @@ def open_disk(
     tier = DiskTier(
         fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability,
         held=found.bytes // fabric.comm.size, quota=config.disk_quota,
+        memory_only=partial(_by_content, registry),
     )  # fmt: skip
     pool.own.below = tier
     segments = OpenSegments(directory.files, directory.store)
@@ -208,5 +213,11 @@ def open_disk(
     reads = DiskReads(fabric, reader, segments, promotion)
     reader.on_disk = reads
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
-    return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion, order,
-                shared, numbers, cells.live, unindexed)  # fmt: skip
+    return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion,
+                DiskPassing(fabric, tier), order, shared, numbers, cells.live, unindexed)  # fmt: skip
+
+
+def _by_content(registry: Registry, namespace_id: int) -> bool:
+    """Local. Whether a namespace that this rank has put into has identity "content"."""
+    space = registry.by_id(namespace_id)
+    return space is not None and space.by_content

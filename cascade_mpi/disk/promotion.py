@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cascade_mpi.disk.look import no_longer_held
 from cascade_mpi.errors import StoreFullError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.interrupts import uninterrupted
@@ -143,7 +144,10 @@ class Promotion:
                 done = tier.enter_if_it_stands(new, nbytes)
             if hard and not done:
                 self._protected.release(tier.area.rank, nbytes)
+        if done and wants:
+            no_longer_held(fabric, word, int(described["flags"]))  # from now on the word says it
         if done:
+            self._pool.has_come(word, tier, cell.first)
             space = self._registry.by_id(int(described["namespace"]))
             if space is not None:
                 tier.counted[cell.first] = space.slot in self._registry.quotas

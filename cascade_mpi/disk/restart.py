@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -94,13 +95,17 @@ def find(directory: Directory) -> Found:
     )  # fmt: skip
 
 
-def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void]) -> int:
+def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void], epochs: Mapping[int, int]) -> int:
     """Local. Let the index of this home name the blocks of an earlier job: how many found no slot.
 
-    Before any other rank uses the index.
+    Before any other rank uses the index. Not those that have expired, or are of an epoch before that in `epochs`.
     """
     opened = int(fabric.context[c.EPOCH])
-    blocks = blocks[(blocks["expiry"] == 0) | (blocks["expiry"].astype(np.int64) > opened)]
+    there = (blocks["expiry"] == 0) | (blocks["expiry"].astype(np.int64) > opened)
+    for namespace, epoch in epochs.items():
+        if epoch:
+            there &= (blocks["namespace"] != np.uint64(namespace)) | (blocks["epoch"] >= epoch)
+    blocks = blocks[there]
     _, buckets, fingerprints = place_many(blocks["key_hi"], blocks["key_lo"], fabric.comm.size, fabric.buckets)
     order = np.argsort(buckets, kind="stable")
     blocks, buckets, fingerprints = blocks[order], buckets[order], fingerprints[order]

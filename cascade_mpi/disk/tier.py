@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -75,15 +75,18 @@ class DiskTier:
 
     def __init__(
         self, fabric: Fabric, pool: Pool, cells: DiskCells, log: SegmentLog | None, sequences: Sequences, *,
-        level: Durability, held: int = 0, quota: int | None = None,
+        level: Durability, memory_only: Callable[[int], bool], held: int = 0, quota: int | None = None,
     ) -> None:  # fmt: skip
         """`log` None: nothing is written, another job may have the directory. `level`: what is, without being asked.
 
+        `memory_only` says of a namespace's id whether its blocks are never written: some of them have names in memory.
         `held` is this rank's share of the bytes that the directory has, `quota` what all ranks may have there.
         """
         self._fabric, self._pool, self.cells, self.log, self.sequences = fabric, pool, cells, log, sequences
         self._scratch = pool.own.shared[1]
         self._level: Durability = "none" if log is None else level
+        self._memory_only = memory_only
+        self.epochs: Mapping[int, int] = {}  # by namespace id: blocks of earlier ones are not written
         self._fresh: deque[tuple[DramTier, int]] = deque()  # published, and still to be written: tier and word
         self._to_sync = False  # something was appended since the last sync
         self._swept_at = 0.0
@@ -93,7 +96,7 @@ class DiskTier:
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
         self.dropped = self.errors = self.lost = 0
-        self.held, self._quota = held, quota
+        self.file_bytes, self._quota = held, quota
         self.last_error = ""
         self.out_of_time = False  # a drain has left blocks, and nothing was put since
 
@@ -120,7 +123,8 @@ class DiskTier:
         One that is backed leaves its word to the disk cell, and nothing is written. The lock is held.
         """
         flags = int(tier.records["flags"][first])
-        if flags & _OF_MEMORY or is_alias(int(tier.words[first])):
+        expiry = int(tier.records["expiry"][first])
+        if not self._may_leave(tier, first) or (expiry and expiry <= self._fabric.now()):
             return DROP
         if flags & FLAG_BACKED:
             return self._leave(tier, first, int(tier.records["content_hi"][first]))
@@ -137,6 +141,14 @@ class DiskTier:
             self.demoted_bytes += left
         return left
 
+    def _may_leave(self, tier: CellTable, first: int) -> bool:
+        """Is the block in this cell one that may be on disk?"""
+        if int(tier.records["flags"][first]) & _OF_MEMORY or is_alias(int(tier.words[first])):
+            return False
+        namespace = int(tier.records["namespace"][first])
+        passed = self.epochs and self.epochs.get(namespace, 0) > int(tier.records["epoch"][first])
+        return not passed and not self._memory_only(namespace)
+
     def _leave(self, tier: DramTier, first: int, word: int) -> int:
         """Swap the word of a cell in memory for that of the disk cell that has the same block."""
         fabric, s = self._fabric, self._scratch
@@ -151,6 +163,7 @@ class DiskTier:
             if done < 0:
                 fabric.raise_mpi_error(s)
             if done:
+                self._pool.has_left(tier, first, word)
                 tier.retire(old, evicted=True, leaves_to=word)  # rule 4: no hint, the word stands there now
                 self.cleaned += 1
                 return nbytes
@@ -178,8 +191,7 @@ class DiskTier:
 
     def _entered(self, tier: CellTable, first: int, cell: int, location: Location, checksum: int) -> int:
         """Let a reserved disk cell back a block in memory whose record is there: that cell's word."""
-        held = bool(int(tier.words[first]) & HARD)
-        word = self.cells.write(cell, tier.records[first], location, checksum, held=held)
+        word = self.cells.write(cell, tier.records[first], location, checksum)
         self.cells.enter(word)
         self._back(tier, first, word)
         return word
@@ -195,7 +207,7 @@ class DiskTier:
         self._step("appended")
         self.written += 1
         self.written_bytes += record.length
-        self.held += footprint(record.length) + ENTRY_BYTES
+        self.file_bytes += footprint(record.length) + ENTRY_BYTES
         return location, record.checksum
 
     def _admit(self, nbytes: int) -> None:
@@ -203,10 +215,10 @@ class DiskTier:
         if self._quota is None:
             return
         share = self._quota // self._fabric.comm.size
-        if self.held + nbytes > share:
+        if self.file_bytes + nbytes > share:
             raise DirectoryQuotaError(
                 errno.EDQUOT,
-                f"rank {self._fabric.comm.rank} holds {format_size(self.held)} of its share of disk_quota, "
+                f"rank {self._fabric.comm.rank} holds {format_size(self.file_bytes)} of its share of disk_quota, "
                 f"{format_size(share)}, {format_size(self.cells.live_bytes)} of it live: {format_size(nbytes)} more do "
                 "not fit; delete blocks and call compact(), or raise disk_quota",
             )
@@ -274,7 +286,7 @@ class DiskTier:
             while self._fresh and left > 0 and time.monotonic() >= self._broken_until:
                 tier, word = self._fresh[0]
                 first = word & MAX_PAGES - 1
-                if tier.is_live(word) and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+                if tier.is_live(word) and self._is_dirty(tier, first):
                     try:
                         self._store(tier, first)
                     except DiskError as error:
@@ -313,7 +325,7 @@ class DiskTier:
             self._to_sync = True
             self.log.tombstone(*key, sequence)
             self.tombstones += 1
-            self.held += TOMBSTONE_BYTES + ENTRY_BYTES
+            self.file_bytes += TOMBSTONE_BYTES + ENTRY_BYTES
             del self._owed[key]
 
     # ------------------------------------------------------------------------------------------------ made durable
@@ -381,7 +393,7 @@ class DiskTier:
             self._entered(tier, first, cell, location, record.checksum)
             self.written += 1
             self.written_bytes += record.length
-            self.held += footprint(record.length) + ENTRY_BYTES
+            self.file_bytes += footprint(record.length) + ENTRY_BYTES
 
     def write(self, cell: tuple[DramTier, int]) -> bool:
         """Local. Write one of `dirty`, durable after the next `sync`; False: it needs that no more. DiskError."""
@@ -394,16 +406,19 @@ class DiskTier:
         for tier in list(self._pool.tiers.values()):
             firsts = np.flatnonzero(tier.words * ~tier.copies)
             flags = tier.records["flags"][firsts]
-            found += [(tier, first) for first in firsts[flags & (FLAG_BACKED | _OF_MEMORY) == 0].tolist()
-                      if not is_alias(int(tier.words[first]))]  # fmt: skip
+            firsts = firsts[flags & (FLAG_BACKED | _OF_MEMORY) == 0]
+            found += [(tier, first) for first in firsts.tolist() if self._may_leave(tier, first)]
         return found
+
+    def _is_dirty(self, tier: CellTable, first: int) -> bool:
+        return not int(tier.records["flags"][first]) & FLAG_BACKED and self._may_leave(tier, first)
 
     def _write_out(self, chosen: Iterable[tuple[DramTier, int]]) -> int:
         """Rule 16: whether or not its word still stands, what the table has is written."""
         self._pay()
         wrote = 0
         for tier, first in chosen:
-            if tier.words[first] and not int(tier.records["flags"][first]) & (FLAG_BACKED | _OF_MEMORY):
+            if tier.words[first] and self._is_dirty(tier, first):
                 self._store(tier, first)
                 wrote += 1
         return wrote
@@ -446,8 +461,11 @@ class DiskTier:
         self.cells.hint(word)  # not at once: a block in memory may bring the word back
         return True
 
-    def remove(self, cell: int) -> bool:
-        """Local. Take the block of an own disk cell out of the index, if its own word stands there: whether it did."""
+    def remove(self, cell: int, *, tombstone: bool = True) -> bool:
+        """Local. Take the block of an own disk cell out of the index, if its own word stands there: whether it did.
+
+        Without a tombstone what no restart finds.
+        """
         fabric, s = self._fabric, self._scratch
         with self._pool.lock:
             record = self.cells.records[cell]
@@ -460,9 +478,16 @@ class DiskTier:
                     fabric.raise_mpi_error(s)
                 if done:
                     self.cells.hint(there)
-                    self.removed(hi, lo, sequence)
+                    if tombstone:
+                        self.removed(hi, lo, sequence)
                     return True
         return False
+
+    def held(self, namespace_id: int, epoch: int) -> tuple[int, int]:
+        """Local. The blocks of a namespace at an epoch on this rank's disk cells alone, and their bytes. 1 Get each."""
+        with self._pool.lock:
+            cells = [each for each in self.cells.cells_of(namespace_id, epoch).tolist() if self.cells.standing(each)]
+            return len(cells), int(self.cells.records["length"][cells].sum())
 
     def remove_all(self, cells: Iterable[int]) -> int:
         """Local. The same of many: how many."""
@@ -481,7 +506,7 @@ class DiskTier:
     def compacted(self, done: Compacted) -> None:
         """Local. Count what a compaction has left."""
         if not done.problem:
-            self.held = done.bytes_after // self._fabric.comm.size
+            self.file_bytes = done.bytes_after // self._fabric.comm.size
 
     def close(self) -> None:
         """Local. Make durable what was written, seal and close the segments."""

@@ -11,7 +11,9 @@ tally         counts of a rank            result     their sums
 sampling      samples meanwhile           live       what rank 0 shows of them
 metrics       Prometheus and JSON lines   tables     what it shows at the end
 recording     accesses written down       outputs    the files of a run
-interrupt     Ctrl-C and SIGTERM          peers      ranks that are gone
+interrupt     Ctrl-C, SIGTERM, SIGUSR1    peers      ranks that are gone
+keeping       what the next job finds     state      how far a replay has come
+walltime      how long Slurm still waits
 sentinel      the last words of a job     ends       all of these together
 ============  ====================================================================
 """

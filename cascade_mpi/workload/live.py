@@ -66,7 +66,7 @@ def moment(sample: Sample, before: Sample | None = None) -> Moment:
         total=total,
         hit_rate=total["hits"] / total["accesses"] if total["accesses"] else 0.0,
         gbps=gbps,
-        left_s=sample.seconds * (sample.setting.requests - done) / done if done else None,
+        left_s=sample.seconds * (sample.setting.requests - sample.setting.first - done) / done if done else None,
         slowest=slowest,
         behind_s=float(others.mean() - waited[slowest]) if others.size else 0.0,
     )
@@ -91,7 +91,7 @@ class PlainLine:
 
 def line(now: Moment) -> str:
     """Local. A moment in one line."""
-    setting, done = now.sample.setting, now.total["requests"]
+    setting, done = now.sample.setting, now.sample.setting.first + now.total["requests"]
     left = "" if now.left_s is None else f", about {_time(now.left_s)} left"
     return (
         f"cascade: {done:,} of {setting.requests:,} requests ({_share(done, setting.requests):.0%}) in"
@@ -131,7 +131,7 @@ class LiveView:
 def render(now: Moment) -> RenderableType:
     """Local. A moment as a view of at most 80 columns."""
     setting, total = now.sample.setting, now.total
-    done = total["requests"]
+    done = setting.first + total["requests"]
     head = Table.grid(padding=(0, 1))
     left = "" if now.left_s is None else f", {_time(now.left_s)} left"
     head.add_row(
@@ -147,6 +147,8 @@ def _tiers(now: Moment) -> Table:
     for name in ("tier", "blocks", "bytes", "GB/s now"):
         table.add_column(name, justify="left" if name == "tier" else "right")
     for tier in TIERS:
+        if tier == "disk" and now.sample.setting.disk is None:
+            continue
         gets, nbytes = now.total[f"{tier}_gets"], now.total[f"{tier}_bytes"]
         table.add_row(f"got {tier}", f"{gets:,}", format_size(nbytes), f"{now.gbps[tier]:.2f}")
     stored = now.total["put_blocks"] - now.total["kept"] - now.total["refused"]

@@ -11,7 +11,7 @@ cascade_hits_total                          counter    blocks that were there, f
 cascade_computes_total                      counter    blocks that were not, computed and put
 cascade_corrupt_blocks_total                counter    blocks that came back with other bytes
 cascade_misses_total                        counter    gets of the store that found nothing
-cascade_tier_gets_total (tier)              counter    blocks got from local, node or remote memory
+cascade_tier_gets_total (tier)              counter    blocks got from local, node or remote memory, or disk
 cascade_tier_get_bytes_total (tier)         counter    their bytes
 cascade_puts_total (outcome)                counter    blocks put: stored, kept (was there) or refused (no room)
 cascade_put_bytes_total                     counter    bytes stored
@@ -50,6 +50,17 @@ cascade_dedup_waiting                       gauge      blocks whose content is t
 cascade_dedup_cells (kind)                  gauge      cells of content (bytes stored once) and alias (names
                                                        of them)
 cascade_alias_reads_total                   counter    reads through an alias
+cascade_disk_blocks                         gauge      blocks on disk, those that are in memory too included
+cascade_disk_bytes                          gauge      their bytes
+cascade_disk_written_blocks_total           counter    blocks written to disk
+cascade_disk_written_bytes_total            counter    their bytes
+cascade_disk_demoted_blocks_total           counter    blocks written as they left memory
+cascade_disk_demoted_bytes_total            counter    their bytes
+cascade_disk_promoted_blocks_total          counter    blocks brought back into memory
+cascade_disk_promoted_bytes_total           counter    their bytes
+cascade_disk_tombstones_total               counter    records of deletes written
+cascade_disk_problems_total (reason)        counter    damaged: blocks that could not be read; lost: blocks whose
+                                                       sync failed; error: refusals of the file system
 cascade_stall_seconds_total                 counter    time in barriers, waiting for other ranks
 cascade_sleep_seconds_total                 counter    time before requests that had not arrived (timed replay)
 cascade_late_requests_total                 counter    requests begun more than 10 ms after their arrival
@@ -119,6 +130,13 @@ _COUNTERS = (
     ("cascade_dedup_stored_again", 1, "dedup_stored_again", "Puts whose content went meanwhile."),
     ("cascade_dedup_skipped", 1, "dedup_skipped", "Blocks left as they were: no room for a content."),
     ("cascade_alias_reads", 1, "dedup_alias_reads", "Reads through an alias."),
+    ("cascade_disk_written_blocks", 1, "disk_written", "Blocks written to disk."),
+    ("cascade_disk_written_bytes", 1, "disk_written_bytes", "Their bytes."),
+    ("cascade_disk_demoted_blocks", 1, "disk_demoted", "Blocks written as they left memory."),
+    ("cascade_disk_demoted_bytes", 1, "disk_demoted_bytes", "Their bytes."),
+    ("cascade_disk_promoted_blocks", 1, "disk_promoted", "Blocks brought back into memory."),
+    ("cascade_disk_promoted_bytes", 1, "disk_promoted_bytes", "Their bytes."),
+    ("cascade_disk_tombstones", 1, "disk_tombstones", "Records of deletes written."),
 )  # fmt: skip
 # Name, column of the tally, help.
 _GAUGES = (
@@ -128,6 +146,8 @@ _GAUGES = (
     ("cascade_extents_recalled", "pool_recalled", "Those of the lent ones that were asked for."),
     ("cascade_leased_bytes", "pool_leased_bytes", "Payload in extents of others."),
     ("cascade_dedup_waiting", "dedup_waiting", "Blocks whose content is to be looked at later."),
+    ("cascade_disk_blocks", "disk_held", "Blocks on disk, those that are in memory too included."),
+    ("cascade_disk_bytes", "disk_held_bytes", "Their bytes."),
 )  # fmt: skip
 # Is it a gauge, name, help, further label, the columns by its values.
 _LABELLED = (
@@ -141,6 +161,8 @@ _LABELLED = (
      {"cold": "copies_demotions", "stale": "copies_stale_dropped"}),
     (True, "cascade_extents", "Extents, by state.", "state",
      {"own": "pool_held_own", "free": "pool_free", "lent": "pool_lent", "leased": "pool_held"}),
+    (False, "cascade_disk_problems", "What went wrong on disk.", "reason",
+     {"damaged": "disk_damaged", "lost": "disk_lost", "error": "disk_errors"}),
     (True, "cascade_dedup_cells", "Cells of contents and of their names.", "kind",
      {"content": "dedup_contents", "alias": "dedup_aliases"}),
 )  # fmt: skip

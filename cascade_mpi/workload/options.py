@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cascade_mpi.blocks import Verify
-from cascade_mpi.config import MAX_SIZE, Config, format_size
+from cascade_mpi.config import MAX_SIZE, Config, format_size, parse_size
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.layout import MIN_PAGE_BYTES
 from cascade_mpi.traces import FORMATS, KINDS, ROUTES, TIME_UNITS, Trace, generate, open_trace
@@ -53,6 +53,14 @@ class WorkloadOptions:
         Files that rank 0 writes: the result, the metrics every few seconds, and the store's accesses as a trace.
     prom_file, prom_per
         Prometheus textfile of every rank or node; its name has {rank} or {node} in it unless there is only one.
+    state
+        File that says where an earlier run of this trace has ended: this one goes on there, and notes how far it comes.
+    warm
+        Before the replay bring blocks from disk into memory: so many bytes of each rank, as a size, or "all".
+    flush_every
+        Seconds after which all ranks make durable what they have, and once at the end; 0: at the end only.
+    grace
+        Seconds for making durable what a signal finds in memory; None: what Slurm leaves (see `walltime`).
     live
         Show the live view; None: when rank 0 writes to a terminal.
     config, store
@@ -80,6 +88,10 @@ class WorkloadOptions:
     record: Path | None = None
     prom_file: str | None = None
     prom_per: PromPer = "rank"
+    state: Path | None = None
+    warm: str | None = None
+    flush_every: float | None = None
+    grace: float | None = None
     live: bool | None = None
     config: Path | None = None
     store: Mapping[str, Any] = field(default_factory=dict)
@@ -112,7 +124,23 @@ class WorkloadOptions:
             other = "--dram" if self.dram is not None else "--dram-total"
             raise ConfigError(f"{other} and the setting dram_bytes are both given: give one of them")
         self._check_textfile()
-        Config.make(self.config, **self.store)
+        self._check_disk(Config.make(self.config, **self.store))
+
+    def _check_disk(self, config: Config) -> None:
+        for name in ("flush_every", "grace"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: it must be a number of seconds, 0 or more")
+        if self.warm is not None and self.warm != "all":
+            parse_size(self.warm)
+        for name in ("warm", "flush_every", "grace"):
+            if getattr(self, name) is not None and config.disk is None:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is about blocks on disk: give a directory with --disk DIR"
+                )
+        for name in ("flush_every", "grace"):
+            if getattr(self, name) is not None and config.disk_mode == "read":
+                raise ConfigError(f'--{name.replace("_", "-")} writes to disk, and disk_mode is "read"')
 
     def _check_textfile(self) -> None:
         if self.prom_file is None:

@@ -27,7 +27,7 @@ def check(options: WorkloadOptions, textfile: Path | None, *, writes: bool) -> N
         The Prometheus textfile of this rank, if there is one.
     """
     if writes:
-        for option in ("json", "metrics", "record"):
+        for option in ("json", "metrics", "record", "state"):
             path = getattr(options, option)
             if path is not None:
                 _check_writable(option, path)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from cascade_mpi.config import Config
 from cascade_mpi.errors import CascadeError, TraceError
-from cascade_mpi.layout import MIN_PAGE_BYTES, page_bytes_for
+from cascade_mpi.layout import MAX_DISK_CELLS, MIN_PAGE_BYTES, page_bytes_for
 from cascade_mpi.memory import auto_dram, limits
 from cascade_mpi.settings import DEFAULT, resolve
 from cascade_mpi.traces import Deal, deal
@@ -118,12 +119,14 @@ def agree(comm: MPI.Intracomm, prepare: Callable[[], Share]) -> tuple[Share, int
     return prepared, min(dram for _, _, dram in reports)
 
 
-def settle(comm: MPI.Intracomm, options: WorkloadOptions, share: Share, dram: int, nodes: Nodes) -> Setting:
-    """Collective. What is going to be replayed on what. 1 bcast."""
+def settle(
+    comm: MPI.Intracomm, options: WorkloadOptions, share: Share, dram: int, nodes: Nodes, first: int = 0
+) -> Setting:
+    """Collective. What is going to be replayed on what, from request `first` on. 1 bcast."""
     from mpi4py import MPI
 
     host, started = comm.bcast((nodes.host, datetime.now(UTC).isoformat(timespec="seconds")))
-
+    config = resolve(options.config, options.store).config
     return Setting(
         trace=share.trace,
         trace_format=share.trace_format,
@@ -143,7 +146,20 @@ def settle(comm: MPI.Intracomm, options: WorkloadOptions, share: Share, dram: in
         mpi=MPI.Get_library_version().splitlines()[0].strip("\0 "),
         host=host,
         started=started,
+        disk=config.disk,
+        durability=config.durability if config.disk_mode == "write" else "read-only",
+        first=first,
     )
+
+
+def disk_cells(dealt: Deal, config: Config, dram: int) -> int | None:
+    """Local. Disk cells of each rank, so that all its blocks of the trace fit the disk; None: the default does.
+
+    A rank has cells for the blocks that it puts, and a quarter more: for those that it puts a second time.
+    """
+    most = max(dealt.computes) * 5 // 4
+    pages = dram // page_bytes_for(dram)
+    return None if config.disk_blocks is not None or most <= max(pages, 4096) else min(most, MAX_DISK_CELLS)
 
 
 def needed_dram(dealt: Deal, block_bytes: int) -> int:

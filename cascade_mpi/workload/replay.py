@@ -1,7 +1,8 @@
 """The replay itself: rounds of requests on every rank, with a meeting of all ranks after each.
 
 Covers the order of requests, the drift bound, and the end, also an early one. Does not cover what is done for a
-request (see `server`), who serves it (see `traces.deal`), nor what has to be agreed before (see `plan`).
+request (see `server`), who serves it (see `traces.deal`), what has to be agreed before (see `plan`), nor what is kept
+for the next job (see `keeping`).
 
 Ranks may not drift apart: a rank that runs ahead asks for blocks that nobody has computed yet. So a round is a run
 of requests of the trace, `window` for each rank on average, and nobody begins one of the next round before all have
@@ -14,6 +15,7 @@ Ranks also meet when a round takes long, so that Ctrl-C is answered and the view
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter, perf_counter_ns
@@ -23,10 +25,12 @@ import numpy as np
 
 from cascade_mpi.traces import Deal
 from cascade_mpi.workload.interrupt import Interruption
+from cascade_mpi.workload.keeping import Keeper
 from cascade_mpi.workload.pacing import Pace
 from cascade_mpi.workload.result import Result, Setting, distinct, gather, summarise
-from cascade_mpi.workload.sampling import Meeting, Sampler
+from cascade_mpi.workload.sampling import FLUSH, Meeting, Sampler
 from cascade_mpi.workload.server import BlockStore, Ids, Server
+from cascade_mpi.workload.tally import Counts
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -38,14 +42,19 @@ ROUND_S = 0.5  # a meeting is held after so long at the latest, or after the req
 class Progress:
     """How far this rank is in its share."""
 
+    begun: int = 0
+    """Requests of it that an earlier run has served."""
     served: int = 0
-    """Requests that are done."""
+    """Requests that are done, those included."""
     partly: int = 0
     """Blocks of the next one that are done: 0 unless it was stopped."""
 
     def ids(self, dealt: Deal) -> Ids:
         """Local. The block ids that were accessed."""
-        parts = [*dealt.mine[: self.served], *(ids[: self.partly] for ids in dealt.mine[self.served : self.served + 1])]
+        parts = [
+            *dealt.mine[self.begun : self.served],
+            *(ids[: self.partly] for ids in dealt.mine[self.served : self.served + 1]),
+        ]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
 
 
@@ -59,50 +68,86 @@ class Replay:
         dealt: Deal,
         setting: Setting,
         interruption: Interruption | None = None,
+        keeper: Keeper | None = None,
+        known: Ids | None = None,
     ) -> None:
+        """`known`: the block ids of this rank's share that are on disk already."""
         self._comm, self._dealt, self._setting = comm, dealt, setting
         self._interruption = interruption or Interruption(speaks=False)  # one that is not entered catches nothing
         self.server = Server(store, setting, dealt.longest, self._interruption.stopped)
         self._pace = None if setting.timed is None else Pace(setting.timed, store.progress)
-        self._at = Progress()
+        self._keeper, self._known = keeper, known
+        begun = int(np.searchsorted(dealt.indices, setting.first))
+        self._at = Progress(begun, begun)
         self.accesses = dealt.accesses
         """Of what was replayed, as the trace tells them: fewer after a signal."""
+        self.signal = 0
+        """The signal that ended the replay, also behind the last request; 0: none."""
 
     def run(self, sampler: Sampler, begin: Callable[[float], None] | None = None) -> Result:
         """Collective. Serve this rank's requests and sum up; `begin` is told the start. 1 Allreduce a round."""
-        comm, tally, at = self._comm, self.server.tally, self._at
+        comm, setting, keeper, tally, at = self._comm, self._setting, self._keeper, self.server.tally, self._at
         meeting = Meeting(comm)
-        a_round = self._setting.window * comm.size
-        limit = a_round  # requests of the trace before this number belong to this round or an earlier one
+        a_round = setting.window * comm.size
+        limit = setting.first + a_round  # requests of the trace before it belong to this round or an earlier one
+        marked: tuple[int, Counts] = setting.first, tally.vector()  # where the last round ended, and what was done then
+        flush = False
         self._interruption.replaying()
         comm.Barrier()
         start = perf_counter()
         sampler.begin(start)
         if self._pace is not None:
-            self._pace.begin(start)
+            self._pace.begin(start - self._passed())
+        if keeper is not None:
+            keeper.begin(start)
         if begin is not None:
             begin(start)
         while True:
             behind = self._serve_until(limit)
             came = perf_counter_ns()
-            verdict = meeting.meet(self._interruption.signal, sampler.due(), behind)
+            due = sampler.due() | (FLUSH if keeper is not None and keeper.due() else 0)
+            verdict = meeting.meet(self._interruption.signal, due, behind, self._interruption.stopped())
             tally.stall_ns += perf_counter_ns() - came
-            sampler.take(verdict.due)
-            if verdict.signal:
-                break
+            sampler.take(verdict.due & ~FLUSH)
+            flush |= bool(verdict.due & FLUSH)
             if not verdict.behind:
+                if keeper is not None:
+                    marked = min(limit, self._dealt.requests), sampler.own()[0] if keeper.counts else tally.vector()
                 if limit >= self._dealt.requests:
                     break
+                if flush and keeper is not None and not verdict.signal:
+                    flush = False
+                    keeper.flush()
+                    keeper.save(*marked, perf_counter() - start)
                 limit += a_round
+            if verdict.signal and (verdict.urgent or not verdict.behind):
+                break
         seconds = perf_counter() - start
         self._interruption.ending()
         tallies, bins, seconds = gather(comm, *sampler.own(), seconds)
-        unique, signal = None, 0
-        if int(tallies[:, 0].sum()) < self._dealt.requests:  # a signal behind the last request changes nothing
-            ids = at.ids(self._dealt)
-            self.accesses, unique, signal = comm.allreduce(ids.size), distinct(comm, ids), verdict.signal
+        if keeper is not None:
+            keeper.save(*marked, seconds)
+        unique, signal, ids = None, 0, at.ids(self._dealt)
+        done = int(tallies[:, 0].sum())
+        if done < self._dealt.requests:
+            self.accesses, unique = comm.allreduce(ids.size), distinct(comm, ids)
+        if setting.first + done < self._dealt.requests:  # a signal behind the last request changes nothing
+            signal = verdict.signal
+        self.signal = verdict.signal
+        warm = 0 if self._known is None else distinct(comm, np.intersect1d(self._known, ids))
         sampler.finish(tallies, bins, seconds)
-        return summarise(self._setting, tallies, bins, seconds, unique=unique, signal=signal)
+        return summarise(setting, tallies, bins, seconds, unique=unique, warm=warm, signal=signal)
+
+    def _passed(self) -> float:
+        """Collective. Seconds of the clock until the first request that is left, if there is one. 1 allreduce."""
+        from mpi4py import MPI
+
+        dealt, at, factor = self._dealt, self._at.begun, self._setting.timed
+        if not self._setting.first or factor is None:
+            return 0.0
+        mine = float(dealt.arrivals[at]) / factor if at < len(dealt.arrivals) else math.inf
+        first = self._comm.allreduce(mine, MPI.MIN)
+        return first if first < math.inf else 0.0
 
     def _serve_until(self, limit: int) -> bool:
         """Serve the requests of this round; true when some are left because the round took long or was stopped."""

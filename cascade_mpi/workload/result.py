@@ -17,7 +17,7 @@ from cascade_mpi.blocks import Verify
 from cascade_mpi.config import format_size
 from cascade_mpi.errors import ProtocolError
 from cascade_mpi.traces import KINDS
-from cascade_mpi.workload.tally import ARENA, NAMES, OPERATIONS, TIERS, Counts, Latencies, columns, rate, totals
+from cascade_mpi.workload.tally import ARENA, DISK, NAMES, OPERATIONS, TIERS, Counts, Latencies, columns, rate, totals
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -50,6 +50,11 @@ class Setting:
     """Of rank 0."""
     started: str
     """When rank 0 settled it: ISO 8601, UTC."""
+    disk: str | None = None
+    """The directory of the disk tier."""
+    durability: str = "none"
+    first: int = 0
+    """The request that the replay began with: an earlier run has served those before it."""
 
     def line(self) -> str:
         """Local. What is about to be done, in one line."""
@@ -58,9 +63,13 @@ class Setting:
         return (
             f"cascade workload: {_count(self.ranks, 'rank')} on {_count(self.nodes, 'node')}, DRAM"
             f" {format_size(self.dram_per_rank)} per rank, {format_size(self.dram_per_node)} per node,"
-            f" {format_size(self.dram_total)} in all; {self.trace}{told}: {_count(self.requests, 'request')},"
-            f" {_count(self.unique, 'block')} of {format_size(self.block_bytes)}; route {self.route}{pace}"
+            f" {format_size(self.dram_total)} in all{self._on_disk()}; {self.trace}{told}:"
+            f" {_count(self.requests, 'request')}, {_count(self.unique, 'block')} of {format_size(self.block_bytes)};"
+            f" route {self.route}{pace}"
         )
+
+    def _on_disk(self) -> str:
+        return "" if self.disk is None else f", disk {self.disk} ({self.durability})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +81,12 @@ class Result:
         Everything below is about that part; the blocks of a request that was cut short are in it as far as they went.
     hits
         Accesses whose block was fetched with the right contents. Every other access was computed, so that
-        ``hits + unique + double_computes == accesses``. As the first computation of a block is not a double one, the
-        last term follows from the others: what can be wrong is said by `check_counts`.
+        ``hits + unique - warm + double_computes == accesses``. As the first computation of a block is not a double one,
+        the last term follows from the others: what can be wrong is said by `check_counts`.
     unique
         Distinct blocks of the accesses.
+    warm
+        Those of them that were on disk when the store was opened.
     double_computes
         Blocks computed although they had been computed before: ranks raced, or the block was evicted or corrupt.
     get_gbps, put_gbps
@@ -100,6 +111,14 @@ class Result:
         were fetched tier by tier (one in `server.SAMPLED` of each rank; a batch is otherwise a mixture).
     latency_us
         Of one call for a batch of blocks: number of calls, blocks per call, mean and quantiles (to 1.1 %).
+    disk
+        Of all ranks: blocks and bytes that are on disk at the end (held), and what went there and came back. None
+        without a disk tier.
+    drained
+        What the end by a signal made durable, as `Store.drain` tells it. None if there was nothing to do, or no time.
+    parts
+        Sums over all runs that the file of the state knows of, this one included, up to `position`; None if it is the
+        only one.
     unwritten
         Files that were asked for and could not be written by rank 0, and why; it has said so.
     """
@@ -129,7 +148,20 @@ class Result:
     lateness: dict[str, float] | None = None
     tiers: dict[str, dict[str, float]] = field(default_factory=dict)
     latency_us: dict[str, dict[str, float]] = field(default_factory=dict)
+    warm: int = 0
+    disk: dict[str, int] | None = None
+    drained: dict[str, float] | None = None
+    parts: dict[str, float] | None = None
     unwritten: tuple[str, ...] = ()
+
+    @property
+    def goes_on(self) -> bool:
+        """Local. Whether another run is of use: it finds what this one has done. Not if contents were wrong.
+
+        Nor if this one has come nowhere: the next one may not either.
+        """
+        writes = self.setting.disk is not None and self.setting.durability != "read-only"
+        return writes and self.replayed > 0 and not self.corrupt and not self.unwritten
 
     def record(self) -> dict[str, Any]:
         """Local. One flat JSON object; `setting` is spread into it, its `unique` is `trace_unique`.
@@ -138,7 +170,8 @@ class Result:
         """
         flat = asdict(self)
         setting = flat.pop("setting")
-        return {"schema": SCHEMA, "cascade": __version__, **setting, "trace_unique": setting["unique"], **flat}
+        names = {"trace_unique": setting["unique"], "directory": setting.pop("disk")}
+        return {"schema": SCHEMA, "cascade": __version__, **setting, **names, **flat}
 
 
 def gather(comm: MPI.Intracomm, mine: Counts, bins: Counts, seconds: float) -> tuple[Counts, Counts, float]:
@@ -166,11 +199,12 @@ def distinct(comm: MPI.Intracomm, ids: npt.NDArray[np.uint64]) -> int:
 
 
 def summarise(
-    setting: Setting, tallies: Counts, bins: Counts, seconds: float, *, unique: int | None = None, signal: int = 0
-) -> Result:
+    setting: Setting, tallies: Counts, bins: Counts, seconds: float, *, unique: int | None = None, warm: int = 0,
+    signal: int = 0,
+) -> Result:  # fmt: skip
     """Local. The result from the tallies [ranks, NAMES] and the latency bins [OPERATIONS, bins].
 
-    `unique`: distinct blocks of what was replayed; None: all of the setting's.
+    `unique`: distinct blocks of what was replayed; None: all of the setting's. `warm`: those that were on disk before.
     """
     ranks, total = columns(tallies), totals(tallies)
     unique = setting.unique if unique is None else unique
@@ -181,7 +215,7 @@ def summarise(
         accesses=total["accesses"],
         hits=total["hits"],
         unique=unique,
-        double_computes=total["computes"] - unique,
+        double_computes=total["computes"] - (unique - warm),
         hit_rate=total["hits"] / total["accesses"] if total["accesses"] else 0.0,
         corrupt=total["corrupt"],
         kept=total["kept"],
@@ -211,6 +245,8 @@ def summarise(
             for tier in TIERS
         },
         latency_us=_latencies(total, bins),
+        warm=warm,
+        disk=None if setting.disk is None else {name: total[f"disk_{name}"] for name in DISK},
     )
 
 
@@ -224,7 +260,8 @@ def check_counts(result: Result, *, accesses: int, most_hits: int) -> None:
     if result.accesses != accesses:
         wrong.append(f"{result.accesses:,} accesses were counted, {accesses:,} are in what was replayed")
     if result.double_computes < 0:
-        wrong.append(f"{-result.double_computes:,} of the {result.unique:,} unique blocks were never computed")
+        there = f", {result.warm:,} of which were on disk," if result.warm else ""
+        wrong.append(f"{-result.double_computes:,} of the {result.unique:,} unique blocks{there} were never computed")
     if result.hits > most_hits:
         wrong.append(f"{result.hits:,} hits were counted, an endless cache has {most_hits:,}")
     if wrong:

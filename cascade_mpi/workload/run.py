@@ -10,26 +10,35 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cascade_mpi.config import format_size
+import numpy as np
+
+from cascade_mpi.config import Config, format_size
 from cascade_mpi.errors import ConfigError
 from cascade_mpi.traces.recording import Header
 from cascade_mpi.workload.interrupt import Interruption
+from cascade_mpi.workload.keeping import Keeper, shown
 from cascade_mpi.workload.live import LiveView, PlainLine
 from cascade_mpi.workload.metrics import JsonLines, PrometheusFile, open_textfile, textfile_path
 from cascade_mpi.workload.options import WorkloadOptions
 from cascade_mpi.workload.outputs import Opened, check
-from cascade_mpi.workload.plan import Nodes, Share, agree, needed_dram, settle, share, survey
+from cascade_mpi.workload.plan import Nodes, Share, agree, disk_cells, needed_dram, settle, share, survey
 from cascade_mpi.workload.recording import Recorder
 from cascade_mpi.workload.replay import Replay
-from cascade_mpi.workload.result import Result, Setting, check_counts
+from cascade_mpi.workload.result import Result, Setting, check_counts, distinct
 from cascade_mpi.workload.sampling import Observer, Sampler
+from cascade_mpi.workload.server import Ids, keys_of
+from cascade_mpi.workload.state import State, trace_digest
+from cascade_mpi.workload.state import read as read_state
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from cascade_mpi.store import Store
+
 Say = Callable[[str], None]
+_LOOKED_UP = 4096  # keys at once
 
 
 def run_workload(
@@ -49,22 +58,34 @@ def run_workload(
     if say is not None and options.trace is not None:
         say(f"cascade workload: {'every rank reads' if comm.size > 1 else 'reading'} {options.trace}")
     mine, dram = agree(comm, lambda: _prepare(comm, options, nodes))
-    setting = settle(comm, options, mine, dram, nodes)
+    state = _state(comm, options, mine)
+    setting = settle(comm, options, mine, dram, nodes, 0 if state is None else state.position)
     if say is not None:
         _introduce(say, setting, mine)
     from cascade_mpi.store import Store  # needs MPI: the options above do not
 
     with closing(_open(comm, options)) as opened:  # until the store is closed
-        with ExitStack() as stack, Store(comm, options.config, **{**options.store, "dram_bytes": dram}) as store:
+        with ExitStack() as stack, Store(comm, options.config, **_settings(options, mine, dram)) as store:
+            known = _known(comm, store, mine, setting)
+            if known is not None:
+                _begin_warm(comm, store, options, known, say)
             recorder = Recorder(store, comm.rank, opened.record) if opened.record is not None else None
-            replay = Replay(comm, recorder or store, mine.dealt, setting, interruption)
+            keeper = Keeper(
+                comm, store, every=options.flush_every, grace_s=options.grace, state=state, path=options.state
+            )  # fmt: skip
+            interruption = interruption or Interruption(speaks=False)  # one that is not entered catches nothing
+            replay = Replay(comm, recorder or store, mine.dealt, setting, interruption, keeper, known)
             observers = list(_observers(stack, comm, options, opened, setting, say))
             textfile = stack.enter_context(_textfile(comm, options, nodes))
             sampler = Sampler(comm, setting, store, replay.server, observers, textfile)
+            keeper.failed = sampler.failed
             result = replay.run(sampler, recorder.begin if recorder else None)
-        if interruption is not None:
-            interruption.closed()
-        check_counts(result, accesses=replay.accesses, most_hits=mine.dealt.prefix_hits)
+            drained = keeper.end(replay.signal, interruption)
+            disk = keeper.on_disk()  # again: most is written now
+        interruption.closed()
+        result = replace(result, disk=disk, drained=drained, parts=comm.bcast(shown(keeper.state)))
+        most = replay.accesses if result.warm or setting.first else mine.dealt.prefix_hits
+        check_counts(result, accesses=replay.accesses, most_hits=most)
         if recorder is not None and options.record is not None:
             header = Header(options.block_bytes, mine.block_tokens, comm.size, setting.trace, mine.has_blocks)
             if failed := recorder.collect(comm, options.record, header):
@@ -79,6 +100,57 @@ def _prepare(comm: MPI.Intracomm, options: WorkloadOptions, nodes: Nodes) -> Sha
     textfile = textfile_path(options, comm.rank, comm.size, nodes) if named else None
     check(options, textfile, writes=comm.rank == 0)
     return share(comm, options, nodes)
+
+
+def _state(comm: MPI.Intracomm, options: WorkloadOptions, mine: Share) -> State | None:
+    """Collective. Where an earlier run has ended, as rank 0 reads it; its error is raised on all ranks. 1 bcast."""
+    if options.state is None:
+        return None
+    found: State | ConfigError | None = None
+    if comm.rank == 0:
+        digest = trace_digest(mine.dealt, mine.trace, options.block_bytes)
+        try:
+            found = read_state(options.state, digest, mine.dealt.requests)
+        except ConfigError as error:
+            found = error
+    found = comm.bcast(found)
+    if isinstance(found, ConfigError):
+        raise found
+    return found
+
+
+def _settings(options: WorkloadOptions, mine: Share, dram: int) -> dict[str, Any]:
+    """The store's: what was asked for, and cells enough on disk."""
+    found = {**options.store, "dram_bytes": dram}
+    config = Config.make(options.config, **found)
+    cells = None if config.disk is None else disk_cells(mine.dealt, config, dram)
+    return found if cells is None else {**found, "disk_blocks": cells}
+
+
+def _known(comm: MPI.Intracomm, store: Store, mine: Share, setting: Setting) -> Ids | None:
+    """Collective. The blocks of this rank's share that are on disk; None if the directory was empty. 1 allreduce."""
+    disk = store.report()["disk"]
+    if not comm.allreduce(disk["found"]["blocks"] if disk["on"] else 0):
+        return None
+    dealt = mine.dealt
+    parts = dealt.mine[int(np.searchsorted(dealt.indices, setting.first)) :]
+    ids = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+    there = [
+        store.contains_many(keys_of(ids[at : at + _LOOKED_UP], setting)) for at in range(0, len(ids), _LOOKED_UP)
+    ]  # fmt: skip
+    found: Ids = ids[np.concatenate(there)] if there else ids
+    return found
+
+
+def _begin_warm(comm: MPI.Intracomm, store: Store, options: WorkloadOptions, known: Ids, say: Say | None) -> None:
+    """Collective. Say what is there, and bring it into memory if that was asked for."""
+    count = distinct(comm, known)
+    text = f"warm start: {count:,} blocks of the trace are on disk"
+    if options.warm is not None:
+        done = store.warm(budget=None if options.warm == "all" else options.warm)
+        text += f"; {done.blocks:,} blocks, {format_size(done.bytes)}, were brought into memory"
+    if say is not None:
+        say(text)
 
 
 def _open(comm: MPI.Intracomm, options: WorkloadOptions) -> Opened:
@@ -101,8 +173,10 @@ def _introduce(say: Say, setting: Setting, mine: Share) -> None:
     for note in mine.notes:
         say(f"note: {note}")
     needed = needed_dram(mine.dealt, setting.block_bytes)
-    if setting.dram_per_rank < needed:
+    if setting.dram_per_rank < needed and setting.disk is None:
         say(f"the trace needs {format_size(needed)} per rank to keep every block: expect evictions")
+    if setting.first:
+        say(f"going on behind request {setting.first:,}, where an earlier run has ended")
 
 
 def _observers(

@@ -61,12 +61,14 @@ class Verdict(NamedTuple):
     signal: int
     """The signal that ends the replay, 0: none."""
     due: int
-    """What is to be done now: `SAMPLE`, `TEXTFILE`, both or nothing."""
+    """What is to be done now: `SAMPLE`, `TEXTFILE` and `FLUSH`, some of them or nothing."""
     behind: bool
     """A rank has still requests of this round."""
+    urgent: bool
+    """The signal does not leave time for the rest of this round."""
 
 
-SAMPLE, TEXTFILE = 1, 2
+SAMPLE, TEXTFILE, FLUSH = 1, 2, 4
 
 
 class Meeting:
@@ -74,17 +76,17 @@ class Meeting:
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
-        self._mine = np.zeros(3, dtype=np.int64)
-        self._all = np.zeros(3, dtype=np.int64)
+        self._mine = np.zeros(4, dtype=np.int64)
+        self._all = np.zeros(4, dtype=np.int64)
 
-    def meet(self, signal: int, due: int, behind: bool) -> Verdict:
-        """Collective. 1 Allreduce of 24 bytes: no rank leaves it before all have come."""
+    def meet(self, signal: int, due: int, behind: bool, urgent: bool = False) -> Verdict:
+        """Collective. 1 Allreduce of 32 bytes: no rank leaves it before all have come."""
         from mpi4py import MPI
 
-        self._mine[:] = signal, due, behind
+        self._mine[:] = signal, due, behind, urgent
         self._comm.Allreduce(self._mine, self._all, MPI.MAX)
-        signal, due, late = self._all.tolist()
-        return Verdict(signal, due, bool(late))
+        signal, due, late, hurries = self._all.tolist()
+        return Verdict(signal, due, bool(late), bool(hurries))
 
 
 class Sampler:

@@ -161,6 +161,14 @@ class Server:
         self.latencies[name].add(spent)
 
 
+def keys_of(ids: Ids, setting: Setting) -> Ids:
+    """Local. The keys of block ids, uint64[n, 2]."""
+    keys = np.empty((len(ids), 2), dtype=np.uint64)
+    keys[:, 0] = _key_tag(setting)
+    keys[:, 1] = ids
+    return keys
+
+
 def _key_tag(setting: Setting) -> int:
     """The high half of the keys: one number per trace and block size; the low half is the block id."""
     name = f"{setting.trace} {setting.block_bytes}".encode()

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-TIERS = {"local": "self", "node": "node", "remote": "remote"}  # by the path's name in `Store.stats()` and `locate`
+# By the path's name in `locate`, and in `Store.stats()`.
+TIERS = {"local": "self", "node": "node", "remote": "remote", "disk": "disk"}
 OPERATIONS = ("lookup", "get", "put")
 ARENA = ("bytes", "live", "limbo", "free", "lent")
 Counts = npt.NDArray[np.int64]
@@ -35,6 +36,15 @@ GROUPS = {
         "dropped",
     ),
     "dedup": ("stored_again", "skipped", "waiting", "contents", "aliases", "alias_reads"),
+}  # fmt: skip
+
+# Of `Store.stats()["disk"]`: the name here, behind "disk_", and there.
+DISK = {
+    "held": "blocks", "held_bytes": "bytes",
+    **{name: name for name in (
+        "promoted", "promoted_bytes", "demoted", "demoted_bytes", "written", "written_bytes", "tombstones", "damaged",
+        "errors", "lost",
+    )},
 }  # fmt: skip
 
 
@@ -133,6 +143,22 @@ class Tally:
     remote_bytes: int = 0
     remote_timed_bytes: int = 0
     remote_timed_ns: int = 0
+    disk_gets: int = 0
+    disk_bytes: int = 0
+    disk_timed_bytes: int = 0
+    disk_timed_ns: int = 0
+    disk_held: int = 0
+    disk_held_bytes: int = 0
+    disk_promoted: int = 0
+    disk_promoted_bytes: int = 0
+    disk_demoted: int = 0
+    disk_demoted_bytes: int = 0
+    disk_written: int = 0
+    disk_written_bytes: int = 0
+    disk_tombstones: int = 0
+    disk_damaged: int = 0
+    disk_errors: int = 0
+    disk_lost: int = 0
     copies_promotions: int = 0
     copies_promoted_bytes: int = 0
     copies_refused: int = 0
@@ -175,8 +201,13 @@ class Tally:
             for name in names:
                 setattr(self, f"{group}_{name}", int(stats[group].get(name, 0)))  # without leases there are no extents
         for tier, path in TIERS.items():
-            setattr(self, f"{tier}_gets", int(stats["tiers"][path]["gets"]))
-            setattr(self, f"{tier}_bytes", int(stats["tiers"][path]["bytes"]))
+            if path in stats["tiers"]:
+                setattr(self, f"{tier}_gets", int(stats["tiers"][path]["gets"]))
+                setattr(self, f"{tier}_bytes", int(stats["tiers"][path]["bytes"]))
+        disk = stats["disk"]  # empty in a store without one
+        self.disk_gets, self.disk_bytes = int(disk.get("gets", 0)), int(disk.get("bytes_got", 0))
+        for name, theirs in DISK.items():
+            setattr(self, f"disk_{name}", int(disk.get(theirs, 0)))
 
     def add_timed(self, tier: str, nbytes: int, nanoseconds: int) -> None:
         """Local. Count a read that was served by one tier alone."""

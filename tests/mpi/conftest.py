@@ -166,7 +166,7 @@ def tmp_path() -> Iterator[Path]:
 
 
 def shared_folder() -> Path:
-    """Collective. A new folder that all ranks see, gone with the job; in memory unless TMPDIR is set: syncs cost less."""
+    """Collective. A new folder that all ranks see, gone with the job: in memory, unless TMPDIR is set."""
     world, where = MPI.COMM_WORLD, None
     if world.rank == 0:
         in_memory = "TMPDIR" not in os.environ and os.access("/dev/shm", os.W_OK)

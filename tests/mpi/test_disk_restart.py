@@ -20,6 +20,8 @@ from mpi4py import MPI
 from patterns import block, keys_at
 
 from cascade_mpi.disk import sequences
+from cascade_mpi.errors import ConfigError, NotConfiguredError, StoreFullError
+from cascade_mpi.kernels import context as c
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
 
@@ -257,6 +259,27 @@ def test_a_delete_that_found_nothing_does_not_kill_what_comes_meanwhile(
         assert_all(comm, after.contains(key) == there, f"{there} before")
 
 
+def test_blocks_of_a_namespace_that_nobody_has_used_yet(
+    store: Store, comm: MPI.Intracomm, folder: Path, raises_all: Callable[..., str]
+):
+    """The later job does not know its name, only its number, and that at epoch 0."""
+    for number in range(3):
+        store.put(comm.rank, block(number, 500), namespace=f"tenant {number}")
+    store.flush()
+    with later(comm, folder) as after:
+        assert np.array_equal(after.get_many([comm.rank], namespace="tenant 0")[0], block(0, 500))
+        assert np.array_equal(after.get(comm.rank, namespace="tenant 1"), block(1, 500))
+        out = np.zeros(500, np.uint8)
+        assert after.get(comm.rank, out, namespace="tenant 2") == 500
+        assert np.array_equal(out, block(2, 500))
+        comm.Barrier()
+    copy = str(folder / "store")
+    text = raises_all(
+        comm, ConfigError, lambda: Store(comm, **(SMALL | {"disk": copy, "disk_mode": "read", "namespace_slots": 3}))
+    )
+    assert "raise namespace_slots" in text
+
+
 def test_epochs_that_have_passed_do_not_come_back(
     store: Store, comm: MPI.Intracomm, folder: Path, assert_all: AssertAll
 ):
@@ -319,6 +342,40 @@ def test_what_is_left_of_a_ttl_counts_after_a_restart(
         assert_all(comm, np.array_equal(after.get(f"for ever {comm.rank}"), block(3, 5000)))
 
 
+def test_expired_blocks_give_their_disk_cells_back(
+    store: Store, comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch
+):
+    """Written by this job or found by it, on disk or in memory; and what is put next is newer, by whatever clock."""
+    me = comm.rank
+    for name in ("on disk", "backed", "promoted"):
+        store.put(f"{name} {me}", block(1, 3000), ttl=500)
+    store.put(f"lasts {me}", block(2, 3000))
+    store.sync()
+    leave_memory(store, [f"on disk {me}", f"promoted {me}", f"lasts {me}"])
+    store.put(f"memory {me}", block(1, 3000), ttl=500)
+    comm.Barrier()
+    assert store.get(f"promoted {(me + 1) % comm.size}") is not None
+    with later(comm, folder) as after:
+        for each in (store, after):
+            each._fabric.context[c.EPOCH] -= 1000  # so much later
+            deadline, disk = time.monotonic() + 10, each._disk
+            while comm.allreduce(disk.cells.live) > comm.size and comm.bcast(time.monotonic() < deadline):
+                each.progress()
+            assert_all(comm, disk.cells.live == (1 if each is store else disk.cells.live), str(each.stats()["disk"]))
+            assert_all(comm, comm.allreduce(disk.cells.live) == comm.size)
+            assert_all(comm, each.get(f"on disk {me}") is None and tier_of(each, f"lasts {me}") == "disk")
+    leave_memory(store, [f"memory {me}"])
+    assert_all(comm, store.stats()["disk"]["blocks"] == 1)
+    if comm.size == 1:
+        store._disk.tier.sequences._last = 0
+    clock(monkeypatch, -3600)
+    store.put(f"on disk {(me + 1) % comm.size}", block(3, 3000))
+    store.sync()
+    monkeypatch.undo()
+    with later(comm, folder) as after:
+        assert_all(comm, np.array_equal(after.get(f"on disk {me}"), block(3, 3000)))
+
+
 def test_protection_comes_back_with_the_block(store: Store, comm: MPI.Intracomm, folder: Path, assert_all: AssertAll):
     names = [f"{name} {comm.rank}" for name in ("prefix", "plain", "freed", "freed later")]
     for name in names:
@@ -339,7 +396,15 @@ def test_protection_comes_back_with_the_block(store: Store, comm: MPI.Intracomm,
         assert_all(comm, now[:2] == [True, False], str(now))
         assert_all(comm, not now[3], "what was set free on disk came back protected")
         comm.Barrier()
-        assert leave_memory(after, [f"prefix {rank}" for rank in range(comm.size)]) == 0
+        every = [f"prefix {rank}" for rank in range(comm.size)]
+        assert leave_memory(after, every) == 0
+        comm.Barrier()
+        assert after.unprotect(f"prefix {(comm.rank + 1) % comm.size}").all()
+        comm.Barrier()
+        went = leave_memory(after, every)
+        comm.Barrier()
+        assert np.array_equal(after.get(names[0]), block(1, 3000))
+        assert_all(comm, went == 1 and not after.locate(names[0]).protected, f"{went} {after.locate(names[0])}")
 
 
 def test_levels_of_durability(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll):
@@ -398,3 +463,101 @@ def test_a_close_seals_and_keeps_what_was_demoted(comm: MPI.Intracomm, folder: P
         assert_all(comm, report["found"]["blocks"] <= comm.size)
         total = comm.allreduce(after.report()["disk"]["found"]["blocks"])
         assert_all(comm, total == comm.size, f"{total} blocks were found at open")
+
+
+def test_a_deferred_put_that_cannot_be_published_is_told_of(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], raises_all: Callable[..., str]
+):
+    """By sync() on its rank, by flush() on all; what could be made durable is."""
+    store = open_store(comm, **(SMALL | {"disk": str(folder), "publish": "deferred", "index_blocks": 1}))
+    numbers = keys_at(store, 0)
+    mine = [next(numbers) for _ in range(18)]
+    for _ in range(2):
+        if comm.rank == 0:
+            for key in mine:
+                store.put(key, block(1, 100))
+        assert "2 of 18 blocks" in raises_all(comm, StoreFullError, store.flush)
+    if comm.rank == 0:
+        for key in mine:
+            store.put(key, block(1, 100))
+        with pytest.raises(StoreFullError, match=r"2 of 18 blocks were not published.*index_blocks"):
+            store.sync()
+        assert store.sync() == 0
+    comm.Barrier()
+
+
+@pytest.mark.parametrize("dedup", ["inline", "behind"])
+def test_blocks_by_content_stay_in_memory(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, dedup: str):
+    """They are dropped where others are demoted; where all is to be durable, they are refused.
+
+    With "behind" they are whole blocks at first: on disk they would come back after their names were deleted.
+    """
+    space = Namespace("contents", identity="content", hash="sha256")
+    key = f"of {comm.rank}"
+    with opened(comm, folder / "store", dedup=dedup) as store:
+        store.put(key, block(1, 5000), namespace=space)
+        store.put(key, block(2, 5000))
+        assert store.sync() == 1
+        comm.Barrier()
+        for tier in store._pool.tiers.values():
+            for first in np.flatnonzero(tier.words).tolist():
+                if tier.words[first]:
+                    tier.drop(first)
+        comm.Barrier()
+        assert_all(comm, store.get(key, namespace=space) is None and tier_of(store, key) == "disk")
+    with opened(comm, folder / "store", durability="writeback") as store:
+        for put in (
+            lambda: store.put(key, b"x", namespace=space),
+            lambda: store.put_many([key], [b"x"], namespace=space),
+        ):
+            with pytest.raises(NotConfiguredError, match=r"contents.*stay in memory.*writeback"):
+                put()
+        assert_all(comm, store.get(key, namespace=space) is None and np.array_equal(store.get(key), block(2, 5000)))
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["its own key", "another key"])
+def test_a_put_that_has_to_be_made_again_and_finds_no_room(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
+    monkeypatch: pytest.MonkeyPatch, same: bool,
+):  # fmt: skip
+    """A delete comes between its swap and its look at the floor, of a clock that is ahead.
+
+    Of the block itself: then it was stored, and is deleted. Of another key: it is refused, and found nowhere.
+    """
+    if comm.size == 1:
+        pytest.skip("a rank does not meet its own deletes")
+    store = open_store(comm, **(SMALL | {"disk": str(folder / "store"), "dram_bytes": "64KiB", "lease_extents": 0}))
+    numbers = keys_at(store, 0)
+    key, other = next(numbers), next(numbers)
+    last = comm.size - 1
+    if comm.rank == last:
+        clock(monkeypatch, 3600)
+        store.put(other, b"x")
+        comm.Barrier()
+        assert store.delete(comm.recv(source=0))
+        comm.send(None, 0)
+    elif comm.rank == 0:
+        comm.Barrier()
+        real, asked = store._disk.tier.sequences.floor, list[int]()
+
+        def floor(home: int) -> int:
+            if not asked:
+                asked.append(home)
+                comm.send(key if same else other, last)
+                comm.recv(source=last)
+            return real(home)
+
+        monkeypatch.setattr(store._disk.tier.sequences, "floor", floor)
+        done = store.put(key, block(1, 40_000))
+        assert done.stored is same and bool(asked), done
+        assert done.refused is not same and ("put again" in done.reason) is not same
+        store._pool.sweep()
+    else:
+        comm.Barrier()
+    monkeypatch.undo()
+    comm.Barrier()
+    assert_all(comm, store.get(key) is None and store.locate(key) is None)
+    store.check()
+    store.flush()
+    with later(comm, folder) as after:
+        assert_all(comm, after.get(key) is None)

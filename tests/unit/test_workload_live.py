@@ -30,7 +30,7 @@ def sample(tallies: list[Tally], seconds: float, **settled: Any) -> Sample:
 def test_rates_are_those_since_the_sample_before() -> None:
     before = sample([Tally(local_bytes=10**9, put_bytes=10**9)], 10.0)
     now = moment(sample([Tally(local_bytes=5 * 10**9, node_bytes=10**9, put_bytes=10**9)], 12.0), before)
-    assert now.gbps == {"local": 2.0, "node": 0.5, "remote": 0.0, "put": 0.0}
+    assert now.gbps == {"local": 2.0, "node": 0.5, "remote": 0.0, "disk": 0.0, "put": 0.0}
     assert moment(before).gbps["local"] == 0.1
 
 

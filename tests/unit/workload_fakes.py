@@ -64,7 +64,7 @@ class DictStore:
         tiers["self"] = {"gets": self.gets, "bytes": self.bytes}
         return {
             "recheck_retries": 3, "retries_exhausted": 1, "lost_cas": 4, "evicted": 2, "evicted_bytes": 200,
-            "misses": 5, "tiers": tiers, "dedup_hits": 6, "dedup_saved_bytes": 600, "pool": {},
+            "misses": 5, "disk": {}, "tiers": tiers, "dedup_hits": 6, "dedup_saved_bytes": 600, "pool": {},
             "arena": {"bytes": 1000, "live": 500, "limbo": 100, "free": 300, "lent": 100},
             **{group: dict.fromkeys(GROUPS[group], 7) for group in ("copies", "dedup")},
         }  # fmt: skip
