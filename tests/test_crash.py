@@ -14,6 +14,7 @@ from bench.crash_plan import KINDS, Kill, Kind, Round, settings_of
 
 pytestmark = [
     pytest.mark.launch,
+    pytest.mark.timeout(300),  # the first one compiles, where there is no cache yet
     pytest.mark.skipif(launch.mpiexec() is None, reason="there is no mpiexec beside python or in PATH"),
 ]
 KEYS = 48
