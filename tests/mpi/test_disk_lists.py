@@ -23,6 +23,8 @@ from cascade_mpi.spaces import NamespaceInfo
 from cascade_mpi.store import Store
 
 AssertAll = Callable[..., None]
+
+pytestmark = pytest.mark.alone
 TENANT = Namespace("tenant", salt=b"sixteen bytes or more")
 
 
@@ -206,33 +208,31 @@ def test_a_quota_counts_what_is_in_memory(disk: Store, comm: MPI.Intracomm, asse
     """A block that goes to disk is given back, one that comes is counted, and stays there if it would exceed it."""
     disk.set_quota(3000 * comm.size, TENANT)
     mine = [f"{comm.rank} {number}" for number in range(4)]
-    try:
-        for key in mine[:2]:
-            disk.put(key, block(1, 1000), namespace=TENANT)
-        disk.sync()
-        assert leave_memory(disk, mine[:2], TENANT) == 2
-        comm.Barrier()
-        disk.progress()
-        for key in mine[2:]:
-            assert disk.put(key, block(2, 1500), namespace=TENANT).stored
-        comm.Barrier()
-        used = disk._registry.used(disk._space(TENANT))
-        assert_all(comm, used == 3000 * comm.size, str(used))
-        comm.Barrier()
-        assert np.array_equal(disk.get(mine[0], namespace=TENANT), block(1, 1000))
-        assert_all(comm, tier_of(disk, mine[0], TENANT) == "disk")
-        with pytest.raises(StoreFullError, match="quota"):
-            disk.view(mine[0], namespace=TENANT)
-        disk.delete(mine[2], namespace=TENANT)
-        disk.progress()
-        comm.Barrier()
-        assert np.array_equal(disk.get(mine[0], namespace=TENANT), block(1, 1000))
-        assert_all(comm, tier_of(disk, mine[0], TENANT) == "dram")
-        comm.Barrier()
-        used = disk._registry.used(disk._space(TENANT))
-        assert_all(comm, used == 2500 * comm.size, str(used))
-    finally:
-        disk.set_quota(None, TENANT)
+    for key in mine[:2]:
+        disk.put(key, block(1, 1000), namespace=TENANT)
+    disk.sync()
+    assert leave_memory(disk, mine[:2], TENANT) == 2
+    comm.Barrier()
+    disk.progress()
+    for key in mine[2:]:
+        assert disk.put(key, block(2, 1500), namespace=TENANT).stored
+    comm.Barrier()
+    used = disk._registry.used(disk._space(TENANT))
+    assert_all(comm, used == 3000 * comm.size, str(used))
+    comm.Barrier()
+    assert np.array_equal(disk.get(mine[0], namespace=TENANT), block(1, 1000))
+    assert_all(comm, tier_of(disk, mine[0], TENANT) == "disk")
+    with pytest.raises(StoreFullError, match="quota"):
+        disk.view(mine[0], namespace=TENANT)
+    disk.delete(mine[2], namespace=TENANT)
+    disk.progress()
+    comm.Barrier()
+    assert np.array_equal(disk.get(mine[0], namespace=TENANT), block(1, 1000))
+    assert_all(comm, tier_of(disk, mine[0], TENANT) == "dram")
+    comm.Barrier()
+    used = disk._registry.used(disk._space(TENANT))
+    assert_all(comm, used == 2500 * comm.size, str(used))
+    disk.set_quota(None, TENANT)
 
 
 def test_collect_beside_blocks_on_disk(disk: Store, comm: MPI.Intracomm, assert_all: AssertAll):

@@ -88,7 +88,7 @@ def test_another_number_of_ranks_finds_the_same(comm: MPI.Intracomm, folder: Pat
         part = comm.Split(comm.rank != 0 and alone)
         if not alone or comm.rank == 0:
             with opened(part, folder, durability=["none", "writeback", "demote"][turn]) as store:
-                assert found(store, expected) == expected, turn  # on each rank
+                assert_all(part, found(store, expected) == expected, str(turn))  # before anybody changes them
                 names = [f"{turn} {at}" for at in range(12)]
                 for at, key in enumerate(names):
                     if at % part.size == part.rank:
@@ -513,3 +513,51 @@ def test_blocks_by_content_stay_in_memory(comm: MPI.Intracomm, folder: Path, ass
             with pytest.raises(NotConfiguredError, match=r"contents.*stay in memory.*writeback"):
                 put()
         assert_all(comm, store.get(key, namespace=space) is None and np.array_equal(store.get(key), block(2, 5000)))
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["its own key", "another key"])
+def test_a_put_that_has_to_be_made_again_and_finds_no_room(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
+    monkeypatch: pytest.MonkeyPatch, same: bool,
+):  # fmt: skip
+    """A delete comes between its swap and its look at the floor, of a clock that is ahead.
+
+    Of the block itself: then it was stored, and is deleted. Of another key: it is refused, and found nowhere.
+    """
+    if comm.size == 1:
+        pytest.skip("a rank does not meet its own deletes")
+    store = open_store(comm, **(SMALL | {"disk": str(folder / "store"), "dram_bytes": "64KiB", "lease_extents": 0}))
+    numbers = keys_at(store, 0)
+    key, other = next(numbers), next(numbers)
+    last = comm.size - 1
+    if comm.rank == last:
+        clock(monkeypatch, 3600)
+        store.put(other, b"x")
+        comm.Barrier()
+        assert store.delete(comm.recv(source=0))
+        comm.send(None, 0)
+    elif comm.rank == 0:
+        comm.Barrier()
+        real, asked = store._disk.tier.sequences.floor, list[int]()
+
+        def floor(home: int) -> int:
+            if not asked:
+                asked.append(home)
+                comm.send(key if same else other, last)
+                comm.recv(source=last)
+            return real(home)
+
+        monkeypatch.setattr(store._disk.tier.sequences, "floor", floor)
+        done = store.put(key, block(1, 40_000))
+        assert done.stored is same and bool(asked), done
+        assert done.refused is not same and ("put again" in done.reason) is not same
+        store._pool.sweep()
+    else:
+        comm.Barrier()
+    monkeypatch.undo()
+    comm.Barrier()
+    assert_all(comm, store.get(key) is None and store.locate(key) is None)
+    store.check()
+    store.flush()
+    with later(comm, folder) as after:
+        assert_all(comm, after.get(key) is None)
