@@ -81,15 +81,17 @@ class Cluster:
         return submitted.output.strip()
 
     def wait(self, job: str, *, output: Path, seconds: int) -> launch.Ended:
-        """Wait for the end of a batch job, for at most `seconds`; one that was queued again begins at once."""
-        deadline, looks = time.monotonic() + seconds, 0
+        """Wait for the end of a batch job, for at most `seconds`; one that was queued again begins soon."""
+        deadline, looks, hastened = time.monotonic() + seconds, 0, False
         while time.monotonic() < deadline:  # sbatch --wait looks after 2, 10, 42 s
             state = _state(job)
             looks = looks + 1 if state.ended else 0
             if looks > (LOOKS if state.may_be_queued_again else 0):
                 break
-            if state.name == "PENDING" and state.reason == "BeginTime":  # else it would wait two minutes
-                ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+            waits = state.name == "PENDING" and state.reason == "BeginTime"  # for two minutes
+            if waits and not hastened:  # at once its nodes would refuse it: they know, to the second, that it was ended
+                ask("scontrol", "update", f"JobId={job}", "StartTime=now+3")
+            hastened = waits
             time.sleep(0.2)
         status = state.status if state.ended else 124
         if not state.ended:
