@@ -22,7 +22,6 @@ from cascade_mpi.doctor.finding import Finding, ok, problem, warning
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-NAME = "files of other ranks"
 _PAGE = 4096
 
 
