@@ -127,13 +127,14 @@ def test_a_second_job_is_refused_with_the_name_of_the_first(
         assert_all(comm, np.array_equal(store.get("key"), block(2, 5000)))
 
 
+@pytest.mark.alone
 def test_reading_changes_nothing(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, raises_all: RaisesAll):
     with opened(comm, folder) as store:
         for number, key in enumerate(keys_of(comm.rank, 20)):
             store.put(key, block(number, 20_000))
         store.flush()
     before = tree(folder)
-    with opened(comm, folder, disk_mode="read", durability="writethrough", dram_bytes="64KiB") as store:
+    with opened(comm, folder, disk_mode="read", dram_bytes="64KiB", lease_extents=0) as store:
         for _ in range(2):
             for rank in range(comm.size):
                 for number, key in enumerate(keys_of(rank, 20)):
@@ -157,6 +158,7 @@ def test_reading_changes_nothing(comm: MPI.Intracomm, folder: Path, assert_all: 
         assert_all(comm, all(each == block(number, 20_000).tobytes() for number, each in enumerate(got.values())))
 
 
+@pytest.mark.alone
 def test_directories_that_cannot_be(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, raises_all: RaisesAll):
     def store(**settings: object) -> Callable[[], Store]:
         return lambda: Store(comm, **(SMALL | settings))
@@ -224,6 +226,7 @@ def test_a_full_disk_is_heard_where_it_must_be(
         assert_all(comm, set(dropped) == {*keys_of(0, 4)} | deleted, str(dropped))
 
 
+@pytest.mark.alone
 def test_a_writethrough_put_says_that_it_is_not_durable(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
     monkeypatch: pytest.MonkeyPatch,
@@ -284,6 +287,7 @@ def test_a_sync_that_fails_promises_nothing(
             assert np.array_equal(after.get(key), block(at % 6, 5000)), key
 
 
+@pytest.mark.alone
 def test_what_had_left_memory_and_is_not_durable_is_told_of(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
@@ -309,6 +313,7 @@ def test_what_had_left_memory_and_is_not_durable_is_told_of(
         assert_all(comm, list(found(after, mine).values()) == want)
 
 
+@pytest.mark.alone
 def test_a_directory_that_was_moved_is_noticed(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll, raises_all: RaisesAll
 ):
@@ -356,6 +361,7 @@ def test_a_close_that_fails_lets_the_others_close(
         assert_all(comm, all(np.array_equal(after.get(f"more of {rank}"), block(2, 5000)) for rank in range(last)))
 
 
+@pytest.mark.alone
 def test_disk_cells_run_out(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll, raises_all: RaisesAll
 ):
@@ -439,6 +445,7 @@ def test_damaged_records_are_misses_and_a_damaged_index_is_refused(
                 assert np.array_equal(store.get(keys_of(rank, 4)[number]), block(number, 9000))
 
 
+@pytest.mark.alone
 def test_a_segment_that_was_removed_is_a_miss(
     comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, caplog: pytest.LogCaptureFixture
 ):

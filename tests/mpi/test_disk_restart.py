@@ -49,6 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(sequences, "time", SimpleNamespace(time_ns=lambda: time.time_ns() + away))
 
 
+@pytest.mark.core
 def test_what_sync_and_flush_promise_is_found_after_a_kill(
     store: Store, comm: MPI.Intracomm, folder: Path, assert_all: AssertAll
 ):
@@ -81,6 +82,7 @@ def test_what_sync_and_flush_promise_is_found_after_a_kill(
     assert store.flush() == 0
 
 
+@pytest.mark.core
 def test_another_number_of_ranks_finds_the_same(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll):
     """Written by all ranks, then by one, then by all: each adds, replaces and deletes."""
     expected: dict[str, bytes] = {}
@@ -188,6 +190,7 @@ def test_a_put_after_a_delete_is_found_whatever_the_clocks_say(
         assert_all(comm, got == [block(10, 100).tobytes(), block(11, 100).tobytes(), None])
 
 
+@pytest.mark.alone
 def test_a_full_bucket_refuses_and_drops_nothing(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll
 ):
@@ -208,6 +211,7 @@ def test_a_full_bucket_refuses_and_drops_nothing(
     assert_all(comm, set(found(store, mine).values()) == {block(2, 1000).tobytes()})
 
 
+@pytest.mark.alone
 def test_what_finds_no_slot_can_be_deleted(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll
 ):
@@ -259,6 +263,7 @@ def test_a_delete_that_found_nothing_does_not_kill_what_comes_meanwhile(
         assert_all(comm, after.contains(key) == there, f"{there} before")
 
 
+@pytest.mark.alone
 def test_blocks_of_a_namespace_that_nobody_has_used_yet(
     store: Store, comm: MPI.Intracomm, folder: Path, raises_all: Callable[..., str]
 ):
@@ -318,6 +323,7 @@ def test_epochs_that_have_passed_do_not_come_back(
             assert_all(comm, reader.get(f"of {comm.rank}") is None)
 
 
+@pytest.mark.alone
 def test_what_is_left_of_a_ttl_counts_after_a_restart(
     store: Store, comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch
 ):
@@ -407,6 +413,7 @@ def test_protection_comes_back_with_the_block(store: Store, comm: MPI.Intracomm,
         assert_all(comm, went == 1 and not after.locate(names[0]).protected, f"{went} {after.locate(names[0])}")
 
 
+@pytest.mark.alone
 def test_levels_of_durability(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll):
     """Writethrough: what a put or a delete has returned is found after a kill. Writeback: it is written by itself."""
     me, other = comm.rank, (comm.rank + 1) % comm.size
@@ -430,6 +437,7 @@ def test_levels_of_durability(comm: MPI.Intracomm, folder: Path, assert_all: Ass
             assert_all(comm, np.array_equal(after.get(f"{other} 4"), block(4, 400)))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("level", ["none", "writethrough"])
 def test_deferred_puts_are_made_durable(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, level: str):
     """By sync(), which publishes this rank's, and with writethrough by publish()."""
@@ -465,6 +473,7 @@ def test_a_close_seals_and_keeps_what_was_demoted(comm: MPI.Intracomm, folder: P
         assert_all(comm, total == comm.size, f"{total} blocks were found at open")
 
 
+@pytest.mark.alone
 def test_a_deferred_put_that_cannot_be_published_is_told_of(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], raises_all: Callable[..., str]
 ):
@@ -486,6 +495,7 @@ def test_a_deferred_put_that_cannot_be_published_is_told_of(
     comm.Barrier()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("dedup", ["inline", "behind"])
 def test_blocks_by_content_stay_in_memory(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, dedup: str):
     """They are dropped where others are demoted; where all is to be durable, they are refused.
@@ -515,6 +525,7 @@ def test_blocks_by_content_stay_in_memory(comm: MPI.Intracomm, folder: Path, ass
         assert_all(comm, store.get(key, namespace=space) is None and np.array_equal(store.get(key), block(2, 5000)))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("same", [True, False], ids=["its own key", "another key"])
 def test_a_put_that_has_to_be_made_again_and_finds_no_room(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
