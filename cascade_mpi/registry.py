@@ -111,6 +111,11 @@ class Registry(Quotas):
             if slot % ranks == rank:
                 self._fabric.spaces.memory.view(np.uint64)[self._next_at + slot] = epoch
 
+    def used_here(self) -> dict[int, Namespace]:
+        """Local. The namespaces that this rank has used, by their ids."""
+        with self._lock:
+            return {number: space.namespace for number, space in self._by_id.items()}
+
     def all_epochs(self) -> dict[int, int]:
         """Local. By namespace id every epoch above 0, also of namespaces that this rank has not used. 1 Get."""
         ids = self._get(0, self._ids_at, self._slots).tolist()

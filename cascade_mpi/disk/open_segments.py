@@ -6,17 +6,13 @@ what a read that fails means (`reading`).
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any
 
-from cascade_mpi.errors import DamagedError
 from cascade_mpi.layout import DiskLocation
 from cascade_mpi.segments.files import Files
-from cascade_mpi.segments.format import UNIT, Place, end_of
+from cascade_mpi.segments.format import Place, end_of
 from cascade_mpi.segments.reader import SegmentReader, open_segment
 
 MOST = 256  # open files of a rank; the segment that was used last longest ago is closed first
@@ -49,16 +45,14 @@ class OpenSegments:
         DiskError
             NoSuchFileError if there is no such segment; others are the file system's.
         """
-        out = memoryview((ctypes.c_uint8 * length).from_address(address)).cast("B") if length else memoryview(b"")
-        with self._using(location.segment) as segment:
+        segment = self._take(location.segment)
+        try:
             reader = segment.reader
             if end_of(location.unit, length) > reader.size:
                 reader.size = reader.file.size()  # it was still being written when it was opened
-            record = reader.read(location.unit, segment.place, out, key=key, sequence=sequence)
-            if record.length != length:
-                raise DamagedError(
-                    reader.path, location.unit * UNIT, f"a record of {record.length} bytes, the index says {length}"
-                )
+            reader.read_to(location.unit, segment.place, address, length, key, sequence)
+        finally:
+            self._give_back(location.segment, segment)
 
     def forget(self, segment: int) -> None:
         """Local. Close a segment that was removed, or is not what it was."""
@@ -78,8 +72,7 @@ class OpenSegments:
         """Local. For statistics."""
         return {"open": len(self._open), "opened": self.opened}
 
-    @contextlib.contextmanager
-    def _using(self, number: int) -> Iterator[_Segment]:
+    def _take(self, number: int) -> _Segment:
         with self._lock:
             segment = self._open.get(number)
             if segment is None:
@@ -94,13 +87,13 @@ class OpenSegments:
                 self._close_some()
             self._open.move_to_end(number)
             segment.users += 1
-        try:
-            yield segment
-        finally:
-            with self._lock:
-                segment.users -= 1
-                if not segment.users and self._open.get(number) is not segment:
-                    segment.reader.close()  # it was forgotten meanwhile
+            return segment
+
+    def _give_back(self, number: int, segment: _Segment) -> None:
+        with self._lock:
+            segment.users -= 1
+            if not segment.users and self._open.get(number) is not segment:
+                segment.reader.close()  # it was forgotten meanwhile
 
     def _close_some(self) -> None:
         for number in list(self._open)[: -self._most]:

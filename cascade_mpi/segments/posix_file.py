@@ -19,6 +19,7 @@ import numpy as np
 
 from cascade_mpi.config import format_size
 from cascade_mpi.errors import DiskError, DiskGoneError
+from cascade_mpi.kernels.file_reads import read_summed_bytes
 from cascade_mpi.segments.direct import DirectPath, clip
 
 if TYPE_CHECKING:
@@ -83,6 +84,25 @@ class PosixFile:
                     break
                 done += taken
         return done
+
+    def read_summed(
+        self, head_at: int, head: int, head_bytes: int, offset: int, address: int, nbytes: int, value: int
+    ) -> bool:
+        """Local. Read `head_bytes` from `head_at` to the address `head` and `nbytes` from `offset` to `address`.
+
+        The checksum of the latter, which is computed on the way, goes to the address `value` (uint64). False: not all
+        of it was read, or it has to go past the page cache; `read_at` says what was wrong. 2 pread for 256 KiB.
+        """
+        if self._past is not None or self._file is None:
+            return False
+        done: int = read_summed_bytes(self._file, head_at, head, head_bytes, offset, address, nbytes, value)
+        return done == head_bytes + nbytes
+
+    def will_need(self, offset: int, nbytes: int) -> None:
+        """Local. Let the system read a range into its page cache meanwhile, if it likes. Never raises."""
+        if self._past is None and self._file is not None:
+            with suppress(OSError):
+                os.posix_fadvise(self._file, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def size(self) -> int:
         """Local. Bytes in the file now. 1 fstat."""

@@ -9,6 +9,8 @@ was compared with that of the file, and a payload goes into the memory of the ca
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -57,6 +59,8 @@ class SegmentReader:
     def __init__(self, file: File, path: str, store: bytes, segment: int) -> None:
         self.file, self.path, self.store, self.segment = file, path, store, segment
         self.size = file.size()
+        self._summed: Callable[..., bool] | None = getattr(file, "read_summed", None)
+        self._will_need: Callable[[int, int], None] | None = getattr(file, "will_need", None)
 
     def close(self) -> None:
         """Local. Close the file."""
@@ -132,6 +136,35 @@ class SegmentReader:
         if found != record.checksum:
             raise DamagedError(self.path, start, _differs(record, found))
         return record
+
+    def read_to(self, unit: int, place: Place, address: int, length: int, key: tuple[int, int], sequence: int) -> None:
+        """Local. As `read`, of a payload whose length is known, to an address that has room for it.
+
+        2 reads for 256 KiB. DamagedError also if the payload has another length.
+        """
+        start, path = unit * UNIT, self.path
+        head = np.empty(RECORD_BYTES // 8 + 1, np.uint64)  # the record's header, and the checksum of what was read
+        where: int = head.__array_interface__["data"][0]
+        value = where + RECORD_BYTES
+        begin = start + lead(length)
+        if self._summed is not None and self._summed(start, where, RECORD_BYTES, begin, address, length, value):
+            record = decode_record(head.data.cast("B")[:RECORD_BYTES], place, unit, self.size, path)
+            found = int(head[-1])
+            if key != (record.key_hi, record.key_lo) or sequence != record.sequence or length != record.length:
+                text = f"a record of another key, of sequence {record.sequence} or of {record.length} bytes, the index "
+                raise DamagedError(path, start, f"{text}says sequence {sequence} and {length} bytes")
+            if found != record.checksum:
+                raise DamagedError(path, start, _differs(record, found))
+            return
+        out = memoryview((ctypes.c_uint8 * length).from_address(address)).cast("B") if length else memoryview(b"")
+        record = self.read(unit, place, out, key=key, sequence=sequence)
+        if record.length != length:
+            raise DamagedError(path, start, f"a record of {record.length} bytes, the index says {length}")
+
+    def will_need(self, begin: int, end: int) -> None:
+        """Local. These bytes are read soon: let the system bring them meanwhile, where it can."""
+        if self._will_need is not None:
+            self._will_need(begin, end - begin)
 
     def verify(self, unit: int, record: Record, scratch: Scratch) -> None:
         """Local. Compare the checksum of a payload of any size, in pieces of 4 MiB; DamagedError if it is another."""

@@ -33,6 +33,8 @@ from cascade_mpi.errors import (
 from cascade_mpi.store import Store
 
 AssertAll = Callable[..., None]
+
+pytestmark = pytest.mark.alone
 RaisesAll = Callable[..., str]
 
 

@@ -23,6 +23,8 @@ from cascade_mpi.spaces import NamespaceInfo
 from cascade_mpi.store import Store
 
 AssertAll = Callable[..., None]
+
+pytestmark = pytest.mark.alone
 TENANT = Namespace("tenant", salt=b"sixteen bytes or more")
 
 
