@@ -6,6 +6,7 @@ damage. Does not cover each call that can fail (`tests/unit/test_segment_log.py`
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -72,6 +73,15 @@ def tree(folder: Path) -> dict[str, tuple[int, int, str]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }  # fmt: skip
+
+
+def open_in(folder: Path) -> list[str]:
+    """Local. The files of a folder that this process has open."""
+    links = []
+    for each in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the list itself
+            links.append(os.readlink(f"/proc/self/fd/{each}"))
+    return [each for each in links if each.startswith(str(folder))]
 
 
 def keys_of(rank: int, n: int) -> list[str]:
@@ -354,6 +364,7 @@ def test_a_close_that_fails_lets_the_others_close(
         refusing = Refusing(monkeypatch, errno.EIO, "fsync", "fdatasync")
         raised(DiskError, store.close)
         refusing.over()
+        assert not open_in(folder)
         store.close()  # nothing the second time
     else:
         store.close()
