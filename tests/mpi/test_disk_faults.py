@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_stores import SMALL, damages, found, killed, leave_memory, opened, tier_of
+from disk_stores import SMALL, Refusing, damages, found, killed, leave_memory, opened, tier_of
 from mpi4py import MPI
 from patterns import block
 
@@ -37,31 +37,6 @@ AssertAll = Callable[..., None]
 
 pytestmark = pytest.mark.alone
 RaisesAll = Callable[..., str]
-
-
-class Refusing:
-    """A file system that refuses some calls of this process, from the `after`-th on, `times` times."""
-
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, number: int, *calls: str, after: int = 0, times: int = 1 << 30
-    ) -> None:
-        self.number, self.after, self.times, self.refused = number, after, times, 0
-        self.patch = monkeypatch
-        for call in calls:
-            monkeypatch.setattr(os, call, self._instead(getattr(os, call)))
-
-    def _instead(self, call: Callable[..., object]) -> Callable[..., object]:
-        def refuse(*args: object, **options: object) -> object:
-            self.after -= 1
-            if self.after >= 0 or self.refused >= self.times:
-                return call(*args, **options)
-            self.refused += 1
-            raise OSError(self.number, os.strerror(self.number))
-
-        return refuse
-
-    def over(self) -> None:
-        self.patch.undo()
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, str]]:
