@@ -276,7 +276,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(each, marks=() if each == "hash" else pytest.mark.alone) for each in VARIANTS]
+)
 def test_whatever_the_settings(
     variant: str, comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store],
     assert_all: Callable[..., None],
