@@ -161,5 +161,5 @@ class Namespaces(OpenStore):
         return self._registry.list(self._held)
 
     def _held(self, namespace_id: int, epoch: int) -> tuple[int, int, int, int, int]:
-        on_disk = (0, 0) if self._disk is None else self._disk.tier.held(namespace_id, epoch)
+        on_disk = (0, 0) if self._disk is None else self._disk.tier.held_in(namespace_id, epoch)
         return *self._pool.held(namespace_id, epoch), *on_disk

@@ -142,9 +142,11 @@ class Disk(NamedTuple):
         try:
             if self.tier.writes_at_close:
                 self.tier.sync(seal=True)
-            self.tier.close()
-        finally:
-            self.segments.close()
+        finally:  # what was written before is sealed all the same
+            try:
+                self.tier.close()
+            finally:
+                self.segments.close()
 
     def stats(self) -> dict[str, Any]:
         """Local. Counters of this rank since the store was opened."""

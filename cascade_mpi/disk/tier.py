@@ -483,7 +483,7 @@ class DiskTier:
                     return True
         return False
 
-    def held(self, namespace_id: int, epoch: int) -> tuple[int, int]:
+    def held_in(self, namespace_id: int, epoch: int) -> tuple[int, int]:
         """Local. The blocks of a namespace at an epoch on this rank's disk cells alone, and their bytes. 1 Get each."""
         with self._pool.lock:
             cells = [each for each in self.cells.cells_of(namespace_id, epoch).tolist() if self.cells.standing(each)]

@@ -1,17 +1,19 @@
-"""What tests of the disk tier share: small stores on a folder of all ranks, blocks that leave memory, and crashes.
+"""What tests of the disk tier share: small stores on a folder of all ranks, blocks that leave memory, refusals, kills.
 
-A crash is a copy of the folder: what a job that is killed at this moment leaves behind, as long as the machine lives.
+A kill is a copy of the folder: what a job that is killed at this moment leaves behind, as long as the machine lives.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from mpi4py import MPI
 
 from cascade_mpi.keys import Key, key_words
@@ -23,6 +25,31 @@ from cascade_mpi.store import Store
 SMALL: dict[str, Any] = {
     "dram_bytes": "512KiB", "disk_blocks": 512, "segment_bytes": "1MiB", "disk_direct": "off", "copy_threads": 1,
 }  # fmt: skip
+
+
+class Refusing:
+    """A file system that refuses some calls of this process, from the `after`-th on, `times` times."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, number: int, *calls: str, after: int = 0, times: int = 1 << 30
+    ) -> None:
+        self.number, self.after, self.times, self.refused = number, after, times, 0
+        self.patch = monkeypatch
+        for call in calls:
+            monkeypatch.setattr(os, call, self._instead(getattr(os, call)))
+
+    def _instead(self, call: Callable[..., object]) -> Callable[..., object]:
+        def refuse(*args: object, **options: object) -> object:
+            self.after -= 1
+            if self.after >= 0 or self.refused >= self.times:
+                return call(*args, **options)
+            self.refused += 1
+            raise OSError(self.number, os.strerror(self.number))
+
+        return refuse
+
+    def over(self) -> None:
+        self.patch.undo()
 
 
 @contextmanager

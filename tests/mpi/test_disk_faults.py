@@ -6,6 +6,7 @@ damage. Does not cover each call that can fail (`tests/unit/test_segment_log.py`
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_stores import SMALL, damages, found, killed, leave_memory, opened, tier_of
+from disk_stores import SMALL, Refusing, damages, found, killed, leave_memory, opened, tier_of
 from mpi4py import MPI
 from patterns import block
 
@@ -38,31 +39,6 @@ pytestmark = pytest.mark.alone
 RaisesAll = Callable[..., str]
 
 
-class Refusing:
-    """A file system that refuses some calls of this process, from the `after`-th on, `times` times."""
-
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, number: int, *calls: str, after: int = 0, times: int = 1 << 30
-    ) -> None:
-        self.number, self.after, self.times, self.refused = number, after, times, 0
-        self.patch = monkeypatch
-        for call in calls:
-            monkeypatch.setattr(os, call, self._instead(getattr(os, call)))
-
-    def _instead(self, call: Callable[..., object]) -> Callable[..., object]:
-        def refuse(*args: object, **options: object) -> object:
-            self.after -= 1
-            if self.after >= 0 or self.refused >= self.times:
-                return call(*args, **options)
-            self.refused += 1
-            raise OSError(self.number, os.strerror(self.number))
-
-        return refuse
-
-    def over(self) -> None:
-        self.patch.undo()
-
-
 def tree(folder: Path) -> dict[str, tuple[int, int, str]]:
     """Local. All files of a folder: sizes, times of change, contents."""
     return {
@@ -72,6 +48,15 @@ def tree(folder: Path) -> dict[str, tuple[int, int, str]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }  # fmt: skip
+
+
+def open_in(folder: Path) -> list[str]:
+    """Local. The files of a folder that this process has open."""
+    links = []
+    for each in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the list itself
+            links.append(os.readlink(f"/proc/self/fd/{each}"))
+    return [each for each in links if each.startswith(str(folder))]
 
 
 def keys_of(rank: int, n: int) -> list[str]:
@@ -129,13 +114,14 @@ def test_a_second_job_is_refused_with_the_name_of_the_first(
         assert_all(comm, np.array_equal(store.get("key"), block(2, 5000)))
 
 
+@pytest.mark.alone
 def test_reading_changes_nothing(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, raises_all: RaisesAll):
     with opened(comm, folder) as store:
         for number, key in enumerate(keys_of(comm.rank, 20)):
             store.put(key, block(number, 20_000))
         store.flush()
     before = tree(folder)
-    with opened(comm, folder, disk_mode="read", durability="writethrough", dram_bytes="64KiB") as store:
+    with opened(comm, folder, disk_mode="read", dram_bytes="64KiB", lease_extents=0) as store:
         for _ in range(2):
             for rank in range(comm.size):
                 for number, key in enumerate(keys_of(rank, 20)):
@@ -159,6 +145,7 @@ def test_reading_changes_nothing(comm: MPI.Intracomm, folder: Path, assert_all: 
         assert_all(comm, all(each == block(number, 20_000).tobytes() for number, each in enumerate(got.values())))
 
 
+@pytest.mark.alone
 def test_directories_that_cannot_be(comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, raises_all: RaisesAll):
     def store(**settings: object) -> Callable[[], Store]:
         return lambda: Store(comm, **(SMALL | settings))
@@ -226,6 +213,7 @@ def test_a_full_disk_is_heard_where_it_must_be(
         assert_all(comm, set(dropped) == {*keys_of(0, 4)} | deleted, str(dropped))
 
 
+@pytest.mark.alone
 def test_a_writethrough_put_says_that_it_is_not_durable(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
     monkeypatch: pytest.MonkeyPatch,
@@ -286,6 +274,7 @@ def test_a_sync_that_fails_promises_nothing(
             assert np.array_equal(after.get(key), block(at % 6, 5000)), key
 
 
+@pytest.mark.alone
 def test_what_had_left_memory_and_is_not_durable_is_told_of(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
@@ -311,6 +300,7 @@ def test_what_had_left_memory_and_is_not_durable_is_told_of(
         assert_all(comm, list(found(after, mine).values()) == want)
 
 
+@pytest.mark.alone
 def test_a_directory_that_was_moved_is_noticed(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll, raises_all: RaisesAll
 ):
@@ -349,6 +339,7 @@ def test_a_close_that_fails_lets_the_others_close(
         refusing = Refusing(monkeypatch, errno.EIO, "fsync", "fdatasync")
         raised(DiskError, store.close)
         refusing.over()
+        assert not open_in(folder)
         store.close()  # nothing the second time
     else:
         store.close()
@@ -358,6 +349,7 @@ def test_a_close_that_fails_lets_the_others_close(
         assert_all(comm, all(np.array_equal(after.get(f"more of {rank}"), block(2, 5000)) for rank in range(last)))
 
 
+@pytest.mark.alone
 def test_disk_cells_run_out(
     comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll, raises_all: RaisesAll
 ):
@@ -441,6 +433,7 @@ def test_damaged_records_are_misses_and_a_damaged_index_is_refused(
                 assert np.array_equal(store.get(keys_of(rank, 4)[number]), block(number, 9000))
 
 
+@pytest.mark.alone
 def test_a_segment_that_was_removed_is_a_miss(
     comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, caplog: pytest.LogCaptureFixture
 ):

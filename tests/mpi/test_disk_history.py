@@ -10,6 +10,7 @@ away. "Later" is a call that began after the other had ended.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from mpi4py import MPI
 from patterns import block
 
 from cascade_mpi.disk import sequences
+from cascade_mpi.errors import NotOnNodeError
 from cascade_mpi.store import Store
 
 SEEDS = range(int(os.environ.get("TEST_DISK_HISTORIES", "2")))
@@ -159,9 +161,18 @@ def play(store: Store, rng: np.random.Generator, me: int, base: int, history: Hi
         elif kind < 0.95:
             store.sync([key])
             history.syncs.append(Sync(me, key, began, clock()))
-        elif kind < 0.97:
+        elif kind < 0.96:
             store.protect(key)
             store.unprotect(key)
+        elif kind < 0.97:
+            store.prefetch(rng.integers(1, KEYS + 1, 4).tolist())  # in another thread, beside what follows
+        elif kind < 0.98:
+            with contextlib.suppress(NotOnNodeError):
+                value, view = 0, store.view(key)
+                if view is not None:
+                    with view as array:
+                        value = value_of(array)
+                history.reads.append(Read(key, value, began, clock()))
         else:
             store.progress()
 
@@ -195,7 +206,10 @@ def test_random_histories(
                     play(store, rng, comm.rank, base + turn * (1 << 20), history)
                     began = time.monotonic_ns()
                     if turn == 0:
-                        store.flush()
+                        if seed + job & 1:
+                            store.compact()  # a flush too
+                        else:
+                            store.flush()
                         history.syncs.append(Sync(None, None, min(part.allgather(began)), time.monotonic_ns()))
                 copy = killed(part, where, folder / f"job {job + 1}")
                 everything = History(*([each for some in part.allgather(x) for each in some] for x in history))

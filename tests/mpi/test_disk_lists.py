@@ -87,6 +87,7 @@ def test_each_block_is_listed_once(disk: Store, comm: MPI.Intracomm, assert_all:
     comm.Barrier()
 
 
+@pytest.mark.alone
 def test_what_moves_while_it_is_listed_is_listed_once(disk: Store, comm: MPI.Intracomm, assert_all: AssertAll):
     """Between memory and disk, in both directions, before and after its turn."""
     mine = keys_of(comm.rank, 40)
@@ -112,6 +113,7 @@ def test_what_moves_while_it_is_listed_is_listed_once(disk: Store, comm: MPI.Int
         assert_all(comm, not wrong and len(came) == len(mine), f"turn {turn}: {wrong}")
 
 
+@pytest.mark.alone
 def test_a_scan_in_pieces_follows_too(
     disk: Store, comm: MPI.Intracomm, assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch
 ):
@@ -204,8 +206,11 @@ def test_delete_all_takes_what_is_on_disk(
             assert_all(comm, comm.allreduce(last.stats()["disk"]["blocks"]) == 0)
 
 
-def test_a_quota_counts_what_is_in_memory(disk: Store, comm: MPI.Intracomm, assert_all: AssertAll):
+def test_a_quota_counts_what_is_in_memory(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll
+):
     """A block that goes to disk is given back, one that comes is counted, and stays there if it would exceed it."""
+    disk = open_store(comm, **(SMALL | {"disk": str(folder), "durability": "none"}))
     disk.set_quota(3000 * comm.size, TENANT)
     mine = [f"{comm.rank} {number}" for number in range(4)]
     for key in mine[:2]:
@@ -224,6 +229,7 @@ def test_a_quota_counts_what_is_in_memory(disk: Store, comm: MPI.Intracomm, asse
     assert_all(comm, tier_of(disk, mine[0], TENANT) == "disk")
     with pytest.raises(StoreFullError, match="quota"):
         disk.view(mine[0], namespace=TENANT)
+    comm.Barrier()
     disk.delete(mine[2], namespace=TENANT)
     disk.progress()
     comm.Barrier()
@@ -232,9 +238,9 @@ def test_a_quota_counts_what_is_in_memory(disk: Store, comm: MPI.Intracomm, asse
     comm.Barrier()
     used = disk._registry.used(disk._space(TENANT))
     assert_all(comm, used == 2500 * comm.size, str(used))
-    disk.set_quota(None, TENANT)
 
 
+@pytest.mark.alone
 def test_collect_beside_blocks_on_disk(disk: Store, comm: MPI.Intracomm, assert_all: AssertAll):
     space = Namespace("contents", identity="content", hash="sha256")
     for name in ("name", "another name"):

@@ -87,6 +87,7 @@ def wrong_reads(store: Store, key: str, value: np.ndarray) -> list[str]:
     return [f"{key}: {name}" for name, right in results.items() if not right]
 
 
+@pytest.mark.core
 def test_blocks_of_all_kinds_are_read_from_disk(disk: Store, comm: MPI.Intracomm, assert_all: Callable[..., None]):
     """By the rank that put them and by others, before anything was promoted and after."""
     made = values()
@@ -103,6 +104,7 @@ def test_blocks_of_all_kinds_are_read_from_disk(disk: Store, comm: MPI.Intracomm
         disk.check()
 
 
+@pytest.mark.alone
 def test_views_and_pins_bring_a_block_into_memory(disk: Store, comm: MPI.Intracomm, assert_all: Callable[..., None]):
     value, key = block(1, 70_000), f"of {comm.rank}"
     disk.put(key, value)
@@ -118,6 +120,7 @@ def test_views_and_pins_bring_a_block_into_memory(disk: Store, comm: MPI.Intraco
     assert_all(comm, tier_of(disk, key) == "disk" and disk.stats()["disk"]["written"] > 0)
 
 
+@pytest.mark.alone
 def test_a_clean_block_leaves_without_a_write(disk: Store, comm: MPI.Intracomm, assert_all: Callable[..., None]):
     """Written by sync() or read from the disk: its word is swapped, and comes back."""
     keys = [(comm.rank, number) for number in range(4)]
@@ -242,11 +245,13 @@ def test_prefetch_and_warm_bring_blocks(disk: Store, comm: MPI.Intracomm, assert
     assert_all(comm, (done.blocks, done.bytes, done.left) == (comm.size, 9000 * comm.size, 0), str(done))
     done = disk.warm(budget=20_000)
     assert_all(comm, (done.blocks, done.left) == (2 * comm.size, comm.size), str(done))
-    assert_all(comm, sorted(tier_of(disk, key) for key in mine) == ["disk"] + ["dram"] * 5)
+    tiers = [tier_of(disk, key) for key in mine]
+    assert_all(comm, sorted(tiers) == ["disk"] + ["dram"] * 5, str(tiers))
     assert disk.prefetch(mine).result() == 1
-    assert_all(comm, np.array_equal(disk.get(mine[5]), block(5, 9000)))
+    assert_all(comm, all(np.array_equal(disk.get(key), block(at, 9000)) for at, key in enumerate(mine)))
 
 
+@pytest.mark.alone
 def test_a_view_says_that_there_is_no_room(comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store]):
     """Where nothing may go: a read gives the bytes all the same."""
     store = open_store(comm, **(SMALL | {"disk": str(folder), "dram_bytes": "64KiB", "lease_extents": 0}))
@@ -271,7 +276,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(each, marks=() if each == "hash" else pytest.mark.alone) for each in VARIANTS]
+)
 def test_whatever_the_settings(
     variant: str, comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store],
     assert_all: Callable[..., None],
