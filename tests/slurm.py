@@ -37,6 +37,10 @@ RELIABLE = {"MPIR_CVAR_CH4_NETMOD": "ofi"}
 # control group for all of Slurm makes the nodes one session's work again, as the ranks of a real node are.
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 CPU_GROUP = Path("/sys/fs/cgroup/cpu/cascade-slurm-tests")  # of cgroup v1
+# Others are passing, SIGNALING and REQUEUED among them.
+ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+)  # fmt: skip
 DAEMONS = ("slurmctld", "slurmscriptd", "slurmd", "slurmstepd", "munged")
 
 
@@ -211,10 +215,9 @@ def _state(job: str) -> _State:
     fields = dict(field.split("=", 1) for field in shown.split() if "=" in field)
     status, _, killed_by = fields.get("ExitCode", "0:0").partition(":")
     name = fields.get("JobState", "not known")
-    waits = name in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "not known")
     return _State(
         name,
-        not waits,
+        name in ENDED,
         int(status) or (128 + int(killed_by) if int(killed_by) else int(name != "COMPLETED")),
         fields.get("Reason", ""),
     )

@@ -19,7 +19,7 @@ from cascade_mpi.commands import workload as workload_command
 from cascade_mpi.disk.tier import DiskTier
 from cascade_mpi.errors import ConfigError, DiskFullError
 from cascade_mpi.traces import deal
-from cascade_mpi.workload import Result, WorkloadOptions, run_workload
+from cascade_mpi.workload import Result, WorkloadOptions, replay, run_workload
 from cascade_mpi.workload.interrupt import Interruption
 from cascade_mpi.workload.keeping import Keeper
 
@@ -146,9 +146,31 @@ def test_a_replay_that_is_ended_goes_on_as_if_it_had_not_been(
     assert_all(comm, (whole["runs"], whole["requests"]) == (2, TALKS * TURNS), str(whole))
     assert_all(comm, whole["accesses"] == first.accesses + second.accesses, str(whole))
     assert_all(comm, whole["hits"] == first.hits + second.hits and whole["corrupt"] == 0, str(whole))
+    from_disk = first.tiers["disk"]["gets"] + second.tiers["disk"]["gets"]
+    assert_all(comm, whole["disk_gets"] == from_disk, f"{whole}, {from_disk} from disk")
     if comm.rank == 0:
         assert f"going on behind request {first.replayed}, where an earlier run has ended" in said
         assert any(line.startswith(f"warm start: {second.warm} blocks") for line in said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_round_ends_before_the_job_does_if_there_is_time(
+    comm: MPI.Intracomm, assert_all: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Ranks meet after each request here, so a signal comes in the middle of a round. SIGTERM leaves no time for it."""
+    monkeypatch.setattr(replay, "ROUND_S", 0.0)
+    given = options(comm, folder)
+    first = run(comm, given, monkeypatch, Signal(number, 2, here=True))
+    a_round = first.setting.window * comm.size
+    assert_all(comm, (first.replayed == a_round) == (number == signal.SIGUSR1), f"{first.replayed} of {a_round}")
+    second = run(comm, given, monkeypatch)
+    begins = a_round if number == signal.SIGUSR1 else 0  # what was begun is served once more
+    assert_all(comm, second.setting.first == begins, f"{second.setting}")
+    assert_all(comm, second.replayed == TALKS * TURNS - begins, f"{second.replayed}")
+    assert_all(comm, second.parts["requests"] == TALKS * TURNS, str(second.parts))
+    assert_all(comm, second.parts["corrupt"] == second.double_computes == 0, str(second))
+    if number == signal.SIGUSR1:
+        assert_all(comm, second.parts["hits"] == endless_hits(given), str(second.parts))
 
 
 def test_several_ends_on_several_numbers_of_ranks_come_to_the_same(
