@@ -26,6 +26,23 @@ _POLL_S = 0.005
 _CLEAR_S = 20.0  # in which the launcher ends the ranks that are left when one was killed
 
 
+class _Patience:
+    """How long a job is waited for, not counting what this process was stopped or kept off the processor for."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    def until(self, done: Callable[[], bool]) -> bool:
+        """Local. Wait for something; False: patience is over."""
+        while not done():
+            if self._left <= 0:
+                return False
+            began = time.monotonic()
+            time.sleep(_POLL_S)
+            self._left -= min(time.monotonic() - began, 10 * _POLL_S)
+        return True
+
+
 class Ended(NamedTuple):
     """A job that is over."""
 
@@ -44,7 +61,8 @@ def launcher() -> str | None:
 
 def compile_kernels() -> None:
     """Local. Fill the kernel cache: the first job would compile for longer than a job may last."""
-    program = "import cascade_mpi.onesided, bench.stamped; from cascade_mpi.kernels import jit; jit.warm()"
+    modules = "cascade_mpi.onesided, cascade_mpi.kernels.fill, bench.stamped"
+    program = f"import {modules}; from cascade_mpi.kernels import jit; jit.warm(); bench.stamped.warm()"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
 
 
@@ -54,17 +72,17 @@ def play(round: Round, seconds: float) -> Ended:
     round.write(plan)
     command = [str(launcher()), "-n", str(round.ranks), sys.executable, "-m", "bench.crash_job", str(plan)]
     journals = [round.journal(rank) for rank in range(round.ranks)]
-    until = time.monotonic() + seconds
+    patience = _Patience(seconds)
     with open(errors, "w+b") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
         killed = hung = False
         try:
-            killed = _kill(round, journals, process, until)
+            killed = _kill(round, journals, process, patience)
             if killed:
-                until = min(until, time.monotonic() + _CLEAR_S)
-            hung = not _until(lambda: _over(process, journals), until)
+                patience = _Patience(_CLEAR_S)
+            hung = not patience.until(lambda: _over(process, journals))
         finally:
             _clear_away(process, journals)
         output.seek(0)
@@ -73,22 +91,23 @@ def play(round: Round, seconds: float) -> Ended:
     return Ended(notes, killed or bool(notes.step), hung, process.returncode, text)
 
 
-def _kill(round: Round, journals: list[Path], process: subprocess.Popen[bytes], until: float) -> bool:
+def _kill(round: Round, journals: list[Path], process: subprocess.Popen[bytes], patience: _Patience) -> bool:
     """Kill from outside, if the round says so: whether it was done before the job was over."""
     kill = round.kill
     if kill is None or not kill.from_outside:
         return False
     word = b'["work"' if kill.phase == "work" else b'["pid"'
-    if not _until(lambda: process.poll() is not None or all(_has(each, word) for each in journals), until):
+    if not patience.until(lambda: process.poll() is not None or all(_has(each, word) for each in journals)):
         return False
     time.sleep(kill.seconds)
     if process.poll() is not None:
         return False
-    pids = _notes(journals).pids
+    pids, met = _notes(journals).pids, False
     for pid in pids if kill.who == "all" else [pids[kill.rank]]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return True
+            met = True
+    return met
 
 
 def _over(process: subprocess.Popen[bytes], journals: list[Path]) -> bool:
@@ -130,11 +149,3 @@ def _notes(journals: list[Path]) -> Notes:
 
 def _has(path: Path, word: bytes) -> bool:
     return path.exists() and word in path.read_bytes()
-
-
-def _until(done: Callable[[], bool], until: float) -> bool:
-    while not done():
-        if time.monotonic() > until:
-            return False
-        time.sleep(_POLL_S)
-    return True

@@ -27,31 +27,31 @@ def _compiled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "kill"),
+    ("kind", "kill", "seed"),
     [
-        (KINDS[0], Kill("one", 1, "step", "synced", 6)),
-        (KINDS[3], Kill("all", 0, "step", "flush:folder-synced", 4)),  # nothing is durable but by a flush
+        (KINDS[0], Kill("one", 1, "step", "synced", 6), 53),  # no flush in the first seven laps
+        (KINDS[3], Kill("all", 0, "step", "flush:folder-synced", 4), 7),  # nothing is durable but by a flush
     ],
     ids=["sync", "flush"],
 )
-def test_one_kill_at_a_step(tmp_path: Path, kind: Kind, kill: Kill) -> None:
+def test_one_kill_at_a_step(tmp_path: Path, kind: Kind, kill: Kill, seed: int) -> None:
     judge = Judge(KEYS, writethrough=False)
-    ended = play(a_round(1, 2, tmp_path, kind, kill), JOB_S)
+    ended = play(a_round(1, 2, tmp_path, kind, seed, kill), JOB_S)
     assert ended.killed, ended.errors
     assert ended.notes.step == kill.step
     assert not ended.notes.wrong
     assert judge.round(ended.notes) == []
     assert judge.counts["promised blocks"] >= 30
     assert judge.counts["promised deletes"] >= 5
-    after = play(a_round(2, 1, tmp_path, kind, None), JOB_S)
+    after = play(a_round(2, 1, tmp_path, kind, seed, None), JOB_S)
     assert (after.status, after.notes.ended) == (0, 1), after.errors
     assert judge.round(after.notes) == []
     assert judge.counts["seen"] == 2 * KEYS
 
 
-def a_round(number: int, ranks: int, folder: Path, kind: Kind, kill: Kill | None) -> Round:
+def a_round(number: int, ranks: int, folder: Path, kind: Kind, seed: int, kill: Kill | None) -> Round:
     laps = 0 if kill is None else 12
-    return Round(number, ranks, 7, str(folder), KEYS, kind.shared, kind.syncs, laps, kill, settings_of(kind))
+    return Round(number, ranks, seed, str(folder), KEYS, kind.shared, kind.syncs, laps, kill, settings_of(kind))
 
 
 def test_the_command(tmp_path: Path) -> None:
