@@ -151,7 +151,8 @@ class Disk(NamedTuple):
         tier, reads = self.tier, self.reads
         return {
             "blocks": self.cells.live, "bytes": self.cells.live_bytes, "gets": reads.reads,
-            "bytes_got": reads.bytes_read, "damaged": reads.damaged, "read_again": reads.again,
+            "bytes_got": reads.bytes_read, "bytes_read": self.segments.bytes_read,
+            "damaged": reads.damaged, "read_again": reads.again,
             "promoted": self.promotion.promoted, "promoted_bytes": self.promotion.promoted_bytes,
             "demoted": tier.demoted, "demoted_bytes": tier.demoted_bytes, "cleaned": tier.cleaned,
             "written": tier.written, "written_bytes": tier.written_bytes, "tombstones": tier.tombstones,

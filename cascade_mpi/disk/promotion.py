@@ -14,6 +14,7 @@ from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cascade_mpi.disk.look import no_longer_held
 from cascade_mpi.errors import StoreFullError
@@ -23,6 +24,7 @@ from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.copy import copy_bytes
 from cascade_mpi.kernels.probe import full_fence
 from cascade_mpi.layout import (
+    DESCRIPTOR,
     FLAG_BACKED,
     FLAG_DISK,
     FLAG_HELD,
@@ -50,15 +52,20 @@ class Promotion:
         self.promoted = self.promoted_bytes = 0
 
     @uninterrupted
-    def offer(self, word: int, described: Any, address: int) -> None:
-        """Local. A block was read whole to an address: bring it into memory, if it belongs there."""
-        with self._pool.lock:
+    def offer(self, word: int, nbytes: int, described: npt.NDArray[np.uint8], address: int) -> None:
+        """Local. A block was read whole to an address: bring it into memory, if it belongs there.
+
+        `described` are the 128 bytes of its descriptor.
+        """
+        pool = self._pool
+        with pool.lock:
             again = word in self._read
             self._read[word] = None
             self._read.move_to_end(word)
             if len(self._read) > _REMEMBERED:
                 self._read.popitem(last=False)
-            self.bring(word, described, address, insist=False, evict=again)
+            if again or pool.spare_pages - pool.own.pages_for(nbytes) >= pool.own.low_pages:
+                self.bring(word, described.view(DESCRIPTOR)[0], address, insist=False, evict=again)
 
     @uninterrupted
     def bring(self, word: int, described: Any, address: int, *, insist: bool, evict: bool = True) -> bool:

@@ -148,7 +148,7 @@ class SegmentReader:
         value = where + RECORD_BYTES
         begin = start + lead(length)
         if self._summed is not None and self._summed(start, where, RECORD_BYTES, begin, address, length, value):
-            record = decode_record(memoryview(head).cast("B")[:RECORD_BYTES], place, unit, self.size, path)
+            record = decode_record(head.data.cast("B")[:RECORD_BYTES], place, unit, self.size, path)
             found = int(head[-1])
             if key != (record.key_hi, record.key_lo) or sequence != record.sequence or length != record.length:
                 text = f"a record of another key, of sequence {record.sequence} or of {record.length} bytes, the index "
@@ -157,7 +157,10 @@ class SegmentReader:
                 raise DamagedError(path, start, _differs(record, found))
             return
         out = memoryview((ctypes.c_uint8 * length).from_address(address)).cast("B") if length else memoryview(b"")
-        record = self.read(unit, place, out, key=key, sequence=sequence)
+        try:
+            record = self.read(unit, place, out, key=key, sequence=sequence)
+        except BufferSizeError as error:
+            raise DamagedError(path, start, f"the index says {length} bytes: {error}") from error
         if record.length != length:
             raise DamagedError(path, start, f"a record of {record.length} bytes, the index says {length}")
 
