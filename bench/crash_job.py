@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cascade_mpi.store import Store
 
 _LAP = 24  # calls between two that all ranks make together
-_HURRY = 8  # laps after which the next time that a step is passed will do
+HURRY = 8  # laps after which the next time that a step is passed will do
 _SIZES = ((64, 4 * KIB), (4 * KIB, 48 * KIB), (64 * KIB, 128 * KIB), (264 * KIB, 320 * KIB))  # the last have a segment
 _SIZES_WEIGHTS = (40, 40, 16, 4)
 _CALLS = ("put", "put_many", "delete", "delete_many", "get", "get_many", "sync", "sync_some", "prefetch")
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         store.check()
         journal.note("work")
         for lap in range(round.laps):
-            if lap == _HURRY:
+            if lap == HURRY:
                 trap.hurry()
             worker.lap(lap)
         if round.laps and round.kill is None:
@@ -128,7 +128,7 @@ class Worker:
             if call in ("sync", "sync_some") and not self._round.syncs:
                 call = "get"
             getattr(self, f"_{call}")()
-        share = self._together.random()
+        share = self._together.random() * (1 if number < HURRY else 0.35)
         if share < 0.25:
             self._begun("flush")
             if share < 0.05:

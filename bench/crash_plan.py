@@ -62,7 +62,7 @@ KINDS = (
     Kind("demote", False, False),
 )
 _RANKS, _RANKS_WEIGHTS = (2, 3, 4), (6, 2, 2)
-_ALONE_SHARE, _CLEAN_SHARE = 0.06, 0.06  # rounds on one rank, and rounds that nobody is killed in
+_ALONE_SHARE, _CLEAN_SHARE = 0.05, 0.04  # rounds on one rank, and rounds that nobody is killed in
 # Of the kills: at a named step; at one of them while the store is closed; at any time while it is opened and read.
 _STEP_SHARE, _CLOSE_SHARE, _OPEN_SHARE = 0.55, 0.06, 0.12
 
@@ -165,6 +165,7 @@ class Planner:
             share = 0.0
         if share < _STEP_SHARE:
             step = self._step(number, kind)
+            rank = 0 if step.startswith("flush") else rank  # who brings the first record makes and seals the file
             return Kill(who, rank, "step", step, draw.randint(1, STEPS[step]))
         share -= _STEP_SHARE
         if share < _CLOSE_SHARE:
@@ -179,6 +180,7 @@ class Planner:
             if not (each.startswith("adopt") and number == 1)
             and not (each == "demote-swap" and kind.durability == "none")
             and not (each.startswith("shared") and kind.more.get("disk_collective") == "on")
+            and not (each.startswith(("shared", "flush")) and kind.durability in ("writeback", "writethrough"))
         ]  # fmt: skip
         steps = steps or ["append"]  # the steps that were asked for cannot be reached here
         self._random.shuffle(steps)

@@ -7,6 +7,7 @@ from bench import (
     mutation_list_cells,
     mutation_list_compaction,
     mutation_list_copies,
+    mutation_list_crash,
     mutation_list_dedup,
     mutation_list_disk,
     mutation_list_fences,
@@ -21,5 +22,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *mutation_list_reading.MUTATIONS, *mutation_list_cells.MUTATIONS, *mutation_list_fences.MUTATIONS,
     *mutation_list_copies.MUTATIONS, *mutation_list_namespaces.MUTATIONS, *mutation_list_protection.MUTATIONS,
     *mutation_list_pool.MUTATIONS, *mutation_list_dedup.MUTATIONS, *mutation_list_capacity.MUTATIONS,
-    *mutation_list_disk.MUTATIONS, *mutation_list_compaction.MUTATIONS,
+    *mutation_list_disk.MUTATIONS, *mutation_list_compaction.MUTATIONS, *mutation_list_crash.MUTATIONS,
 )  # fmt: skip

@@ -76,7 +76,12 @@ MUTATIONS = (
         "toggle-by-an-old-look-up",
         "a look-up of long ago is made again before the hard bit is toggled by it",
         PROTECTION,
-        (("        if time.monotonic() - looked > self._attempt:\n", "        if self._attempt < 0:\n"),),
+        (
+            (
+                "        if time.monotonic() - looked > self._attempt:\n            return False\n        fabric, s",
+                "        if self._attempt < 0:\n            return False\n        fabric, s",
+            ),
+        ),
         (f"{STEPS}test_a_look_up_that_slept_is_made_again_before_the_swap",),
     ),
     Mutation(

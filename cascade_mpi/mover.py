@@ -121,16 +121,21 @@ class Mover:
     def duplicate(self, tier: DramTier, first: int, sequence: int) -> Cell | None:
         """Local. A new cell with the block of a live one, under another sequence, which no word names yet; or None.
 
-        Where there is no room, or the block itself had to go for it. What counted for the old cell counts for this one.
+        Where there is no room. The block itself does not go for it. What counted for the old cell counts for this one.
         The caller holds the lock.
         """
         record = tier.records[first]
         nbytes, word = int(record["length"]), int(tier.words[first])
-        cell = self._pool.reserve(nbytes, int(record["key_hi"]), int(record["key_lo"]))
+        tier.words[first] = word | HARD  # as the table has it: no room is made in its own place
+        try:
+            cell = self._pool.reserve(nbytes, int(record["key_hi"]), int(record["key_lo"]))
+        finally:
+            if int(tier.words[first]) | HARD == word | HARD:
+                tier.words[first] = word
         if cell is None:
             return None
         try:
-            if int(tier.words[first]) | HARD != word | HARD:
+            if int(tier.words[first]) | HARD != word | HARD:  # others took it away, and a sweep has found out
                 cell.tier.abandon(cell.first)
                 return None
             self._copy(tier, first, cell, nbytes)

@@ -50,6 +50,12 @@ class Follower(Protocol):
     def moved(self, tier: DramTier, first: int, to: DramTier, new: int) -> None:
         """Local. A block has gone from one cell to another. The caller holds the lock."""
 
+    def left(self, tier: DramTier, first: int, word: int) -> None:
+        """Local. A block has left a cell for the disk: the word of its disk cell, perhaps another rank's."""
+
+    def came(self, word: int, tier: DramTier, first: int) -> None:
+        """Local. A block has come from the disk into a cell."""
+
 
 class Pool(Extents):
     """What one rank manages, in all arenas. Public methods take the lock of its tiers."""
@@ -216,6 +222,16 @@ class Pool(Extents):
         """Local. A block has gone from one cell to another: all who follow hear of it. The caller holds the lock."""
         for each in self.followers:
             each.moved(tier, first, to, new)
+
+    def has_left(self, tier: DramTier, first: int, word: int) -> None:
+        """Local. The same of a block that is on disk now, under this word."""
+        for each in self.followers:
+            each.left(tier, first, word)
+
+    def has_come(self, word: int, tier: DramTier, first: int) -> None:
+        """Local. The same of a block that was on disk, under this word."""
+        for each in self.followers:
+            each.came(word, tier, first)
 
     def give_up(self, word: int) -> None:
         """Local. A reserved cell whose word is nowhere and will never be published goes to limbo."""

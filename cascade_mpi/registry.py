@@ -101,16 +101,20 @@ class Registry(Quotas):
     def restore(self, epochs: Mapping[int, int]) -> None:
         """Local. Let namespaces (by id) be at these epochs; all ranks do so before any other uses the store.
 
+        Those at epoch 0 too: a block that is found in a namespace without a slot is taken for one of a passed epoch.
         ConfigError (on all ranks): there are not enough slots.
         """
         rank, ranks = self._fabric.comm.rank, self._fabric.comm.size
         for namespace_id, epoch in sorted(epochs.items()):
-            if not epoch:
-                continue
             slot = 0 if namespace_id == DEFAULT.id else self._slot(namespace_id, "of the directory", register=True)
             self.epochs[slot] = 2 * epoch
             if slot % ranks == rank:
                 self._fabric.spaces.memory.view(np.uint64)[self._next_at + slot] = epoch
+
+    def used_here(self) -> dict[int, Namespace]:
+        """Local. The namespaces that this rank has used, by their ids."""
+        with self._lock:
+            return {number: space.namespace for number, space in self._by_id.items()}
 
     def all_epochs(self) -> dict[int, int]:
         """Local. By namespace id every epoch above 0, also of namespaces that this rank has not used. 1 Get."""
@@ -188,25 +192,31 @@ class Registry(Quotas):
 
     # ------------------------------------------------------------------------------------------------------------ lists
 
-    def list(self, held: Callable[[int, int], tuple[int, int, int]]) -> list[NamespaceInfo]:
-        """Collective. What the blocks of all ranks belong to, by slot; `held` as `Pool.held`, of this rank."""
+    def list(self, held: Callable[[int, int], tuple[int, int, int, int, int]]) -> list[NamespaceInfo]:
+        """Collective. What the blocks of all ranks belong to, by slot; of namespaces that some rank has used.
+
+        `held` gives of this rank's blocks in a namespace (id) at an epoch the last five fields of `NamespaceInfo`.
+        """
         with self._lock:
             spaces = [*self._by_id.values()]
         mine = []
         for each in spaces:
             space = self.current(each.namespace)
-            blocks, nbytes, passed = held(space.id, space.epoch)
-            n = space.namespace
-            info = NamespaceInfo(
-                str(n), n.name, n.model, n.dtype, n.layout, bool(n.salt), space.epoch,
-                self.quotas.get(space.slot), blocks, nbytes, passed,
-            )  # fmt: skip
-            mine.append((space.slot, info))
-        merged: dict[int, NamespaceInfo] = {}
-        for slot, info in (each for rank in self._fabric.comm.allgather(mine) for each in rank):
-            before = merged.get(slot)
-            merged[slot] = info if before is None else before.plus(info)
-        return [merged[slot] for slot in sorted(merged)]
+            n, quota = space.namespace, self.quotas.get(space.slot)
+            parts = str(n), n.name, n.model, n.dtype, n.layout, bool(n.salt)
+            mine.append((space.slot, space.id, NamespaceInfo(*parts, space.epoch, quota, 0, 0, 0)))
+        merged: dict[int, tuple[int, NamespaceInfo]] = {}
+        for slot, number, info in (each for rank in self._fabric.comm.allgather(mine) for each in rank):
+            epoch = max(info.epoch, merged[slot][1].epoch if slot in merged else 0)
+            merged[slot] = number, info._replace(epoch=epoch)
+        # A rank may have blocks on disk of a namespace that it has not used since it was started: all look for all.
+        found = [merged[slot] for slot in sorted(merged)]
+        counts = np.array([held(number, info.epoch) for number, info in found], np.int64)
+        totals = self._fabric.comm.allreduce(counts).tolist()
+        return [
+            info._replace(blocks=a, bytes=b, passed_bytes=p, disk_blocks=d, disk_bytes=e)
+            for (_, info), (a, b, p, d, e) in zip(found, totals, strict=True)
+        ]
 
     def slots_used(self) -> int:
         """Local. How many namespaces all ranks have, the default one counted. 1 Get where rank 0 is on another node."""

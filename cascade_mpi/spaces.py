@@ -11,7 +11,11 @@ from cascade_mpi.namespaces import Namespace
 
 
 class NamespaceInfo(NamedTuple):
-    """A namespace as `Store.namespaces()` lists it; bytes and blocks over all ranks."""
+    """A namespace as `Store.namespaces()` lists it; blocks and their payload bytes over all ranks, each block once.
+
+    `blocks` and `bytes` are in memory, as a quota counts them, whether on disk too or not; `disk_blocks` and
+    `disk_bytes` are on disk alone.
+    """
 
     text: str  # for people
     name: str
@@ -24,13 +28,8 @@ class NamespaceInfo(NamedTuple):
     blocks: int
     bytes: int
     passed_bytes: int  # of earlier epochs, not yet taken out of memory
-
-    def plus(self, other: NamespaceInfo) -> NamespaceInfo:
-        """Local. The same namespace with what another rank holds of it."""
-        return self._replace(
-            epoch=max(self.epoch, other.epoch), blocks=self.blocks + other.blocks, bytes=self.bytes + other.bytes,
-            passed_bytes=self.passed_bytes + other.passed_bytes,
-        )  # fmt: skip
+    disk_blocks: int = 0
+    disk_bytes: int = 0
 
 
 class Space:

@@ -21,11 +21,13 @@ from cascade_mpi.disk.compaction import Compacted
 from cascade_mpi.disk.directory import together
 from cascade_mpi.disk.drain import Drained, drain
 from cascade_mpi.disk.opening import Disk
-from cascade_mpi.errors import CascadeError, ConfigError, NotConfiguredError, StoreFullError
+from cascade_mpi.errors import CascadeError, ConfigError, DiskError, NotConfiguredError, StoreFullError
 from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.keys import Key, key_array
 from cascade_mpi.layout import is_disk
 from cascade_mpi.namespaces import AnyNamespace
+from cascade_mpi.public_namespace import PublicNamespace, public
+from cascade_mpi.segments import names
 from cascade_mpi.segments.checkpoints import Checkpoint, checked_tag, write
 from cascade_mpi.store_life import OpenStore
 from cascade_mpi.writer import PutResult
@@ -101,12 +103,24 @@ class Durable(OpenStore):
         self._pool.sweep_hinted()
         self._comm.Barrier()  # what was put before the call on any rank is in its tables
         written = int(self._comm.allreduce(disk.flush()))
+        self._note_names(disk)
         if disk.wastes(self.config.segment_bytes):
             self._compact(disk)
         for rank, text in enumerate(self._comm.allgather(refused)):
             if text:
                 raise StoreFullError(f"rank {rank}: {text}")
         return written
+
+    def _note_names(self, disk: Disk) -> None:
+        """Collective. Let the directory say which namespace has which number, for those who read it without a job."""
+        told = {number: public(namespace) for number, namespace in self._registry.used_here().items() if number}
+        everyone: list[dict[int, PublicNamespace]] = self._comm.gather(told) or []
+        known = {number: each for some in everyone for number, each in some.items()}
+        if known:
+            try:
+                names.add(disk.directory.files, known)
+            except DiskError as error:  # no record depends on it
+                _log.warning("the names of %d namespaces could not be noted: %s", len(known), error)
 
     @uninterrupted
     def compact(self) -> Compacted:

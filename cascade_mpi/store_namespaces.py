@@ -53,12 +53,13 @@ class Namespaces(OpenStore):
         """Local. The blocks of a namespace that this rank manages, at its present epoch, expired ones left out.
 
         Each under the integer that names it there (see `BlockInfo`); what is stored or leaves meanwhile may be listed
-        or not; what moves is listed once. Of a salted namespace only who has the salt can ask. No MPI call but for the
-        hints that others left.
+        or not; what moves is listed once, also between memory and disk, but for what another rank reads from there into
+        its own memory. Of a salted namespace only who has the salt can ask. No MPI call but for the hints that others
+        left, and 1 Get for each block on disk.
         """
         space = self._space(namespace)
         self._pool.sweep_hinted()
-        return listing.scan(self._pool, space, self._check_open)
+        return listing.scan(self._pool, space, self._check_open, None if self._disk is None else self._disk.cells)
 
     def scan_all(self, namespace: AnyNamespace | None = None) -> list[BlockInfo]:
         """Collective. The same of all ranks, by rank; every rank gets the whole list."""
@@ -97,10 +98,17 @@ class Namespaces(OpenStore):
         space = self._space(wanted)
         waiting = self._deferred.give_up_all(space, keys)
         self._pool.sweep_hinted()  # what another rank has replaced or deleted is not there, and does not count
-        with self._pool.lock:  # no block moves past the look
-            removed = sum(listing.remove(tier, space, keys) for tier in self._pool.tiers.values())
+        total = int(self._comm.allreduce(waiting))
+        while True:
+            with self._pool.lock:  # no block moves past the look
+                removed = sum(listing.remove(tier, space, keys) for tier in self._pool.tiers.values())
+            if self._disk is not None:
+                removed += listing.remove_from_disk(self._disk.tier, space, keys)
+            everyone = int(self._comm.allreduce(removed))  # nobody puts before all have removed theirs
+            total += everyone
+            if self._disk is None or not everyone:  # else another thread may have read one into memory meanwhile
+                break
         self._registry.settle()
-        total = int(self._comm.allreduce(waiting + removed))  # nobody puts before all have removed theirs
         self._poll()
         return total
 
@@ -143,7 +151,15 @@ class Namespaces(OpenStore):
 
     @uninterrupted
     def namespaces(self) -> list[NamespaceInfo]:
-        """Collective. The namespaces in use: what each holds over all ranks, its epoch and its quota. Never a salt."""
+        """Collective. The namespaces in use: what each holds over all ranks, its epoch and its quota. Never a salt.
+
+        Those that a rank has named since the store was opened: of others that are on disk only numbers are known. 1 Get
+        for each block on disk.
+        """
         self._check_open()
         self._pool.sweep()
-        return self._registry.list(self._pool.held)
+        return self._registry.list(self._held)
+
+    def _held(self, namespace_id: int, epoch: int) -> tuple[int, int, int, int, int]:
+        on_disk = (0, 0) if self._disk is None else self._disk.tier.held(namespace_id, epoch)
+        return *self._pool.held(namespace_id, epoch), *on_disk

@@ -94,3 +94,19 @@ def counts(folder: Path, ranks: int) -> list[dict[str, int]]:
     """What each rank of a test job counted (see `tests/mpi/conftest.py`); fewer than `ranks` if some did not end."""
     files = [folder / f"{rank}.json" for rank in range(ranks)]
     return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
+def growing(path: Path, conversations: int, turns: int) -> int:
+    """Write a trace of conversations that grow by two blocks a turn, one after the other; the hits of an endless cache.
+
+    With more conversations than requests in a round no two of a round share a block: ranks cannot race.
+    """
+    requests = [(turn, talk) for turn in range(turns) for talk in range(conversations)]
+    lines = [
+        json.dumps({
+            "timestamp": 1000 * k, "input_length": 1024 * (turn + 1), "output_length": 1,
+            "hash_ids": [2 * turns * talk + block for block in range(2 * turn + 2)],
+        }) for k, (turn, talk) in enumerate(requests)
+    ]  # fmt: skip
+    path.write_text("\n".join(lines) + "\n")
+    return sum(2 * turn for turn, _ in requests)

@@ -37,6 +37,10 @@ RELIABLE = {"MPIR_CVAR_CH4_NETMOD": "ofi"}
 # control group for all of Slurm makes the nodes one session's work again, as the ranks of a real node are.
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 CPU_GROUP = Path("/sys/fs/cgroup/cpu/cascade-slurm-tests")  # of cgroup v1
+# Others are passing, SIGNALING and REQUEUED among them.
+ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+)  # fmt: skip
 DAEMONS = ("slurmctld", "slurmscriptd", "slurmd", "slurmstepd", "munged")
 
 
@@ -66,12 +70,21 @@ class Cluster:
 
     def sbatch(self, script: str, *options: str, output: Path, seconds: int, **variables: str) -> launch.Ended:
         """Submit a script and wait for its end, for at most `seconds` in the queue and running; its own output."""
+        return self.wait(self.submit(script, *options, output=output, **variables), output=output, seconds=seconds)
+
+    def submit(self, script: str, *options: str, output: Path, **variables: str) -> str:
+        """Submit a script; its job."""
         command = ["sbatch", "--parsable", f"--output={output}", *options, script]
         submitted = launch.ended(command, seconds=ASK_LIMIT_S, **variables)
-        if submitted.status != 0:
-            return submitted
-        job, deadline = submitted.output.strip(), time.monotonic() + seconds
+        assert submitted.status == 0, submitted
+        return submitted.output.strip()
+
+    def wait(self, job: str, *, output: Path, seconds: int) -> launch.Ended:
+        """Wait for the end of a batch job, for at most `seconds`; one that was queued again begins at once."""
+        deadline = time.monotonic() + seconds
         while not (state := _state(job)).ended and time.monotonic() < deadline:  # sbatch --wait looks after 2, 10, 42 s
+            if state.name == "PENDING" and state.reason == "BeginTime":  # else it would wait two minutes
+                ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.2)
         status = state.status if state.ended else 124
         if not state.ended:
@@ -194,6 +207,7 @@ class _State(NamedTuple):
     name: str
     ended: bool
     status: int  # as a shell would say it
+    reason: str  # why it waits
 
 
 def _state(job: str) -> _State:
@@ -201,9 +215,11 @@ def _state(job: str) -> _State:
     fields = dict(field.split("=", 1) for field in shown.split() if "=" in field)
     status, _, killed_by = fields.get("ExitCode", "0:0").partition(":")
     name = fields.get("JobState", "not known")
-    waits = name in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "not known")
     return _State(
-        name, not waits, int(status) or (128 + int(killed_by) if int(killed_by) else int(name != "COMPLETED"))
+        name,
+        name in ENDED,
+        int(status) or (128 + int(killed_by) if int(killed_by) else int(name != "COMPLETED")),
+        fields.get("Reason", ""),
     )
 
 

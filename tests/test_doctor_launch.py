@@ -76,8 +76,8 @@ def test_an_mpi_that_cannot_be_loaded() -> None:
 
 
 @needs_mpiexec
-def test_two_ranks_on_two_nodes() -> None:
-    found = doctor(ranks=2, cliques=2)
+def test_two_ranks_on_two_nodes(tmp_path: Path) -> None:
+    found = doctor("--disk", str(tmp_path), ranks=2, cliques=2)
     names = found["by_name"]
     assert found["ranks"] == 2
     assert names["world"]["found"] == "2 ranks on 2 nodes"
@@ -85,6 +85,7 @@ def test_two_ranks_on_two_nodes() -> None:
     assert "each read a block of the next one" in names["store"]["found"]
     assert {len(finding["ranks"]) for finding in found["findings"]} == {2}  # equal findings are one
     assert names["mpiexec"]["status"] == "ok"
+    assert "2 ranks read at once" in names["files of other ranks"]["found"]
 
 
 @needs_mpiexec

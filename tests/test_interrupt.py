@@ -5,11 +5,13 @@ Each is a real job of two ranks in the middle of a replay; when it is there is t
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,6 +124,34 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(tmp_path: Path, rank: i
     assert "has died" in said[0], ended
     # Which one is known unless the launcher was faster than the sentinel.
     assert f"rank {rank} has died" in said[0] or "the launcher has killed the others" in said[0], ended
+
+
+def test_a_killed_job_is_gone_on_with_by_another_number_of_ranks(tmp_path: Path) -> None:
+    """Every put of the first job is durable when it returns; the trace needs four times the memory."""
+    hits, state, result = launch.growing(tmp_path / "trace.jsonl", 40, 3), tmp_path / "state", tmp_path / "result"
+    options = ["--trace", str(tmp_path / "trace.jsonl"), "--format", "mooncake", "--disk", str(tmp_path / "kv")]
+    options += ["--durability", "writethrough", "--dram-total", "1MiB", "--block-bytes", "16KiB", "--state", str(state)]
+    pace = ["--timed", "20", "--window", "4", "--flush-every", "0.1", "--requests", "120"]
+    with replaying(tmp_path, *options, *pace) as job:
+        deadline = time.monotonic() + START_S
+        while (not state.exists() or json.loads(state.read_text())["position"] < 50) and time.monotonic() < deadline:
+            assert job.mpiexec.poll() is None, job.end()
+            time.sleep(0.02)
+        job.ranks[1].kill()
+        ended = job.end()
+    assert ended.status not in (0, 124), ended
+    again = ["-m", "cascade_mpi", "workload", *options, "--json", str(result)]
+    ended = launch.run(again, ranks=1, seconds=START_S)
+    assert ended.status == 0, ended
+    found = json.loads(result.read_text())
+    assert 50 <= found["first"] < 120, ended
+    assert found["warm"] >= 2 * found["first"], ended  # each request has two blocks that none before it had
+    assert (found["corrupt"], found["double_computes"], found["disk"]["damaged"]) == (0, 0, 0), ended
+    assert found["tiers"]["disk"]["gets"] > 0, ended
+    whole = found["parts"]
+    assert whole["requests"] == 120, ended
+    assert whole["hits"] >= hits, ended  # and those that the kill has come behind, which are served once more
+    assert whole["hits"] + whole["computes"] == whole["accesses"], ended
 
 
 def test_a_wrong_trace_is_said_once_with_its_place(tmp_path: Path) -> None:

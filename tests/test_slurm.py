@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -169,6 +170,38 @@ def test_workload_sbatch(cluster: slurm.Cluster, site: dict[str, str], tmp_path:
     assert "0 problems" in ended.output, ended  # doctor's
     (result,) = tmp_path.glob("workload-*.json")
     replayed(result)
+
+
+def test_a_job_whose_time_is_up_goes_on_with_what_is_on_disk(
+    cluster: slurm.Cluster, site: dict[str, str], tmp_path: Path
+) -> None:
+    """As `--signal` does it, but at once; the trace needs four times the memory, and the second job ends it."""
+    hits, fifo, output = launch.growing(tmp_path / "trace.jsonl", 40, 3), tmp_path / "metrics", tmp_path / "job.out"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    options = f"--format mooncake --timed 12 --verify full --metrics {fifo}"
+    site |= {"JOB_TRACE": str(tmp_path / "trace.jsonl"), "JOB_DRAM": "1MiB", "JOB_DISK": str(tmp_path / "kv")}
+    try:
+        job = cluster.submit("jobs/workload.sbatch", output=output, **(site | {"JOB_OPTIONS": options}))
+        assert select.select([reader], [], [], LIMIT_S)[0], f"the replay did not begin: {output.read_text()}"
+        slurm.ask("scancel", "--signal=USR1", job)
+        ended = cluster.wait(job, output=output, seconds=LIMIT_S)
+    finally:
+        os.close(reader)
+    assert ended.status == 0, ended
+    assert ended.output.count("cascade: SIGUSR1 (its time is nearly up): ending with what is done so far") == 1, ended
+    assert "cascade: writing what is in memory to" in ended.output, ended
+    assert "(Slurm leaves this job " in ended.output, ended
+    assert ended.output.count("job: not finished, queued again (restart 1 of at most 20)") == 1, ended
+    assert "where an earlier run has ended" in ended.output, ended
+    assert re.search(r"warm start: \d+ blocks of the trace are on disk", ended.output), ended
+    (file,) = tmp_path.glob("workload-*.json")
+    result = json.loads(file.read_text())
+    assert 0 < result["first"] < result["requests"] == 120, ended
+    assert result["tiers"]["disk"]["gets"] > 0, ended
+    whole = result["parts"]
+    assert (whole["runs"], whole["requests"], whole["corrupt"]) == (2, 120, 0), ended
+    assert (whole["hits"], whole["computes"]) == (hits, 40 * 6), ended  # as without the end in between
 
 
 def test_test_sbatch(cluster: slurm.Cluster, site: dict[str, str], tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def run(options: WorkloadOptions) -> int:
         finally:
             comm.Barrier()  # with `srun --kill-on-bad-exit` the first bad exit kills all: rank 0 is done by now
             ends.over()
-        if result.signal == signal.SIGUSR1 and result.goes_on and not result.unwritten:
+        if result.signal == signal.SIGUSR1 and result.goes_on:
             # And with SIGTERM first: this status is to be that of all ranks, else srun's is that of the signal.
             ends.interruption.ignore()
             return AGAIN

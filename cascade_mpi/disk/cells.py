@@ -33,6 +33,8 @@ from cascade_mpi.layout import (
     MAGIC,
     MAX_GENERATION,
     MAX_PAGES,
+    MAX_RANKS,
+    RANK_SHIFT,
     TIER_DISK,
     TIER_DRAM,
     next_generation,
@@ -177,6 +179,17 @@ class DiskCells:
         """Local. The word of the live cell whose record is there; 0: there is none."""
         found = np.flatnonzero((self.records["content_hi"] == np.uint64(pack_location(*location))) & (self.words != 0))
         return int(self.words[found[0]]) if found.size else 0
+
+    def own_cell(self, word: int) -> int | None:
+        """Local. The number of the disk cell of a word, None if another rank manages it."""
+        return self.cell_of(word) if word >> RANK_SHIFT & MAX_RANKS - 1 == self._fabric.comm.rank else None
+
+    def backing(self, described: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+        """Local. The own cells that back blocks in memory with these descriptors."""
+        words = described["content_hi"][described["flags"] & np.uint16(FLAG_BACKED) != 0]
+        own = words[words >> np.uint64(RANK_SHIFT) & np.uint64(MAX_RANKS - 1) == self._fabric.comm.rank]
+        cells: npt.NDArray[np.int64] = (own & np.uint64(MAX_PAGES - 1)).astype(np.int64) - self._fabric.pages
+        return cells
 
     def hint(self, word: int) -> None:
         """Local. Let the next sweep look at an own cell."""

@@ -74,7 +74,7 @@ class Disk(NamedTuple):
     def wastes(self, segment_bytes: int) -> bool:
         """Collective. Whether half as many bytes are dead as live, or more, as counted; or there are too many files."""
         comm = self.directory.comm
-        total, live = comm.allreduce(np.array([self.tier.held, self.cells.live_bytes])).tolist()
+        total, live = comm.allreduce(np.array([self.tier.file_bytes, self.cells.live_bytes])).tolist()
         files = int(comm.bcast(len(numbers_in(self.directory.files)) if comm.rank == 0 else 0))
         most = 2 * total // segment_bytes + _FILES_A_RANK * comm.size + _FILES
         return bool(total - live > live * DEAD_SHARE + segment_bytes // 4 or files > most)

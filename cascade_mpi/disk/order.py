@@ -52,6 +52,8 @@ class WriteOrder:
         again = self._again(draft, floor)
         if again is not None:
             return self._publish(again)
+        if not tier.is_live(draft.word):
+            return True  # it was stored; another rank has replaced or deleted it since
         tier.remove(first)
         return False
 

@@ -154,6 +154,7 @@ class Promotion:
         if done and wants:
             no_longer_held(fabric, word, int(described["flags"]))  # from now on the word says it
         if done:
+            self._pool.has_come(word, tier, cell.first)
             space = self._registry.by_id(int(described["namespace"]))
             if space is not None:
                 tier.counted[cell.first] = space.slot in self._registry.quotas

@@ -56,7 +56,7 @@ def find(directory: Directory) -> Found:
     ------
     CascadeError
         On all ranks: something is damaged, or could not be read, and the directory is to be written to. A block that
-        is not found now might be an old one later.
+        is not found now might be an old one later. What a job may leave that is killed, or loses power, is none.
     """
     comm, began = directory.comm, time.monotonic()
     marks = [began]

@@ -96,7 +96,7 @@ class DiskTier:
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
         self.dropped = self.errors = self.lost = 0
-        self.held, self._quota = held, quota
+        self.file_bytes, self._quota = held, quota
         self.last_error = ""
         self.out_of_time = False  # a drain has left blocks, and nothing was put since
 
@@ -163,6 +163,7 @@ class DiskTier:
             if done < 0:
                 fabric.raise_mpi_error(s)
             if done:
+                self._pool.has_left(tier, first, word)
                 tier.retire(old, evicted=True, leaves_to=word)  # rule 4: no hint, the word stands there now
                 self.cleaned += 1
                 return nbytes
@@ -206,7 +207,7 @@ class DiskTier:
         self._step("appended")
         self.written += 1
         self.written_bytes += record.length
-        self.held += footprint(record.length) + ENTRY_BYTES
+        self.file_bytes += footprint(record.length) + ENTRY_BYTES
         return location, record.checksum
 
     def _admit(self, nbytes: int) -> None:
@@ -214,10 +215,10 @@ class DiskTier:
         if self._quota is None:
             return
         share = self._quota // self._fabric.comm.size
-        if self.held + nbytes > share:
+        if self.file_bytes + nbytes > share:
             raise DirectoryQuotaError(
                 errno.EDQUOT,
-                f"rank {self._fabric.comm.rank} holds {format_size(self.held)} of its share of disk_quota, "
+                f"rank {self._fabric.comm.rank} holds {format_size(self.file_bytes)} of its share of disk_quota, "
                 f"{format_size(share)}, {format_size(self.cells.live_bytes)} of it live: {format_size(nbytes)} more do "
                 "not fit; delete blocks and call compact(), or raise disk_quota",
             )
@@ -324,7 +325,7 @@ class DiskTier:
             self._to_sync = True
             self.log.tombstone(*key, sequence)
             self.tombstones += 1
-            self.held += TOMBSTONE_BYTES + ENTRY_BYTES
+            self.file_bytes += TOMBSTONE_BYTES + ENTRY_BYTES
             del self._owed[key]
 
     # ------------------------------------------------------------------------------------------------ made durable
@@ -392,7 +393,7 @@ class DiskTier:
             self._entered(tier, first, cell, location, record.checksum)
             self.written += 1
             self.written_bytes += record.length
-            self.held += footprint(record.length) + ENTRY_BYTES
+            self.file_bytes += footprint(record.length) + ENTRY_BYTES
 
     def write(self, cell: tuple[DramTier, int]) -> bool:
         """Local. Write one of `dirty`, durable after the next `sync`; False: it needs that no more. DiskError."""
@@ -482,6 +483,12 @@ class DiskTier:
                     return True
         return False
 
+    def held(self, namespace_id: int, epoch: int) -> tuple[int, int]:
+        """Local. The blocks of a namespace at an epoch on this rank's disk cells alone, and their bytes. 1 Get each."""
+        with self._pool.lock:
+            cells = [each for each in self.cells.cells_of(namespace_id, epoch).tolist() if self.cells.standing(each)]
+            return len(cells), int(self.cells.records["length"][cells].sum())
+
     def remove_all(self, cells: Iterable[int]) -> int:
         """Local. The same of many: how many."""
         removed = sum(self.remove(cell) for cell in cells)
@@ -499,7 +506,7 @@ class DiskTier:
     def compacted(self, done: Compacted) -> None:
         """Local. Count what a compaction has left."""
         if not done.problem:
-            self.held = done.bytes_after // self._fabric.comm.size
+            self.file_bytes = done.bytes_after // self._fabric.comm.size
 
     def close(self) -> None:
         """Local. Make durable what was written, seal and close the segments."""

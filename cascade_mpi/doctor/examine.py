@@ -105,6 +105,7 @@ def ask_mpi(host: Host, report: Report, seconds: float) -> tuple[list[Report], i
         asked, diary, output = (Path(folder, name) for name in ("report.json", "diary.jsonl", "output"))
         asked.write_text(json.dumps(report.data()))
         command = [host.python, "-m", "cascade_mpi.doctor.probe", str(asked), str(diary)]
+        command += [str(host.disk)] if host.disk is not None else []
         with output.open("w") as stream, _told_to_end() as end:
             # With the launcher's descriptors: the process takes this one's place in the job.
             process = subprocess.Popen(

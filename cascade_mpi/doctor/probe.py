@@ -61,8 +61,8 @@ class Diary:
         self._file.flush()
 
 
-def main(report_file: str, diary_file: str) -> None:
-    """Collective, if MPI works. Ask MPI, gather the reports of all ranks."""
+def main(report_file: str, diary_file: str, disk: str = "") -> None:
+    """Collective, if MPI works. Ask MPI, and look at the directory `disk`; gather the reports of all ranks."""
     report = Report.of(json.loads(Path(report_file).read_text()))
     with Path(diary_file).open("w") as file:
         diary = Diary(file)
@@ -77,7 +77,7 @@ def main(report_file: str, diary_file: str) -> None:
             report.findings += diary.findings
             diary.end([report], 0)
             return
-        host = Host()
+        host = Host(disk=Path(disk) if disk else None)
         try:
             library = _library(host, diary)
             diary.stage(INITIALISING)
@@ -123,6 +123,11 @@ def _ask(world: MPI.Intracomm, host: Host, text: str, diary: Diary, report: Repo
         else:
             diary.stage("trying the window layouts")
             diary.add(_alone(world))
+        if host.disk is not None and world.size > 1:
+            diary.stage("writing and reading a file on all ranks")
+            from cascade_mpi.doctor.coherence import coherence
+
+            diary.add(coherence(world, host.disk))
     diary.stage("gathering the findings of all ranks")
     report.rank = world.rank
     report.findings += diary.findings

@@ -34,7 +34,7 @@ class Datasets:
         self._create = create
         self._scalar = h5.h5s.create(h5.h5s.SCALAR)
         self._texts: dict[int, tuple[np.dtype[Any], Any]] = {}  # by length
-        self._types: dict[int, Any] = {}
+        self._types: dict[np.dtype[Any], Any] = {}
         self._spaces: dict[tuple[int, ...], Any] = {}
         self._file = file
         self._blocks = file.create_group(BLOCKS)
@@ -43,11 +43,8 @@ class Datasets:
     def create(self, row: Row) -> Any:
         """Local. A new dataset for a block, without attributes. ValueError: there is one of that name."""
         name = name_of(row.key)
-        if row.dtype not in self._types:
-            self._types[row.dtype] = self._type(file_dtype(row.dtype))
-        return self._h5.h5d.create(
-            self._group(name), name.encode(), self._types[row.dtype], self._space(row.shape), self._create
-        )
+        kind = self._type(file_dtype(row.dtype))
+        return self._h5.h5d.create(self._group(name), name.encode(), kind, self._space(row.shape), self._create)
 
     def open(self, key: int) -> Any | None:
         """Local. The dataset of a key, None if there is none."""
@@ -107,7 +104,12 @@ class Datasets:
         return found
 
     def _type(self, dtype: np.dtype[Any]) -> Any:
-        return self._h5.h5t.py_create(dtype, logical=True)
+        if dtype.kind == "S":
+            return self._h5.h5t.py_create(dtype, logical=True)  # two that are equal to NumPy may differ in encoding
+        found = self._types.get(dtype)
+        if found is None:
+            found = self._types[dtype] = self._h5.h5t.py_create(dtype, logical=True)
+        return found
 
     def _put(self, dataset: Any, name: str, value: npt.NDArray[Any]) -> None:
         kind = self._type(value.dtype)

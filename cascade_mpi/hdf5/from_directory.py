@@ -112,7 +112,8 @@ def export_directory(
                 made.write(payload)
         reads.close()
         made.commit()
-    return DirectoryExport(origin, wanted, made.blocks, made.bytes, expired, damages, [*told.problems, *found.problems])
+    problems = [*told.problems, *found.problems, *found.torn]
+    return DirectoryExport(origin, wanted, made.blocks, made.bytes, expired, damages, problems)
 
 
 def _what_there_is(newest: npt.NDArray[np.void], known: dict[int, PublicNamespace]) -> str:

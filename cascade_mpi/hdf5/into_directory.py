@@ -105,7 +105,7 @@ def import_directory(
             failed = _take_all(done, keys, log)
     return DirectoryImport(
         file.origin, wanted, epoch, done.blocks, done.bytes, done.kept, done.expired, done.damages,
-        [*told.problems, *found.problems], failed,
+        [*told.problems, *found.problems, *found.torn], failed,
     )  # fmt: skip
 
 

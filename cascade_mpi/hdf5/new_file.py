@@ -97,7 +97,8 @@ class NewFile:
         """Local. Give it up; nothing after `commit`."""
         file, self._file = self._file, None
         if file is not None:
-            with suppress(Exception):  # on a full disk it cannot be closed well, and it is removed anyhow
+            self._part.empty()
+            with suppress(Exception):  # it is removed anyhow
                 file.close()
         self._part.discard()
 

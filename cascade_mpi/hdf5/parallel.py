@@ -70,6 +70,8 @@ def write(
             error = _explained(part, raised, "writing the attributes")
         raise_together(comm, error)
     except BaseException:
+        if part is not None:
+            part.empty()
         if file is not None:  # closing is a step of all ranks, and all are here
             with suppress(Exception):
                 file.close()

@@ -94,6 +94,16 @@ class PartFile:
         else:
             self.part.unlink()
 
+    def empty(self) -> None:
+        """Local. Give its room back, while it is still open; nothing after `commit`.
+
+        A library that cannot write out what it holds cannot close the file either, and HDF5 1.10 is never the same
+        again after that: on a full disk it has room now.
+        """
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
+
     def discard(self) -> None:
         """Local. Remove it; nothing after `commit`, nor the second time."""
         if self._descriptor is not None:
@@ -115,7 +125,11 @@ class PartFile:
         if number is None and (found := _ERRNO.search(str(error))):
             number = int(found[1])
         if number is None:
-            return DiskError(errno.EIO, f"{self.path}: {doing} failed: {error}", str(self.path))
+            try:
+                free = f"{faults.room(str(self.path.parent))} there"
+            except OSError:
+                free = "how much is free there cannot be asked"
+            return DiskError(errno.EIO, f"{self.path}: {doing} failed: {error} ({free})", str(self.path))
         found_errno = OSError(number, os.strerror(number))
         return faults.explain(found_errno, doing, str(self.path), free=lambda: faults.room(str(self.path.parent)))
 

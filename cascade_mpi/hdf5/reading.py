@@ -215,9 +215,10 @@ class ExportFile:
         return text
 
     def _value(self, where: Any, name: str) -> npt.NDArray[Any]:
-        if not self._h5.h5a.exists(where, name.encode()):
-            raise Hdf5FileError(f"it has no attribute {name}")
-        attribute = self._h5.h5a.open(where, name.encode())
+        try:
+            attribute = self._h5.h5a.open(where, name.encode())
+        except KeyError:
+            raise Hdf5FileError(f"it has no attribute {name}") from None
         shape, dtype = attribute.shape, attribute.dtype
         # Of references and texts of variable length nothing is read: HDF5 may search a damaged heap for ever.
         if shape is None or dtype.kind not in "Sbiuf" or math.prod(shape) > MAX_DIMS or dtype.itemsize > _MAX_TEXT:

@@ -96,7 +96,7 @@ def list_store(files: Files, store: bytes) -> Listing:
         )  # fmt: skip
     return Listing(
         segments, _namespaces(blocks), len(blocks), int(blocks["length"].sum()), len(newest.tombstones),
-        newest.superseded, found.problems, newest,
+        newest.superseded, found.problems + found.torn, newest,
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ class Recovery(NamedTuple):
     indexes: list[SegmentIndex]
     problems: list[str]  # for people: what is damaged and what could not be read; `fsck` explains them
     next_segment: int  # above every number in the directory
+    torn: list[str] = []  # noqa: RUF012 - damage that a job may leave which is killed or loses power while it writes
 
 
 class Latest(NamedTuple):
@@ -78,15 +79,18 @@ def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync
         vanish after it was found. False for who may not write, or only looks.
 
     A segment without a valid footer is read as a whole. What cannot be read is left out and told of in `problems`;
-    DiskError is raised if the directory itself cannot be listed, or is gone.
+    DiskError is raised if the directory itself cannot be listed, or is gone. Damage in a segment that was never sealed
+    is told of in `torn`: sectors reach the disk in any order, and ranks that write one segment together are not killed
+    at the same byte. Nothing tells this from damage that came later.
     """
     numbers = numbers_in(files)
     problems: list[str] = []
+    torn: list[str] = []
     indexes = []
     scanned = False
     for number in sorted(numbers)[share[0] :: share[1]]:
         try:
-            index = _index(files, store, number, numbers[number], sync, problems)
+            index = _index(files, store, number, numbers[number], sync, problems, torn)
         except DiskGoneError:
             raise
         except OSError as error:
@@ -101,9 +105,9 @@ def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync
         except OSError as error:
             problems.append(f"{FOLDER}: what a killed job left may not survive a power loss: {error}")
             indexes = [each if each.sealed else each._replace(durable=False) for each in indexes]
-    for problem in problems:
+    for problem in problems + torn:
         _log.warning("%s", problem)
-    return Recovery(indexes, problems, max(numbers, default=-1) + 1)
+    return Recovery(indexes, problems, max(numbers, default=-1) + 1, torn)
 
 
 def latest(indexes: Sequence[SegmentIndex]) -> Latest:
@@ -173,7 +177,7 @@ def _rows(located: npt.NDArray[np.void], positions: npt.NDArray[np.intp]) -> npt
 
 
 def _index(
-    files: Files, store: bytes, number: int, paths: list[str], sync: bool, problems: list[str]
+    files: Files, store: bytes, number: int, paths: list[str], sync: bool, problems: list[str], torn: list[str]
 ) -> SegmentIndex | None:
     """The index of a segment, from the file of its two possible ones that has a valid footer, else from a scan."""
     readers = [reader for path in paths if (reader := _opened(files, store, number, path, problems)) is not None]
@@ -186,7 +190,7 @@ def _index(
                     problems.append(f"{error}; it is scanned")
             else:
                 return SegmentIndex(number, reader.path, footer.trailer.place, reader.size, True, True, footer.entries)
-        indexes = [_scanned(reader, sync, problems) for reader in readers]
+        indexes = [_scanned(reader, sync, problems, torn) for reader in readers]
         return max((each for each in indexes if each is not None), key=lambda each: len(each.entries), default=None)
     finally:
         for reader in readers:
@@ -204,8 +208,9 @@ def _opened(files: Files, store: bytes, number: int, path: str, problems: list[s
     return None
 
 
-def _scanned(reader: SegmentReader, sync: bool, problems: list[str]) -> SegmentIndex | None:
-    durable = True
+def _scanned(reader: SegmentReader, sync: bool, problems: list[str], torn: list[str]) -> SegmentIndex | None:
+    durable, sealed = True, not reader.path.endswith(".open")
+    damage = problems if sealed else torn
     if sync:
         try:
             reader.file.sync()
@@ -217,12 +222,12 @@ def _scanned(reader: SegmentReader, sync: bool, problems: list[str]) -> SegmentI
         header = reader.header()
     except DamagedError as error:
         if not is_only_begun(reader):
-            problems.append(str(error))
+            damage.append(str(error))
     found = scan(reader, header)
     damages = found.damages
-    if found.tail is not None and not reader.path.endswith(".open"):  # a sealed one is not cut short by a crash
+    if found.tail is not None and sealed:  # a sealed one is not cut short by a crash
         damages = [*damages, found.tail]
-    problems += [f"{reader.path} at byte {each.start}: {each.problem}" for each in damages]
+    damage += [f"{reader.path} at byte {each.start}: {each.problem}" for each in damages]
     if found.place is None:
         return None
     return SegmentIndex(reader.segment, reader.path, found.place, reader.size, False, durable, found.entries)

@@ -82,8 +82,10 @@ class Interruption:
         return monotonic() - self._asked if self.signal else 0.0
 
     def replaying(self) -> None:
-        """Local. From now on the replay asks `stopped`; before, a signal ends the process at once."""
+        """Local. From now on the replay asks `stopped`; before, a signal ends the process at once, but for SIGUSR1."""
         self._stage = REPLAYING
+        if self.signal:
+            self._deadline = monotonic() + AGREE_S + ROUND_END_S
 
     def ending(self) -> None:
         """Local. All ranks are at the end of the replay: a signal that has come gets time to close the store."""
@@ -119,7 +121,7 @@ class Interruption:
                     return None
                 if number not in CAUGHT:
                     continue
-                tell = not self.signal and self._stage == REPLAYING
+                tell = not self.signal and (self._stage == REPLAYING or number == signal.SIGUSR1)
                 if self._received(number):
                     name = signal.Signals(number).name
                     return self._force(f"{name} for the second time: ended at once, without a result")
@@ -134,8 +136,9 @@ class Interruption:
             return now - self._asked >= AGAIN_S
         self.signal, self._asked = number, now
         to_meet = AGREE_S + (ROUND_END_S if number == signal.SIGUSR1 else 0.0)
+        to_begin = math.inf if number == signal.SIGUSR1 else 0.0  # there is time to open the store, and to end in order
         to_close = max(CLOSE_S, self._deadline - now)
-        wait = {STARTING: 0.0, REPLAYING: to_meet, ENDING: to_close, CLOSED: math.inf}[self._stage]
+        wait = {STARTING: to_begin, REPLAYING: to_meet, ENDING: to_close, CLOSED: math.inf}[self._stage]
         self._deadline = now + wait + (0.0 if self._speaks else OTHERS_S)
         return False
 

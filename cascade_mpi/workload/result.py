@@ -156,8 +156,12 @@ class Result:
 
     @property
     def goes_on(self) -> bool:
-        """Local. Whether another run finds on disk what this one has done; not if its contents are wrong."""
-        return self.setting.disk is not None and self.setting.durability != "read-only" and not self.corrupt
+        """Local. Whether another run is of use: it finds what this one has done. Not if contents were wrong.
+
+        Nor if this one has come nowhere: the next one may not either.
+        """
+        writes = self.setting.disk is not None and self.setting.durability != "read-only"
+        return writes and self.replayed > 0 and not self.corrupt and not self.unwritten
 
     def record(self) -> dict[str, Any]:
         """Local. One flat JSON object; `setting` is spread into it, its `unique` is `trace_unique`.

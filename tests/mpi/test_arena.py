@@ -483,10 +483,10 @@ def test_what_mpi_fails_to_remove_is_removed_later(
     comm.Barrier()
     failures = [1]
 
-    def fails(first: int, *, evicting: bool = False) -> int | None:
+    def fails(first: int, **why: bool) -> int | None:
         if failures and failures.pop():
             raise MPI.Exception(MPI.ERR_OTHER)
-        return remove(first, evicting=evicting)
+        return remove(first, **why)
 
     remove = store._dram.remove
     monkeypatch.setattr(store._dram, "remove", fails)

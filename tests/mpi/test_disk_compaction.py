@@ -15,6 +15,9 @@ from disk_stores import opened
 from mpi4py import MPI
 
 from cascade_mpi.errors import ConfigError, DirectoryQuotaError
+from cascade_mpi.namespaces import Namespace
+from cascade_mpi.segments import names
+from cascade_mpi.segments.files import PosixFiles
 
 KEYS, NBYTES = 24, 30_000
 
@@ -100,3 +103,15 @@ def test_a_checkpoint_has_a_name(comm: MPI.Intracomm, folder: Path, assert_all):
     with opened(comm, folder / "store") as store:
         listed = store.report()["disk"]["checkpoints"]
         assert_all(comm, [each["tag"] for each in listed] == ["step-7"])
+
+
+def test_a_flush_notes_the_names_of_namespaces(comm: MPI.Intracomm, folder: Path, assert_all):
+    with opened(comm, folder / "store") as store:
+        for name in ("of all", f"of rank {comm.rank}"):
+            store.put(comm.rank, block(1), namespace=Namespace(name, salt=b"sixteen bytes or more"))
+        store.flush()
+        files = PosixFiles(folder / "store", read_only=True)
+        told = sorted(each.name for each in names.read(files).namespaces.values())
+        files.close()
+        assert_all(comm, told == sorted(["of all", *(f"of rank {rank}" for rank in range(comm.size))]), str(told))
+        assert_all(comm, b"sixteen" not in (folder / "store" / names.NAME).read_bytes())

@@ -15,7 +15,7 @@ from mpi4py import MPI
 from cascade_mpi.errors import ConfigError, DiskFullError, NotConfiguredError
 from cascade_mpi.store import Store
 
-pytestmark = pytest.mark.mpi
+pytestmark = pytest.mark.alone
 
 NBYTES, BLOCKS = 64 << 10, 40  # a rank
 

@@ -20,7 +20,7 @@ from mpi4py import MPI
 from patterns import block, keys_at
 
 from cascade_mpi.disk import sequences
-from cascade_mpi.errors import NotConfiguredError, StoreFullError
+from cascade_mpi.errors import ConfigError, NotConfiguredError, StoreFullError
 from cascade_mpi.kernels import context as c
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.store import Store
@@ -259,6 +259,27 @@ def test_a_delete_that_found_nothing_does_not_kill_what_comes_meanwhile(
         assert_all(comm, after.contains(key) == there, f"{there} before")
 
 
+def test_blocks_of_a_namespace_that_nobody_has_used_yet(
+    store: Store, comm: MPI.Intracomm, folder: Path, raises_all: Callable[..., str]
+):
+    """The later job does not know its name, only its number, and that at epoch 0."""
+    for number in range(3):
+        store.put(comm.rank, block(number, 500), namespace=f"tenant {number}")
+    store.flush()
+    with later(comm, folder) as after:
+        assert np.array_equal(after.get_many([comm.rank], namespace="tenant 0")[0], block(0, 500))
+        assert np.array_equal(after.get(comm.rank, namespace="tenant 1"), block(1, 500))
+        out = np.zeros(500, np.uint8)
+        assert after.get(comm.rank, out, namespace="tenant 2") == 500
+        assert np.array_equal(out, block(2, 500))
+        comm.Barrier()
+    copy = str(folder / "store")
+    text = raises_all(
+        comm, ConfigError, lambda: Store(comm, **(SMALL | {"disk": copy, "disk_mode": "read", "namespace_slots": 3}))
+    )
+    assert "raise namespace_slots" in text
+
+
 def test_epochs_that_have_passed_do_not_come_back(
     store: Store, comm: MPI.Intracomm, folder: Path, assert_all: AssertAll
 ):
@@ -492,3 +513,51 @@ def test_blocks_by_content_stay_in_memory(comm: MPI.Intracomm, folder: Path, ass
             with pytest.raises(NotConfiguredError, match=r"contents.*stay in memory.*writeback"):
                 put()
         assert_all(comm, store.get(key, namespace=space) is None and np.array_equal(store.get(key), block(2, 5000)))
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["its own key", "another key"])
+def test_a_put_that_has_to_be_made_again_and_finds_no_room(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
+    monkeypatch: pytest.MonkeyPatch, same: bool,
+):  # fmt: skip
+    """A delete comes between its swap and its look at the floor, of a clock that is ahead.
+
+    Of the block itself: then it was stored, and is deleted. Of another key: it is refused, and found nowhere.
+    """
+    if comm.size == 1:
+        pytest.skip("a rank does not meet its own deletes")
+    store = open_store(comm, **(SMALL | {"disk": str(folder / "store"), "dram_bytes": "64KiB", "lease_extents": 0}))
+    numbers = keys_at(store, 0)
+    key, other = next(numbers), next(numbers)
+    last = comm.size - 1
+    if comm.rank == last:
+        clock(monkeypatch, 3600)
+        store.put(other, b"x")
+        comm.Barrier()
+        assert store.delete(comm.recv(source=0))
+        comm.send(None, 0)
+    elif comm.rank == 0:
+        comm.Barrier()
+        real, asked = store._disk.tier.sequences.floor, list[int]()
+
+        def floor(home: int) -> int:
+            if not asked:
+                asked.append(home)
+                comm.send(key if same else other, last)
+                comm.recv(source=last)
+            return real(home)
+
+        monkeypatch.setattr(store._disk.tier.sequences, "floor", floor)
+        done = store.put(key, block(1, 40_000))
+        assert done.stored is same and bool(asked), done
+        assert done.refused is not same and ("put again" in done.reason) is not same
+        store._pool.sweep()
+    else:
+        comm.Barrier()
+    monkeypatch.undo()
+    comm.Barrier()
+    assert_all(comm, store.get(key) is None and store.locate(key) is None)
+    store.check()
+    store.flush()
+    with later(comm, folder) as after:
+        assert_all(comm, after.get(key) is None)

@@ -6,7 +6,8 @@ stand-in that keeps its contract (`parallel_h5py`).
 
 from __future__ import annotations
 
-import resource
+import errno
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -199,16 +200,19 @@ def test_an_error_of_one_rank_is_raised_on_all(
     assert list(folder.iterdir()) == []
 
     comm.Barrier()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write = os.pwrite
     for full in (700_000, 3_000_000):  # among its own blocks, and among those that it receives
         if how == "parallel" or (full > 2_000_000 and comm.size == 1):
             continue
-        if comm.rank == 0:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (full, hard))  # the disk of rank 0 is full
-        try:
-            raises_all(comm, DiskFullError, lambda: store.export_hdf5(path))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+        def fills(descriptor: int, data: Any, offset: int, full: int = full) -> int:
+            if offset + len(data) > full:
+                raise OSError(errno.ENOSPC, "full")
+            return write(descriptor, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", fills)
+        raises_all(comm, DiskFullError, lambda: store.export_hdf5(path))
+        monkeypatch.setattr(os, "pwrite", write)
         comm.Barrier()
         assert list(folder.iterdir()) == []
         comm.Barrier()

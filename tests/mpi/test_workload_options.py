@@ -99,8 +99,8 @@ def test_a_signal_ends_all_ranks_in_one_round_with_an_exact_result(
     meetings: list[Verdict] = []
     meet = Meeting.meet
 
-    def interrupted(self: Meeting, came: int, due: int, behind: bool) -> Verdict:
-        meetings.append(meet(self, came, due, behind))
+    def interrupted(self: Meeting, *mine: Any) -> Verdict:
+        meetings.append(meet(self, *mine))
         if len(meetings) == 3 and (everywhere or comm.rank == comm.size - 1):
             os.kill(os.getpid(), signal.SIGINT)
             while not interruption.stopped():
@@ -127,10 +127,10 @@ def test_a_signal_behind_the_last_request_changes_nothing(
     meet = Meeting.meet
     interruption = Interruption(speaks=False)
 
-    def interrupted(self: Meeting, came: int, due: int, behind: bool) -> Verdict:
+    def interrupted(self: Meeting, came: int, due: int, behind: bool, *more: Any) -> Verdict:
         if not comm.allreduce(behind, MPI.LOR):  # all ranks are done with the only round
             interruption.signal = came = signal.SIGINT
-        return meet(self, came, due, behind)
+        return meet(self, came, due, behind, *more)
 
     monkeypatch.setattr(Meeting, "meet", interrupted)
     result = run_workload(comm, replace(SMALL, window=SMALL.requests), interruption=interruption)

@@ -21,7 +21,7 @@ from recorded_disk import Disk, RecordingFiles
 from test_segment_power_loss import Job, is_sync, judge, words
 
 from cascade_mpi.errors import CascadeError, DamagedError
-from cascade_mpi.segments.format import MIN_SEGMENT_BYTES, Location
+from cascade_mpi.segments.format import MIN_SEGMENT_BYTES, PAGE, Location
 from cascade_mpi.segments.offline import Compacted, compact_directory
 from cascade_mpi.segments.reader import open_segment
 from cascade_mpi.segments.records import Record
@@ -44,7 +44,7 @@ def test_a_running_store(seed: int, one_log: bool) -> None:
     tier.check()
     done = [rank.compactor.done for rank in tier.ranks]
     assert sum(each.segments for each in done) > 5, done
-    outcome = survey(disk, judge, seed=seed, count=600)
+    outcome = survey(disk, judge, seed=seed, count=500)
     assert not outcome.bad, str(outcome)
     print(outcome, len(disk.trace), done)
 
@@ -65,7 +65,7 @@ LEFT_OUT = [
 @pytest.mark.parametrize(("whose", "kind", "expected"), LEFT_OUT)
 def test_a_sync_that_is_left_out_is_found(whose: str, kind: str, expected: set[str]) -> None:
     found = set()
-    for seed in range(4):
+    for seed in range(2):
         disk = Disk()
         tier = Tier(disk, seed, ranks=1, one_log=False, **{whose: forgetting(kind)})
         tier.work(160)
@@ -86,7 +86,7 @@ def test_a_tombstone_outlives_the_removal_of_what_it_deletes(left_out: bool) -> 
         rank.begin(share=0.0)
         tier.drain(rank)
         assert len(RecordingFiles(disk).names("segments")) == files
-    outcome = survey_all(disk, judge)
+    outcome = survey_all(disk, judge, piece=PAGE)
     assert (words(outcome) == {"resurrected"}) if left_out else not outcome.bad, str(outcome)
 
 
@@ -178,11 +178,12 @@ def test_every_call_may_fail_from_then_on(number: int) -> None:
 def test_a_refused_record_that_is_whole_does_not_come_back() -> None:
     """A write fails behind its last byte: the record was refused, and is on the disk. Its key is deleted later."""
     disk = Disk()
-    plan = Plan(errno.EIO, 3, kinds=frozenset({"write_at"}), part=1)  # header, two records, and this one
+    plan = Plan(errno.EIO, 5, kinds=frozenset({"write_at"}), part=1)
     tier = Tier(disk, 0, ranks=1, wrap=lambda files: FailingFiles(files, plan))
     rank = tier.ranks[0]
-    tier.write(rank, (7, 1), b"first")
-    tier.write(rank, (7, 2), b"other")
+    tier.write(rank, (7, 1), b"first")  # write 1, behind the header
+    rank.settle(rank.log.seal)  # write 2
+    tier.write(rank, (7, 2), b"other")  # 3 and 4: another segment
     with pytest.raises(CascadeError):
         tier.write(rank, (7, 1), b"second")
     tier.write(rank, (7, 1), None)
@@ -190,9 +191,9 @@ def test_a_refused_record_that_is_whole_does_not_come_back() -> None:
     for _ in range(4):
         rank.begin(share=0.0)
         tier.drain(rank)
-    assert not rank.deletions, "it may go in the end: what was refused has gone with its file"
-    outcome = survey(disk, judge, count=1_500)
+    outcome = survey(disk, judge, count=1_000)
     assert not outcome.bad, str(outcome)
+    assert not rank.deletions, "it went in the end: what was refused had gone with its file"
 
 
 # Jobs that follow each other
@@ -212,7 +213,7 @@ def test_a_killed_job_and_one_that_takes_over(seed: int) -> None:
     tier.finish()
     tier.check()
     assert sum(rank.compactor.done.segments for rank in tier.ranks) > 3
-    outcome = survey(disk, judge, seed=seed, count=600)
+    outcome = survey(disk, judge, seed=seed, count=500)
     assert not outcome.bad, str(outcome)
 
 
@@ -240,7 +241,7 @@ def a_killed_job(seed: int, operations: int = 60, keys: int = 8) -> Disk:
     return disk
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_directory(seed: int) -> None:
     disk = a_killed_job(seed)
     before = len(disk.trace)
@@ -248,7 +249,7 @@ def test_a_directory(seed: int) -> None:
     assert done.after.nbytes < done.before.nbytes
     assert (done.damages, done.problems, done.kept) == ([], [], 0)
     only_the_newest(disk)
-    outcome = survey(disk, judge, seed=seed, count=800, moments=range(before, len(disk.trace) + 1))
+    outcome = survey(disk, judge, seed=seed, count=400, moments=range(before, len(disk.trace) + 1))
     assert not outcome.bad, str(outcome)
     print(outcome, done)
 

@@ -455,7 +455,7 @@ def test_a_flipped_bit_is_seen_or_harms_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", [(row_of(key, data, depth=3), data) for key, data in values.items()])
     whole = path.read_bytes()
     seen = 0
-    for at in np.random.default_rng(1).permutation(len(whole))[:800].tolist():
+    for at in np.random.default_rng(1).permutation(len(whole))[:200].tolist():
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
         try:
             with ExportFile(path) as file:
@@ -464,7 +464,7 @@ def test_a_flipped_bit_is_seen_or_harms_nothing(tmp_path: Path) -> None:
                     assert np.array_equal(block.data, values[key])
         except Hdf5FileError:
             seen += 1
-    assert seen > 50
+    assert seen > 10
 
 
 # ------------------------------------------------------------------------------------------------------------ origin

@@ -20,7 +20,7 @@ from cascade_mpi.workload import WorkloadOptions, metrics
 from cascade_mpi.workload.metrics import JsonLines, PrometheusFile, record, textfile_path
 from cascade_mpi.workload.plan import Nodes
 from cascade_mpi.workload.sampling import Sample
-from cascade_mpi.workload.tally import GROUPS, NAMES, OPERATIONS, Latencies, Tally
+from cascade_mpi.workload.tally import DISK, GROUPS, NAMES, OPERATIONS, Latencies, Tally
 
 
 def counts() -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +60,8 @@ def test_the_textfile_has_the_numbers_of_the_tally(tmp_path: Path) -> None:
     assert found["cascade_extents", "7", "leased"] == count["pool_held"]
     assert found["cascade_moved_bytes_total", "7"] == count["pool_moved_bytes"]
     assert found["cascade_dedup_saved_bytes_total", "7"] == count["dedup_saved_bytes"]
+    assert found["cascade_tier_gets_total", "7", "disk"] == count["disk_gets"]
+    assert found["cascade_disk_problems_total", "7", "lost"] == count["disk_lost"]
     assert found["cascade_dedup_cells", "7", "alias"] == count["dedup_aliases"]
     assert found["cascade_stall_seconds_total", "7"] == count["stall_ns"] / 1e9
     assert found["cascade_call_seconds_count", "7", "put"] == 3
@@ -85,6 +87,26 @@ def test_every_number_of_copies_pool_and_contents_is_a_metric(tmp_path: Path) ->
     grouped = {name: number for name, number in zip(NAMES, mine.tolist(), strict=True) if name.split("_")[0] in GROUPS}
     assert len(grouped) == sum(map(len, GROUPS.values())) + 2  # hits and saved bytes of contents stand outside
     assert {name for name, number in grouped.items() if number not in values} == set()
+
+
+def test_every_number_of_the_disk_is_a_metric(tmp_path: Path) -> None:
+    path = tmp_path / "cascade.prom"
+    mine, bins = counts()
+    PrometheusFile(path, "rank", "0").write(mine, bins)
+    values = set(written(path).values())
+    count = dict(zip(NAMES, mine.tolist(), strict=True))
+    assert {name for name in DISK if count[f"disk_{name}"] not in values} == set()
+
+
+def test_a_tally_takes_what_the_disk_tier_counts() -> None:
+    stats = DictStore().stats()
+    there = {name: 100 + k for k, name in enumerate([*DISK.values(), "gets", "bytes_got"])}
+    tally = Tally(disk_gets=5)
+    tally.take(stats)
+    assert (tally.disk_gets, tally.disk_held) == (0, 0)  # of a store without one
+    tally.take(stats | {"disk": there})
+    assert (tally.disk_gets, tally.disk_bytes) == (there["gets"], there["bytes_got"])
+    assert {name: getattr(tally, f"disk_{name}") for name in DISK} == {name: there[DISK[name]] for name in DISK}
 
 
 def test_a_tally_takes_what_a_store_counts() -> None:

@@ -277,9 +277,9 @@ def test_damage_in_the_middle_does_not_hide_what_follows() -> None:
         changed[start : start + length] = b"?" * length
         damaged = with_file(files, OPEN, changed)
         assert len(must_be_right(damaged, contents)) == left
-        assert any(
-            "that are no record" in each or "not what was written" in each for each in recover(damaged, STORE).problems
-        )
+        found = recover(damaged, STORE)
+        assert found.problems == []  # a killed job may leave it
+        assert any("that are no record" in each or "not what was written" in each for each in found.torn)
 
 
 @pytest.mark.parametrize("seal", [True, False])

@@ -327,7 +327,7 @@ def test_what_a_scan_found_is_synced_before_it_is_used() -> None:
 
 
 def test_a_store_without_segments_is_empty() -> None:
-    assert recover(MemoryFiles(), STORE) == ([], [], 0)
+    assert recover(MemoryFiles(), STORE) == ([], [], 0, [])
 
 
 def test_a_segment_that_is_sealed_meanwhile_is_found_under_its_other_name() -> None:

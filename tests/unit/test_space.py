@@ -177,12 +177,13 @@ def a_space(segments: list[tuple[int, int, int, int, int]]) -> Space:
 
 
 amounts = st.one_of(st.just(0), st.integers(0, 40).map(lambda units: units * UNIT))
-spaces = st.lists(st.tuples(amounts, amounts, amounts, amounts, st.just(0)), max_size=30).map(a_space)
+layouts = st.lists(st.tuples(amounts, amounts, amounts, amounts, st.just(0)), max_size=30)
 
 
 @settings(max_examples=400, deadline=None)
-@given(spaces, st.sets(st.integers(0, 29), max_size=4), st.sets(st.integers(0, 29), max_size=3))
-def test_what_a_plan_promises(space: Space, busy: set[int], kept: set[int]) -> None:
+@given(layouts, st.sets(st.integers(0, 29), max_size=4), st.sets(st.integers(0, 29), max_size=3))
+def test_what_a_plan_promises(layout: list[tuple[int, int, int, int, int]], busy: set[int], kept: set[int]) -> None:
+    space = a_space(layout)
     for number in kept & space.segments.keys():
         space.keep(number, "damaged")
     chosen = plan(space, segment_bytes=MIN_SEGMENT_BYTES, busy=busy, small_files=5)
@@ -198,9 +199,10 @@ def test_what_a_plan_promises(space: Space, busy: set[int], kept: set[int]) -> N
 
 
 @settings(max_examples=200, deadline=None)
-@given(spaces)
-def test_no_byte_is_copied_that_need_not_be(space: Space) -> None:
+@given(layouts)
+def test_no_byte_is_copied_that_need_not_be(layout: list[tuple[int, int, int, int, int]]) -> None:
     """Without the last of those that are chosen for their garbage, there would be too much of it."""
+    space = a_space(layout)
     chosen = plan(space, segment_bytes=MIN_SEGMENT_BYTES, small_files=100)
     paid = [space.segments[number] for number in chosen if space.segments[number].needed]
     ratios = [each.garbage / each.needed for each in paid]

@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(interrupt, name, 0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_during_the_replay_is_told_and_leaves_time(
     process: Process, number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,8 +52,9 @@ def test_a_signal_during_the_replay_is_told_and_leaves_time(
         interruption.replaying()
         assert not interruption.stopped()
         os.kill(os.getpid(), number)
-        while not interruption.stopped():  # the thread is told through a pipe
+        while not interruption.signal:  # the thread is told through a pipe
             came.wait(0.001)
+        assert interruption.stopped() == (number != signal.SIGUSR1)
         interruption.ending()
     assert (interruption.signal, process.status) == (number, None)
     said = capfd.readouterr().err
@@ -104,6 +105,63 @@ def test_each_stage_has_its_own_patience(monkeypatch: pytest.MonkeyPatch) -> Non
         interruption._received(signal.SIGINT)
         deadlines.append(interruption._deadline)
     assert deadlines == [100.0, 100.0 + interrupt.AGREE_S, 100.0 + interrupt.CLOSE_S, math.inf]
+
+
+def test_when_the_time_is_nearly_up_a_round_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(interrupt, "monotonic", lambda: now[0])
+    interruption = Interruption(speaks=True)
+    interruption.replaying()
+    assert interruption.since() == 0
+    interruption._received(signal.SIGUSR1)
+    assert (interruption.signal, interruption.stopped()) == (signal.SIGUSR1, False)
+    assert interruption._deadline == 100.0 + interrupt.ROUND_END_S + interrupt.AGREE_S
+    now[0] += interrupt.ROUND_END_S - 0.1
+    assert not interruption.stopped()
+    now[0] += 0.1
+    assert interruption.stopped()
+    assert interruption.since() == interrupt.ROUND_END_S
+    interruption.ending()
+    interruption.draining(60.0, "writing")
+    assert interruption._deadline == now[0] + 60 + interrupt.CLOSE_S
+
+
+def test_a_drain_has_its_time_also_when_the_signal_comes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a rank that hears of the end from others first."""
+    monkeypatch.setattr(interrupt, "monotonic", lambda: 100.0)
+    interruption = Interruption(speaks=True)
+    interruption.replaying()
+    interruption.ending()
+    interruption.draining(60.0, "writing")
+    interruption._received(signal.SIGUSR1)
+    assert interruption._deadline == 160.0 + interrupt.CLOSE_S
+
+
+def test_a_store_is_opened_though_the_time_is_nearly_up(process: Process, capfd: pytest.CaptureFixture[str]) -> None:
+    """There is time to end in order; only then the exit status tells what to do."""
+    came = threading.Event()
+    with Interruption(speaks=True, end=process.end) as interruption:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        while not interruption.signal:
+            came.wait(0.001)
+        assert interruption._deadline == math.inf
+        interruption.replaying()
+        assert interruption._deadline < math.inf
+    assert process.status is None
+    assert capfd.readouterr().err.startswith("cascade: SIGUSR1 (its time is nearly up): ending with what is done")
+
+
+def test_a_process_that_ends_by_itself_is_not_ended_by_sigterm() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with Interruption(speaks=True) as interruption:
+            interruption.ignore()
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    Interruption(speaks=True).ignore()  # of a thread that catches nothing
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_second_signal_ends_at_once(process: Process, capfd: pytest.CaptureFixture[str]) -> None:

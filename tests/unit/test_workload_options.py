@@ -48,6 +48,16 @@ from cascade_mpi.workload.options import DEFAULT_MADE_UP_REQUESTS
         ({"dram_total": 1 << 20, "store": {"dram_bytes": 1 << 20}}, "--dram-total and the setting dram_bytes"),
         ({"dram": 1 << 20, "block_bytes": 2 << 20}, "does not hold one block"),
         ({"store": {"windows": "both"}}, "windows"),
+        ({"warm": "all"}, "--warm is about blocks on disk: give a directory with --disk"),
+        ({"flush_every": 1.0}, "--flush-every is about blocks on disk"),
+        ({"grace": 1.0}, "--grace is about blocks on disk"),
+        ({"grace": -1.0, "store": {"disk": "d"}}, "--grace -1.0"),
+        ({"flush_every": float("inf"), "store": {"disk": "d"}}, "--flush-every inf"),
+        ({"warm": "much", "store": {"disk": "d"}}, "'much' is not a size"),
+        (
+            {"grace": 1.0, "store": {"disk": "d", "disk_mode": "read"}},
+            '--grace writes to disk, and disk_mode is "read"',
+        ),
         ({"store": {"window": "auto"}}, "did you mean"),
     ],
 )
@@ -75,7 +85,8 @@ def test_options_reach_the_workload(accepted: list[WorkloadOptions], tmp_path: P
         --field input_tokens=a=b --field x=y
         --trace-block-tokens 256 --lenient --route prefix --timed 2.5 --metrics m.jsonl --record r.jsonl
         --prom-file p-{{node}} --prom-per node --no-live
-        --windows shared --progress none --checksum off --copy-threads 2 --when-full refuse"""
+        --windows shared --progress none --checksum off --copy-threads 2 --when-full refuse
+        --disk kv --durability writeback --warm 1GiB --flush-every 60 --grace 90 --state s.json"""
     assert cli.main(words.split()) == 0
     assert accepted == [
         WorkloadOptions(
@@ -85,8 +96,9 @@ def test_options_reach_the_workload(accepted: list[WorkloadOptions], tmp_path: P
             record=Path("r.jsonl"), prom_file="p-{node}", prom_per="node", live=False,
             store={
                 "windows": "shared", "progress": "none", "checksum": "off", "copy_threads": 2, "when_full": "refuse",
-                "rest_ms": 2.0, "publish": "deferred",
+                "rest_ms": 2.0, "publish": "deferred", "disk": "kv", "durability": "writeback",
             },
+            warm="1GiB", flush_every=60.0, grace=90.0, state=Path("s.json"),
         )
     ]  # fmt: skip
 

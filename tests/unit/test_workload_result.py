@@ -108,6 +108,47 @@ def test_the_table_shows_the_counts() -> None:
     assert "1 rank on 1 node" in result.setting.line()
 
 
+def test_the_disk_is_shown_where_there_is_one() -> None:
+    plain = three_ranks()
+    assert plain.disk is None
+    shown = io.StringIO()
+    show(plain, Console(file=shown, width=100))
+    assert "disk" not in shown.getvalue()
+    settled = replace(plain.setting, disk="/kv", durability="demote", first=20, requests=50)
+    tally = Tally(requests=30, disk_held=1234, disk_held_bytes=4096, disk_lost=5, disk_gets=77)
+    bins = np.zeros((3, Latencies.BINS), np.int64)
+    result = summarise(settled, tally.vector()[None, :], bins, 1.0, warm=3)
+    drained = {"blocks": 321, "bytes": 4096, "left": 17, "left_bytes": 100, "seconds": 2.5}
+    sums = {"runs": 2, "position": 50, "seconds": 3.5, "requests": 50, "accesses": 10, "hits": 4, "computes": 6,
+            "corrupt": 0, "disk_gets": 888}  # fmt: skip
+    show(replace(result, drained=drained, parts=sums), Console(file=shown, width=100))
+    for text in ("30 of 50 behind the first 20", "1,234 blocks, 4.0 KiB", "5 lost", "321 blocks", "17 left", "888",
+                 "all 2 runs of this trace", "hits + unique - on disk before + double computes"):  # fmt: skip
+        assert text in shown.getvalue()
+    assert "disk /kv (demote)" in settled.line()
+    record = json.loads(json.dumps(result.record()))
+    assert (record["directory"], record["disk"]["held"], record["first"]) == ("/kv", 1234, 20)
+
+
+@pytest.mark.parametrize(
+    ("changed", "goes_on"),
+    [({}, True), ({"corrupt": 1}, False), ({"replayed": 0}, False), ({"unwritten": ("a",)}, False)],
+)
+def test_another_run_is_of_use_where_there_is_something_to_go_on_with(changed: Any, goes_on: bool) -> None:
+    result = three_ranks()
+    assert not result.goes_on  # there is no disk
+    on_disk = replace(result, setting=replace(result.setting, disk="/kv", durability="demote"))
+    assert replace(on_disk, **changed).goes_on == goes_on
+    assert not replace(on_disk, setting=replace(on_disk.setting, durability="read-only")).goes_on
+
+
+def test_what_was_on_disk_before_need_not_be_computed() -> None:
+    result = replace(three_ranks(), accesses=10, hits=8, unique=4, warm=3, double_computes=1)
+    check_counts(result, accesses=10, most_hits=10)
+    with pytest.raises(ProtocolError, match="1 of the 4 unique blocks, 3 of which were on disk, were never computed"):
+        check_counts(replace(result, double_computes=-1), accesses=10, most_hits=10)
+
+
 def test_every_number_of_a_tally_is_in_its_vector() -> None:
     tally = Tally(**{name: number for number, name in enumerate(NAMES)})
     assert tally.vector().tolist() == list(range(len(NAMES)))
