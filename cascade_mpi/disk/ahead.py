@@ -6,8 +6,6 @@ follows the one that was read last: `open_segments` sees that by itself.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -26,18 +24,20 @@ class Plan:
         where = np.where(on_disk, described["content_hi"], np.uint64(0))
         order = np.argsort(where, kind="stable")
         self.order: list[int] = order.tolist()
-        self._records = list(zip(where[order].tolist(), described["length"][order].tolist(), strict=True))
-        self._asked = self._ahead = 0  # records that were asked for, and their bytes that are not read yet
+        lengths = np.where(on_disk, described["length"], np.uint64(0))[order]
+        self._where, self._lengths = where[order].tolist(), lengths.tolist()
+        self._begins = (np.cumsum(lengths) - lengths).tolist()  # bytes of those before
+        self._asked = 0  # records that were asked for
 
     def before(self, number: int) -> None:
-        """Local. Block `order[number]` is read now: let the system bring what comes behind it. 1 call for each MiB."""
-        records = self._records
-        if number and number <= self._asked:
-            self._ahead -= records[number - 1][1]
-        while self._asked < len(records) and self._ahead < AHEAD_BYTES:
-            location, length = records[self._asked]
+        """Local. Block `order[number]` is read now: let the system bring what comes behind it. 1 call for each MiB.
+
+        Numbers rise; some may be left out.
+        """
+        self._asked = max(self._asked, number)
+        while self._asked < len(self.order) and self._begins[self._asked] < self._begins[number] + AHEAD_BYTES:
+            location, length = self._where[self._asked], self._lengths[self._asked]
             self._asked += 1
-            self._ahead += length
             if location:
-                place: Any = unpack_location(location)
+                place = unpack_location(location)
                 self._segments.expect(place.segment, place.unit * UNIT, end_of(place.unit, length))

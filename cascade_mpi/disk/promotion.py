@@ -57,15 +57,20 @@ class Promotion:
 
         `described` are the 128 bytes of its descriptor.
         """
-        pool = self._pool
-        with pool.lock:
+        with self._pool.lock:
             again = word in self._read
             self._read[word] = None
             self._read.move_to_end(word)
             if len(self._read) > _REMEMBERED:
                 self._read.popitem(last=False)
-            if again or pool.spare_pages - pool.own.pages_for(nbytes) >= pool.own.low_pages:
+            if again or self.has_room(nbytes):
                 self.bring(word, described.view(DESCRIPTOR)[0], address, insist=False, evict=again)
+
+    def has_room(self, nbytes: int) -> bool:
+        """Local. Is there free memory for a block, and as much more as is kept free?"""
+        pool = self._pool
+        with pool.lock:
+            return bool(pool.spare_pages - pool.own.pages_for(nbytes) >= pool.own.low_pages)
 
     @uninterrupted
     def bring(self, word: int, described: Any, address: int, *, insist: bool, evict: bool = True) -> bool:
@@ -87,7 +92,7 @@ class Promotion:
                 pages = pool.own.pages_for(nbytes)
                 if insist or evict:
                     cell = pool.reserve(nbytes, *key)
-                elif pool.spare_pages - pages >= pool.own.low_pages:
+                elif self.has_room(nbytes):
                     cell = pool.take(pages)
                 if cell is not None:
                     self._fill(cell, described, word, address, nbytes)

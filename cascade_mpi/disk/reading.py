@@ -95,14 +95,13 @@ class DiskReads:
             if self.damaged > damaged:
                 return False
 
-    def warm(self, cells: DiskCells, cell: int) -> bool:
-        """Local. Bring the block of an own disk cell into free memory: whether it came."""
+    def warm(self, cells: DiskCells, cell: int, room: npt.NDArray[np.uint8]) -> bool:
+        """Local. Bring the block of an own disk cell into free memory by way of `room`: whether it came."""
         word, described = int(cells.words[cell]), cells.records[cell].copy()
-        whole = np.empty(int(described["length"]), np.uint8)
         raw = np.frombuffer(described.tobytes(), np.uint8)
-        if not word or self._whole(word, raw, whole.ctypes.data) < 0:
+        if not word or int(described["length"]) > room.nbytes or self._whole(word, raw, room.ctypes.data) < 0:
             return False
-        return self._promotion.bring(word, described, whole.ctypes.data, insist=False, evict=False)
+        return self._promotion.bring(word, described, room.ctypes.data, insist=False, evict=False)
 
     def _whole(self, word: int, described: npt.NDArray[np.uint8], address: int) -> int:
         """The payload to an address, and the second look: its length, MISS or CHANGED."""
