@@ -35,7 +35,9 @@ def test_disk_has_a_row_for_each_way(comm: MPI.Intracomm, assert_all: Callable[.
     measured, about = disk.measure(disk.Options(**TINY), shared_folder(), comm)
     there = [row for row in measured if "not_in_this_run" not in row]
     for row in there:
-        assert_all(comm, row["contents_ok"] and row["machine"] == about and row["value"] > 0, f"{row}")
+        from_device = str(row["key"]).endswith("read from the device")  # there may be none under the test's folder
+        assert_all(comm, row["contents_ok"] and row["machine"] == about, f"{row}")
+        assert_all(comm, row["value"] > 0 or from_device, f"{row}")
         assert_all(comm, row["hit_rate"] in (None, 1.0), f"{row}")
     names = {(row["case"], row["key"].split(",")[0]) for row in there}
     for case in ("disk_flush", "disk_cold", "disk_hot"):
