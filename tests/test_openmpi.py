@@ -24,7 +24,10 @@ pytestmark = pytest.mark.launch
 
 LIMIT_S, SUITE_LIMIT_S = 90, 300
 # Of the tests on several ranks, those of programs that use the store like any other.
-ABOVE_THE_STORE = ("test_bench_micro", "test_workload", "test_workload_options")
+ABOVE_THE_STORE = (
+    "test_bench_micro", "test_workload", "test_workload_options", "test_hdf5", "test_mpiio", "test_disk_drain",
+    "test_disk_lists",
+)  # fmt: skip
 NOT_TO_BE_HAD = ("No matching distribution found", "Could not find a version")
 
 

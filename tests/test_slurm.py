@@ -172,6 +172,7 @@ def test_workload_sbatch(cluster: slurm.Cluster, site: dict[str, str], tmp_path:
     replayed(result)
 
 
+@pytest.mark.skipif("TEST_LONG" not in os.environ, reason="a requeued job waits for two minutes: TEST_LONG=1 runs it")
 def test_a_job_whose_time_is_up_goes_on_with_what_is_on_disk(
     cluster: slurm.Cluster, site: dict[str, str], tmp_path: Path
 ) -> None:

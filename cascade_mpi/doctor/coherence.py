@@ -22,7 +22,6 @@ from cascade_mpi.doctor.finding import Finding, ok, problem, warning
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-NAME = "files of other ranks"
 _PAGE = 4096
 
 
@@ -98,18 +97,22 @@ def _page(number: int) -> bytes:
 def explain(seen: list[Seen]) -> Finding:
     """Local. What the ranks have seen, by rank, as one line."""
     if not any(each.new or each.grown for each in seen):
-        return ok(NAME, f"what a rank writes, {len(seen)} ranks read at once, while it has the file open")
+        return ok(
+            "files of other ranks", f"what a rank writes, {len(seen)} ranks read at once, while it has the file open"
+        )
     late = [rank for rank, each in enumerate(seen) if each.new or each.grown]
     never = [rank for rank in late if seen[rank].synced]
     if never:
         each = seen[never[0]]
         return problem(
-            NAME, f"{len(never)} of {len(seen)} ranks do not see what rank 0 writes, the first is rank {never[0]} on "
+            "files of other ranks",
+            f"{len(never)} of {len(seen)} ranks do not see what rank 0 writes, the first is rank {never[0]} on "
             f"{each.host}: {each.synced}", "name a directory that is the same one on all nodes",
         )  # fmt: skip
     each = seen[late[0]]
     return warning(
-        NAME, f"{len(late)} of {len(seen)} ranks see what rank 0 writes only after it was synced, the first is rank "
+        "files of other ranks",
+        f"{len(late)} of {len(seen)} ranks see what rank 0 writes only after it was synced, the first is rank "
         f"{late[0]} on {each.host}: {each.new or each.grown}. Blocks that have just left memory are misses there",
         "use a parallel file system (Lustre, GPFS); NFS with the mount option noac",
     )  # fmt: skip

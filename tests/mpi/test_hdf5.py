@@ -94,7 +94,6 @@ def fill(store: Store, comm: MPI.Intracomm, namespace: Any) -> dict[Any, tuple[A
     return mine
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("namespace", [None, "n", ALICE, BY_CONTENT], ids=["default", "named", "salted", "by content"])
 def test_what_was_exported_comes_back_and_any_reader_finds_it(
     store: Store, comm: MPI.Intracomm, folder: Path, how: str, namespace: Any, assert_all: Callable[..., None]
@@ -167,7 +166,6 @@ def test_large_blocks_come_in_pieces_and_small_ones_together(
         assert np.array_equal(store.get(1000 * comm.rank + number), block(1000 * comm.rank + number, size))
 
 
-@pytest.mark.core
 def test_an_error_of_one_rank_is_raised_on_all(
     store: Store, comm: MPI.Intracomm, folder: Path, how: str, raises_all: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,

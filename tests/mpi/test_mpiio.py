@@ -34,6 +34,8 @@ from cascade_mpi.segments.reader import open_segment
 from cascade_mpi.segments.records import Record
 from cascade_mpi.segments.recovery import latest, recover
 
+pytestmark = pytest.mark.alone
+
 STORE, RUN = bytes(range(16)), 0x1122334455667788
 SIZES = (0, 1, 300, 768, 5000, 16_000, LARGE - 1, LARGE, 70_000, 300_000)
 Brought = list[tuple[Record, bytes]]
@@ -380,7 +382,6 @@ def test_files_are_private_and_hints_are_told(comm: MPI.Intracomm, files: PosixF
     assert (report["segments"], report["bytes"] > 100) == (1, True)
 
 
-@pytest.mark.alone
 def test_what_a_hint_comes_to() -> None:
     told = compared({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "4", "romio_filesystem_type": "UFS "})
     assert [told[name]["taken"] for name in "abc"] == [True, False, False]
@@ -391,7 +392,6 @@ def test_what_a_hint_comes_to() -> None:
     assert window_bytes({"cb_nodes": "2", "striping_unit": "1048576"}, asked) == 2 << 20
 
 
-@pytest.mark.alone
 def test_auto_writes_together_where_parts_are_small_and_nodes_several() -> None:
     small, large = [Part(0, 0, 4096, 1 << 20, 9)], [Part(0, 0, 4096, 64 << 20, 9)]
     assert [choose("auto", 2, small)[0], choose("auto", 2, large)[0], choose("auto", 1, small)[0]] == [
@@ -412,7 +412,6 @@ def own_files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MpiFil
         yield files
 
 
-@pytest.mark.alone
 def test_a_log_over_non_blocking_writes(own_files: MpiFiles, tmp_path: Path) -> None:
     records = [record_of(n, random.Random(n).randbytes(SIZES[n % len(SIZES)])) for n in range(40)]
     log = SegmentLog(own_files, STORE, count(), RUN, 1 << 20)
@@ -433,7 +432,6 @@ def test_a_log_over_non_blocking_writes(own_files: MpiFiles, tmp_path: Path) -> 
     assert own_files.ended == own_files.started > 40
 
 
-@pytest.mark.alone
 def test_random_writes_and_reads(own_files: MpiFiles) -> None:
     chance, expected = random.Random(5), bytearray()
     with own_files.create("a") as file:
@@ -456,7 +454,6 @@ def test_random_writes_and_reads(own_files: MpiFiles) -> None:
         assert out == expected
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("borrow", [False, True])
 def test_what_is_written_is_copied_unless_it_is_borrowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, borrow: bool
@@ -478,7 +475,6 @@ def test_what_is_written_is_copied_unless_it_is_borrowed(
         assert files.ended == files.started == 1
 
 
-@pytest.mark.alone
 def test_a_sync_is_one_of_the_system_and_what_is_new_is_private(
     own_files: MpiFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -494,7 +490,6 @@ def test_a_sync_is_one_of_the_system_and_what_is_new_is_private(
     assert stat.S_IMODE(os.stat(own_files.root / "a").st_mode) == 0o600
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("limit", [500_000, 524_288, 100_000])
 def test_a_write_that_the_system_refuses_ends_its_segment_and_nothing_of_it_counts(
     own_files: MpiFiles, limit: int

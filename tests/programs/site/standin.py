@@ -215,6 +215,7 @@ def launch(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 def slurm_options(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(name, allow_abbrev=False)
     parser.add_argument("-N", "--nodes", type=int)
+    parser.add_argument("--signal")
     parser.add_argument("-n", "--ntasks", dest="n", type=int)
     parser.add_argument("--ntasks-per-node", type=int)
     parser.add_argument("-c", "--cpus-per-task", type=int)
