@@ -13,20 +13,18 @@ from typing import Any
 from cascade_mpi.errors import DamagedError
 from cascade_mpi.layout import DiskLocation
 from cascade_mpi.segments.files import Files
-from cascade_mpi.segments.format import PAGE, UNIT, Place, end_of
+from cascade_mpi.segments.format import Place, end_of
 from cascade_mpi.segments.reader import SegmentReader, open_segment
 
-AHEAD_BYTES = 8 << 20  # what is asked for before it is read: scattered 64 KiB 0.4 -> 1.2 GB/s, 1 MiB 0.6 -> 1.2
 _STEP_BYTES = 1 << 20  # at a time: of more, Linux leaves out what is beyond the device's largest transfer
 MOST = 256  # open files of a rank; the segment that was used last longest ago is closed first
 
 
 class _Segment:
-    __slots__ = ("asked", "place", "reached", "reader", "users")
+    __slots__ = ("place", "reader", "users")
 
     def __init__(self, reader: SegmentReader) -> None:
         self.reader, self.users = reader, 0
-        self.reached, self.asked = PAGE, 0  # the bytes after what was read last, and after what was asked for
         self.place: Place = reader.header().place
 
 
@@ -54,7 +52,6 @@ class OpenSegments:
             reader = segment.reader
             if end_of(location.unit, length) > reader.size:
                 reader.size = reader.file.size()  # it was still being written when it was opened
-            self._go_on(segment, location.unit * UNIT, end_of(location.unit, length))
             reader.read_to(location.unit, segment.place, address, length, key, sequence)
             self.bytes_read += length
         finally:
@@ -88,21 +85,6 @@ class OpenSegments:
     def about(self) -> dict[str, Any]:
         """Local. For statistics."""
         return {"open": len(self._open), "opened": self.opened}
-
-    def _go_on(self, segment: _Segment, begin: int, end: int) -> None:
-        """Ask for what follows a record, if the one before it was read last: so are the blocks of a prefix.
-
-        Threads that meet here ask for too much or too little.
-        """
-        if not 0 <= begin - segment.reached < PAGE:
-            segment.asked = 0
-        else:
-            first = max(segment.asked, end)
-            last = min(end + AHEAD_BYTES, segment.reader.size)
-            if last - first >= _STEP_BYTES:
-                segment.asked = last
-                self._ask(segment, first, last)
-        segment.reached = end
 
     @staticmethod
     def _ask(segment: _Segment, begin: int, end: int) -> None:

@@ -61,6 +61,8 @@ class SegmentReader:
         self.size = file.size()
         self._summed: Callable[..., bool] | None = getattr(file, "read_summed", None)
         self._will_need: Callable[[int, int], None] | None = getattr(file, "will_need", None)
+        if (read_on := getattr(file, "read_on", None)) is not None:
+            read_on()
 
     def close(self) -> None:
         """Local. Close the file."""

@@ -11,10 +11,10 @@ import pytest
 from memory_files import MemoryFile, MemoryFiles
 from segment_making import STORE, a_log, random_bytes, record_of
 
-from cascade_mpi.disk.ahead import Plan
-from cascade_mpi.disk.open_segments import AHEAD_BYTES, OpenSegments
+from cascade_mpi.disk.ahead import AHEAD_BYTES, STRETCH_BYTES, Plan
+from cascade_mpi.disk.open_segments import OpenSegments
 from cascade_mpi.layout import DESCRIPTOR, FLAG_DISK, DiskLocation, pack_location
-from cascade_mpi.segments.format import UNIT, Location, end_of
+from cascade_mpi.segments.format import UNIT, Location, end_of, sealed_name
 
 LENGTH = 600 << 10
 
@@ -61,35 +61,6 @@ def covers(asked: list[tuple[str, int, int]]) -> int:
     return sum(end - begin for _, begin, end in spans)
 
 
-def test_what_follows_a_sequence_is_asked_for() -> None:
-    files, places = a_disk(40)
-    segments = OpenSegments(files, STORE)
-    for number, where in enumerate(places):
-        read(segments, where, number)
-        end = end_of(where.unit, LENGTH)
-        reached = max((end for _, _, end in files.asked), default=0)
-        assert reached > min(end + AHEAD_BYTES - (2 << 20), end_of(places[-1].unit, LENGTH) - (2 << 20))
-        assert reached <= end + AHEAD_BYTES
-    assert covers(files.asked) <= sum(map(len, files.contents.values()))
-    assert max(end - begin for _, begin, end in files.asked) <= 1 << 20
-    segments.close()
-
-
-def test_jumps_ask_for_nothing() -> None:
-    files, places = a_disk(40)
-    segments = OpenSegments(files, STORE)
-    for number in (5, 20, 3, 39, 11):
-        read(segments, places[number], number)
-    assert files.asked == []
-    read(segments, places[12], 12)  # behind 11
-    assert covers(files.asked) == AHEAD_BYTES
-    for number in (30, 4, 5):  # what was asked for before may be out of the cache again
-        files.asked.clear()
-        read(segments, places[number], number)
-    assert covers(files.asked) == AHEAD_BYTES
-    segments.close()
-
-
 def described(places: list[Location], length: int = LENGTH) -> np.ndarray[Any, np.dtype[np.void]]:
     made = np.zeros(len(places), DESCRIPTOR)
     made["flags"], made["length"] = FLAG_DISK, length
@@ -98,17 +69,48 @@ def described(places: list[Location], length: int = LENGTH) -> np.ndarray[Any, n
 
 
 def test_a_plan_is_in_the_order_of_the_files() -> None:
-    files, places = a_disk(30, segment_bytes=4 << 20)
-    segments = OpenSegments(files, STORE)
+    """Every third record is read: each lies alone."""
+    files, places = a_disk(90, segment_bytes=4 << 20)
+    segments, places = OpenSegments(files, STORE), places[::3]
     shuffled = np.random.default_rng(3).permutation(30).tolist()
     plan = Plan(segments, described([places[number] for number in shuffled]))
     assert [shuffled[at] for at in plan.order] == list(range(30))
     for at in range(30):
         plan.before(at)
-        assert files.asked[-1][2] >= end_of(places[at].unit, LENGTH) or at < 29
         asked = covers(files.asked)
         assert min((at + 1) * LENGTH, 30 * LENGTH) <= asked <= at * LENGTH + AHEAD_BYTES + 30 * UNIT + LENGTH
     assert covers(files.asked) >= 30 * LENGTH
+    assert max(end - begin for _, begin, end in files.asked) <= 1 << 20
+    segments.close()
+
+
+def test_some_of_a_plan_may_be_left_out() -> None:
+    files, places = a_disk(90, segment_bytes=4 << 20)
+    segments = OpenSegments(files, STORE)
+    plan = Plan(segments, described(places[::3]))
+    plan.before(2)
+    plan.before(29)
+    ends = {(path, end) for path, _, end in files.asked}
+    first, third, last = ((sealed_name(places[at].segment), end_of(places[at].unit, LENGTH)) for at in (0, 6, 87))
+    assert first not in ends
+    assert {third, last} <= ends
+    segments.close()
+
+
+@pytest.mark.parametrize("length", [5000, (64 << 10) - 1, 64 << 10, LENGTH, LENGTH + 1])
+def test_what_is_read_in_one_go_is_not_asked_for(length: int) -> None:
+    """Such a stretch, and one that is too short for it; between them, and behind them, is what nobody reads."""
+    long, short = STRETCH_BYTES // length + 1, STRETCH_BYTES // length // 2
+    gap = -(-20_000 // length)
+    files, places = a_disk(long + gap + short + 1, length=length)
+    segments = OpenSegments(files, STORE)
+    plan = Plan(segments, described([*places[:long], *places[long + gap :][:short]], length))
+    for at in range(len(plan.order)):
+        plan.before(at)
+    units = [where.unit * UNIT for where in places[long + gap :][:short]]
+    begins = sorted(begin for _, begin, _ in files.asked)
+    assert [begin for begin in begins if begin in units] == units
+    assert not begins or begins[0] == units[0]
     segments.close()
 
 
