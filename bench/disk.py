@@ -93,7 +93,6 @@ class _Size:
         """Collective. Make the folders."""
         self.options, self.comm, self.root, self.about = options, comm, root, about
         self.blocks = Blocks(size, max(2, options.total // size), comm.rank + 1)
-        self.keys = np.array([(comm.rank + 1, number) for number in range(self.blocks.count)], np.uint64)
         if comm.rank == 0:
             root.mkdir()
         comm.Barrier()
@@ -217,9 +216,14 @@ class _Size:
         self.version += 1
         self.blocks.fill(self.version)
 
+    def _keys(self, version: int) -> npt.NDArray[np.uint64]:
+        """Others for each version: of what is replaced, a flush would give the space back."""
+        low = np.arange(self.blocks.count, dtype=np.uint64) + np.uint64(version << 24)
+        return np.stack((np.full_like(low, self.comm.rank + 1), low), axis=1)
+
     def _put(self, store: Store) -> None:
         self._fill()
-        if not all(each.stored for each in store.put_many(self.keys, self.blocks.rows)):
+        if not all(each.stored for each in store.put_many(self._keys(self.version), self.blocks.rows)):
             raise RuntimeError("a block was not stored: the arena is too small for this benchmark")
 
     def _wrote(self, name: str) -> Callable[[object], None]:
@@ -239,13 +243,14 @@ class _Size:
         self.in_cache = max(self.in_cache, self._drop())
 
     def _get_each(self, store: Store) -> None:
-        first = self.comm.rank + 1 << 64
+        first = (self.comm.rank + 1 << 64) + (self.versions["store"] << 24)
         got = [store.get(first + number, row) for number, row in enumerate(self.blocks.rows)]
         self._count(got)
 
     def _get_batches(self, store: Store) -> None:
+        keys = self._keys(self.versions["store"])
         for at in range(0, self.blocks.count, _BATCH):
-            self._count(store.get_many(self.keys[at : at + _BATCH], self.blocks.rows[at : at + _BATCH]))
+            self._count(store.get_many(keys[at : at + _BATCH], self.blocks.rows[at : at + _BATCH]))
 
     def _count(self, got: list[Any]) -> None:
         self.gets += len(got)

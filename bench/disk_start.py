@@ -110,7 +110,7 @@ class _Start:
     def _close(self, _: object) -> None:
         self._compare(_)
         store = self.stores.pop()
-        self.tier_bytes.append(store.stats()["disk"]["bytes_got"])
+        self.tier_bytes.append(store.stats()["disk"]["bytes_read"])
         store.close()
 
     def _counted(self, name: str, call):  # type: ignore[no-untyped-def]

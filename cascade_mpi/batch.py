@@ -7,7 +7,7 @@ Covers one compiled call for a batch and what is settled one by one afterwards. 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from cascade_mpi.reader import Reader, decode, wrong_size
 from cascade_mpi.values import empty, result_dtype, target
 
 Keys = npt.NDArray[np.uint64]
+_PLANNED = 2  # so many blocks on disk are read in the order of the files
 
 
 class BatchReader:
@@ -80,27 +81,39 @@ class BatchReader:
         rooms: npt.NDArray[np.int64], made: list[npt.NDArray[Any] | None] | None,
     ) -> list[Any]:  # fmt: skip
         """What the outcomes of a batch mean, one by one; a wrong buffer is said when all others have been read."""
-        got: list[Any] = []
+        got: list[Any] = results.tolist() if made is None else list(made)
         wrong: BufferSizeError | None = None
-        for i, result in enumerate(results.tolist()):
-            if result >= 0:
-                got.append(result if made is None else made[i])
-                continue
-            hi, lo = int(keys[i, 0]), int(keys[i, 1])
+        for i in np.flatnonzero((results < 0) & (results != c.ON_DISK)).tolist():
+            result, hi, lo = int(results[i]), int(keys[i, 0]), int(keys[i, 1])
             if made is not None:  # a miss when sized or read, or changed in between: once more, alone
-                got.append(self._reader.new(hi, lo))
-                continue
-            if result <= c.WRONG_FROM:
+                got[i] = self._reader.new(hi, lo)
+            elif result <= c.WRONG_FROM:
                 wrong = wrong or wrong_size(int(rooms[i]), c.WRONG_FROM - result)
                 wrong.add_note(f"key number {i}")
-                got.append(None)
-            elif result == c.ON_DISK:  # which one is not in the scratch any more: look again, then read
-                got.append(self._reader.into(hi, lo, int(targets[i]), int(rooms[i])))
+                got[i] = None
             else:
-                got.append(self._reader.settle(result, hi, lo, int(targets[i]), int(rooms[i])))
+                got[i] = self._reader.settle(result, hi, lo, int(targets[i]), int(rooms[i]))
+        for i in self._on_disk(keys, np.flatnonzero(results == c.ON_DISK)):
+            hi, lo = int(keys[i, 0]), int(keys[i, 1])
+            if made is not None:
+                got[i] = self._reader.new(hi, lo)
+            else:  # which one is not in the scratch any more: look again, then read
+                got[i] = self._reader.into(hi, lo, int(targets[i]), int(rooms[i]))
         if wrong is not None:
             raise wrong
         return got
+
+    def _on_disk(self, keys: Keys, numbers: npt.NDArray[np.intp]) -> Iterator[int]:
+        """The numbers of blocks on disk in the order in which they are read best, each when it is to be read."""
+        if len(numbers) < _PLANNED or self._reader.on_disk is None:
+            yield from numbers.tolist()
+            return
+        lengths, described = self._describe(np.ascontiguousarray(keys[numbers]), want=True)
+        described[lengths < 0] = 0
+        plan = self._reader.on_disk.plan(described)
+        for at, number in enumerate(plan.order):
+            plan.before(at)
+            yield int(numbers[number])
 
     def contains(self, keys: Keys, exact: bool) -> npt.NDArray[np.bool_]:
         """Local. Which keys are there, bool[n]; without `exact` by fingerprint."""

@@ -65,6 +65,17 @@ class Found(NamedTuple):
     lo: int
 
 
+class Plan(Protocol):
+    """The order in which blocks on disk are read best: `order` has their numbers."""
+
+    @property
+    def order(self) -> list[int]:
+        """Local. All numbers, each once."""
+
+    def before(self, number: int) -> None:
+        """Local. Block `order[number]` is read now."""
+
+
 class OnDisk(Protocol):
     """What a reader asks of the disk tier when an index word names a disk cell."""
 
@@ -75,6 +86,9 @@ class OnDisk(Protocol):
         `room`; MISS if its record is damaged, which is counted and logged there; CHANGED if the index has another word
         by now, or BEGAN is longer ago than an attempt may take (`Fabric.attempt`).
         """
+
+    def plan(self, described: npt.NDArray[np.uint8]) -> Plan:
+        """Local. How to read the blocks that have these descriptors, uint8[n, 128], one after the other."""
 
     def promote(self, found: Found) -> None:
         """Local. Bring a block into memory, unless its word has changed meanwhile; StoreFullError: there is no room."""

@@ -4,7 +4,7 @@ Covers one payload and the bytes of a header before it. Does not cover which fil
 looked at here, who gets fewer bytes than asked for reads once more with a call that says why.
 
 A payload is summed piece by piece while the piece is in the core's own cache. Reading all of it first and summing it
-then takes it through the cache twice: 4 MiB at 3.9 GB/s instead of 5.4, where reading alone goes at 6.4.
+then takes it through the cache twice: 16 MiB at 4.3 GB/s instead of 5.2, where reading alone goes at 6.1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from cascade_mpi.kernels.checksum import CHUNK, LANES, _begin, _chunk_word, _end
 from cascade_mpi.kernels.intrinsics import LINE_BYTES, store64
 from cascade_mpi.kernels.jit import device, kernel
 
-PIECE = 256 << 10  # a divisor of CHUNK, a multiple of LINE_BYTES
+# A divisor of CHUNK, a multiple of LINE_BYTES. A fourth of it would stay in more caches, and is too little for the
+# system to read ahead in time: 1.0 GB/s instead of 1.46 from a device, where 4 MiB give 1.49.
+PIECE = 1 << 20
 
 # Of libc, which is in every process: its offset is an off_t, 64 bits wide on all that Cascade runs on.
 _pread = types.ExternalFunction("pread", types.int64(types.int32, types.int64, types.uint64, types.int64))

@@ -10,11 +10,13 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+from cascade_mpi.errors import DamagedError
 from cascade_mpi.layout import DiskLocation
 from cascade_mpi.segments.files import Files
 from cascade_mpi.segments.format import Place, end_of
 from cascade_mpi.segments.reader import SegmentReader, open_segment
 
+_STEP_BYTES = 1 << 20  # at a time: of more, Linux leaves out what is beyond the device's largest transfer
 MOST = 256  # open files of a rank; the segment that was used last longest ago is closed first
 
 
@@ -33,7 +35,7 @@ class OpenSegments:
         self._files, self._store, self._most = files, store, most
         self._open: OrderedDict[int, _Segment] = OrderedDict()
         self._lock = threading.Lock()
-        self.opened = 0
+        self.opened = self.bytes_read = 0
 
     def read(self, location: DiskLocation, address: int, length: int, key: tuple[int, int], sequence: int) -> None:
         """Local. The payload of a record, `length` bytes, to an address; its checksum is compared.
@@ -51,8 +53,20 @@ class OpenSegments:
             if end_of(location.unit, length) > reader.size:
                 reader.size = reader.file.size()  # it was still being written when it was opened
             reader.read_to(location.unit, segment.place, address, length, key, sequence)
+            self.bytes_read += length
         finally:
             self._give_back(location.segment, segment)
+
+    def expect(self, number: int, begin: int, end: int) -> None:
+        """Local. These bytes of a segment are read soon. Raises nothing: who reads them hears of what is wrong."""
+        try:
+            segment = self._take(number)
+        except (DamagedError, OSError):
+            return
+        try:
+            self._ask(segment, begin, end)
+        finally:
+            self._give_back(number, segment)
 
     def forget(self, segment: int) -> None:
         """Local. Close a segment that was removed, or is not what it was."""
@@ -71,6 +85,12 @@ class OpenSegments:
     def about(self) -> dict[str, Any]:
         """Local. For statistics."""
         return {"open": len(self._open), "opened": self.opened}
+
+    @staticmethod
+    def _ask(segment: _Segment, begin: int, end: int) -> None:
+        end = min(end, segment.reader.size)
+        for at in range(begin, end, _STEP_BYTES):
+            segment.reader.will_need(at, min(at + _STEP_BYTES, end))
 
     def _take(self, number: int) -> _Segment:
         with self._lock:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from cascade_mpi.config import Config
 from cascade_mpi.disk import restart
+from cascade_mpi.disk.ahead import Plan
 from cascade_mpi.disk.cells import DiskCells
 from cascade_mpi.disk.compaction import Compacted, compact
 from cascade_mpi.disk.directory import Directory
@@ -118,16 +119,18 @@ class Disk(NamedTuple):
                 [each for each in cells.tolist()
                  if (int(records["key_hi"][each]), int(records["key_lo"][each])) in mine], np.int64,
             )  # fmt: skip
-        order = cells[np.argsort(self.cells.records["content_hi"][cells], kind="stable")]
+        cells = cells[[self._where(cell) is not None for cell in cells.tolist()]]  # the others are in memory already
+        described = self.cells.records[cells]
+        plan, room = Plan(self.segments, described), np.empty(int(described["length"].max(initial=0)), np.uint8)
         blocks = nbytes = left = 0
-        for cell in order.tolist():
-            length = int(self.cells.records["length"][cell])
-            if self._where(cell) is None:
-                continue  # in memory already
-            if (budget is None or nbytes + length <= budget) and self.reads.warm(self.cells, cell):
-                blocks, nbytes = blocks + 1, nbytes + length
-            else:
-                left += 1
+        for at, number in enumerate(plan.order):
+            length = int(described["length"][number])
+            if (budget is None or nbytes + length <= budget) and self.promotion.has_room(length):
+                plan.before(at)
+                if self.reads.warm(self.cells, int(cells[number]), room):
+                    blocks, nbytes = blocks + 1, nbytes + length
+                    continue
+            left += 1
         return blocks, nbytes, left
 
     def _where(self, cell: int) -> tuple[int, int, int, int] | None:
@@ -153,7 +156,8 @@ class Disk(NamedTuple):
         tier, reads = self.tier, self.reads
         return {
             "blocks": self.cells.live, "bytes": self.cells.live_bytes, "gets": reads.reads,
-            "bytes_got": reads.bytes_read, "damaged": reads.damaged, "read_again": reads.again,
+            "bytes_got": reads.bytes_read, "bytes_read": self.segments.bytes_read,
+            "damaged": reads.damaged, "read_again": reads.again,
             "promoted": self.promotion.promoted, "promoted_bytes": self.promotion.promoted_bytes,
             "demoted": tier.demoted, "demoted_bytes": tier.demoted_bytes, "cleaned": tier.cleaned,
             "written": tier.written, "written_bytes": tier.written_bytes, "tombstones": tier.tombstones,

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cascade_mpi.disk.look import no_longer_held
 from cascade_mpi.errors import StoreFullError
@@ -23,6 +24,7 @@ from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.copy import copy_bytes
 from cascade_mpi.kernels.probe import full_fence
 from cascade_mpi.layout import (
+    DESCRIPTOR,
     FLAG_BACKED,
     FLAG_DISK,
     FLAG_HELD,
@@ -50,15 +52,25 @@ class Promotion:
         self.promoted = self.promoted_bytes = 0
 
     @uninterrupted
-    def offer(self, word: int, described: Any, address: int) -> None:
-        """Local. A block was read whole to an address: bring it into memory, if it belongs there."""
+    def offer(self, word: int, nbytes: int, described: npt.NDArray[np.uint8], address: int) -> None:
+        """Local. A block was read whole to an address: bring it into memory, if it belongs there.
+
+        `described` are the 128 bytes of its descriptor.
+        """
         with self._pool.lock:
             again = word in self._read
             self._read[word] = None
             self._read.move_to_end(word)
             if len(self._read) > _REMEMBERED:
                 self._read.popitem(last=False)
-            self.bring(word, described, address, insist=False, evict=again)
+            if again or self.has_room(nbytes):
+                self.bring(word, described.view(DESCRIPTOR)[0], address, insist=False, evict=again)
+
+    def has_room(self, nbytes: int) -> bool:
+        """Local. Is there free memory for a block, and as much more as is kept free?"""
+        pool = self._pool
+        with pool.lock:
+            return bool(pool.spare_pages - pool.own.pages_for(nbytes) >= pool.own.low_pages)
 
     @uninterrupted
     def bring(self, word: int, described: Any, address: int, *, insist: bool, evict: bool = True) -> bool:
@@ -80,7 +92,7 @@ class Promotion:
                 pages = pool.own.pages_for(nbytes)
                 if insist or evict:
                     cell = pool.reserve(nbytes, *key)
-                elif pool.spare_pages - pages >= pool.own.low_pages:
+                elif self.has_room(nbytes):
                     cell = pool.take(pages)
                 if cell is not None:
                     self._fill(cell, described, word, address, nbytes)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from typing import Any
+import struct
 
 import numpy as np
+import numpy.typing as npt
 
+from cascade_mpi.disk.ahead import Plan
 from cascade_mpi.disk.cells import ATTEMPT_S, DiskCells
 from cascade_mpi.disk.look import descriptor_of
 from cascade_mpi.disk.open_segments import OpenSegments
@@ -28,6 +30,9 @@ from cascade_mpi.onesided import TICKS
 from cascade_mpi.reader import Found, Reader
 
 _log = logging.getLogger("cascade.disk")
+# Of a `DESCRIPTOR`: length, key, location and sequence. Each field of the array takes as long as all of them so, and
+# with every block that passes through the cache the interpreter's own memory has to come back into it.
+_FIELDS = struct.Struct("<8xQQQQ32xQ")
 
 
 class DiskReads:
@@ -41,8 +46,8 @@ class DiskReads:
         """Local. See `OnDisk.read`. 1 or 2 reads of the file; 1 Get and 1 Flush at the home afterwards."""
         fabric, s = self._fabric, self._fabric.scratch
         word, began = s.words[c.WORD], s.words[c.BEGAN]
-        described = s.descriptor.view(DESCRIPTOR)[0].copy()
-        length = int(described["length"])
+        described = s.descriptor.copy()
+        length = int(_FIELDS.unpack_from(described.data)[0])
         if offset or room != length:
             whole = np.empty(length, np.uint8)  # the checksum is that of all of it
             outcome = self._whole(word, described, whole.ctypes.data)
@@ -58,16 +63,20 @@ class DiskReads:
         self.reads += 1
         self.bytes_read += room
         if room == length:
-            self._promotion.offer(word, described, address)
+            self._promotion.offer(word, length, described, address)
         return room
+
+    def plan(self, described: npt.NDArray[np.uint8]) -> Plan:
+        """Local. See `OnDisk.plan`."""
+        return Plan(self._segments, described.view(DESCRIPTOR)[:, 0])
 
     def promote(self, found: Found) -> None:
         """Local. See `OnDisk.promote`. A damaged block is not brought; the next look says what it is."""
         s = self._fabric.scratch
-        described = s.descriptor.view(DESCRIPTOR)[0].copy()
+        described = s.descriptor.copy()
         whole = np.empty(found.nbytes, np.uint8)
         if self._whole(found.word, described, whole.ctypes.data) >= 0:
-            self._promotion.bring(found.word, described, whole.ctypes.data, insist=True)
+            self._promotion.bring(found.word, described.view(DESCRIPTOR)[0], whole.ctypes.data, insist=True)
 
     def fetch(self, found: Found) -> bool:
         """Local. As `promote`: whether it came. The word and the descriptor are those of this thread's last look."""
@@ -86,23 +95,22 @@ class DiskReads:
             if self.damaged > damaged:
                 return False
 
-    def warm(self, cells: DiskCells, cell: int) -> bool:
-        """Local. Bring the block of an own disk cell into free memory: whether it came."""
+    def warm(self, cells: DiskCells, cell: int, room: npt.NDArray[np.uint8]) -> bool:
+        """Local. Bring the block of an own disk cell into free memory by way of `room`: whether it came."""
         word, described = int(cells.words[cell]), cells.records[cell].copy()
-        whole = np.empty(int(described["length"]), np.uint8)
-        if not word or self._whole(word, described, whole.ctypes.data) < 0:
+        raw = np.frombuffer(described.tobytes(), np.uint8)
+        if not word or int(described["length"]) > room.nbytes or self._whole(word, raw, room.ctypes.data) < 0:
             return False
-        return self._promotion.bring(word, described, whole.ctypes.data, insist=False, evict=False)
+        return self._promotion.bring(word, described, room.ctypes.data, insist=False, evict=False)
 
-    def _whole(self, word: int, described: Any, address: int) -> int:
+    def _whole(self, word: int, described: npt.NDArray[np.uint8], address: int) -> int:
         """The payload to an address, and the second look: its length, MISS or CHANGED."""
         fabric, s = self._fabric, self._fabric.scratch
-        key = int(described["key_hi"]), int(described["key_lo"])
-        length, location = int(described["length"]), int(described["content_hi"])
+        length, hi, lo, location, sequence = _FIELDS.unpack_from(described.data)
+        key = hi, lo
         problem: Exception | None = None
         try:
-            place = unpack_location(location)
-            self._segments.read(place, address, length, key, int(described["sequence"]))
+            self._segments.read(unpack_location(location), address, length, key, sequence)
         except (DamagedError, DiskError, ValueError) as error:
             problem = error
         slot = fabric.slot_of(fabric.ctx, s.address, *key, word)
@@ -111,7 +119,7 @@ class DiskReads:
         if slot < 0:
             return int(c.CHANGED)
         if problem is None:
-            return length
+            return int(length)
         now = descriptor_of(fabric, word)
         generation = word >> GENERATION_SHIFT & MAX_GENERATION
         if now["magic"] != MAGIC or int(now["generation"]) != generation or int(now["content_hi"]) != location:

@@ -98,6 +98,12 @@ class PosixFile:
         done: int = read_summed_bytes(self._file, head_at, head, head_bytes, offset, address, nbytes, value)
         return done == head_bytes + nbytes
 
+    def read_on(self) -> None:
+        """Local. Let the system read further ahead than it would of a file that nobody speaks of. Never raises."""
+        if self._past is None and self._file is not None:
+            with suppress(OSError):
+                os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
     def will_need(self, offset: int, nbytes: int) -> None:
         """Local. Let the system read a range into its page cache meanwhile, if it likes. Never raises."""
         if self._past is None and self._file is not None:

@@ -61,6 +61,8 @@ class SegmentReader:
         self.size = file.size()
         self._summed: Callable[..., bool] | None = getattr(file, "read_summed", None)
         self._will_need: Callable[[int, int], None] | None = getattr(file, "will_need", None)
+        if (read_on := getattr(file, "read_on", None)) is not None:
+            read_on()
 
     def close(self) -> None:
         """Local. Close the file."""
@@ -157,7 +159,10 @@ class SegmentReader:
                 raise DamagedError(path, start, _differs(record, found))
             return
         out = memoryview((ctypes.c_uint8 * length).from_address(address)).cast("B") if length else memoryview(b"")
-        record = self.read(unit, place, out, key=key, sequence=sequence)
+        try:
+            record = self.read(unit, place, out, key=key, sequence=sequence)
+        except BufferSizeError as error:
+            raise DamagedError(path, start, f"the index says {length} bytes: {error}") from error
         if record.length != length:
             raise DamagedError(path, start, f"a record of {record.length} bytes, the index says {length}")
 

@@ -44,6 +44,19 @@ def block(number: int, nbytes: int = NBYTES) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, nbytes, np.uint8)
 
 
+class Backwards:
+    """A plan by which the last of the blocks on disk is read first."""
+
+    def __init__(self, described: np.ndarray) -> None:
+        assert described.view(DESCRIPTOR)["flags"].all()
+        self.order = list(range(len(described)))[::-1]
+        self.told = 0
+
+    def before(self, number: int) -> None:
+        assert number == self.told
+        self.told += 1
+
+
 class Demoted:
     """A store with disk cells, and the bytes of what was demoted; the disk tier of its reader, where that is set."""
 
@@ -99,6 +112,9 @@ class Demoted:
         key = int(record["key_hi"]), int(record["key_lo"])
         there = fabric.slot_of(fabric.ctx, s.address, *key, word)
         return room if there >= 0 else int(c.CHANGED)
+
+    def plan(self, described: np.ndarray) -> Backwards:
+        return Backwards(described)
 
     def promote(self, found: Found) -> None:
         if self.full:

@@ -8,7 +8,9 @@ from typer.testing import CliRunner
 from bench import __main__ as bench
 from bench import pressure
 
-WITH_GOALS = ("micro", "copy", "hot-prefix", "neighbour-read", "dedup-share", "shared-prefix", "oversubscription")
+WITH_GOALS = (
+    "micro", "copy", "hot-prefix", "neighbour-read", "dedup-share", "shared-prefix", "oversubscription", "disk",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [["pressure"], *([name] for name in WITH_GOALS)], ids=" ".join)

@@ -518,6 +518,87 @@ class TestDirect:
             file.write_at(0, b"x" * 100_000)
             assert read(file, 0, 200_000) == b"x" * 100_000
 
+    @pytest.mark.parametrize("seed", range(8))
+    def test_parts_of_every_size_and_place_are_gathered(self, posix: PosixFiles, seed: int) -> None:
+        pages(posix)
+        chance = random.Random(seed)
+        sizes = [0, 1, 100, 256, 768, 3072, ALIGNMENT, 5000, LEAST_BYTES - 1, LEAST_BYTES, LEAST_BYTES + 512, 300_000]
+        parts, expected = [], b""
+        for _ in range(chance.randrange(2, 60)):
+            memory = aligned_buffer(300_000 + 512)
+            begin = chance.choice([0, 0, 0, 16, 512])
+            part = memory[begin : begin + chance.choice(sizes)]
+            part[:] = chance.randbytes(part.nbytes)
+            parts.append(part)
+            expected += bytes(part)
+        at = chance.choice([0, ALIGNMENT, 3072, 7])
+        file = posix.create("a", direct=True)
+        file.write_at(at, *parts)
+        assert read(file, 0, at + len(expected) + 1) == bytes(at) + expected
+        assert file.direct is not None
+        first = -at % ALIGNMENT
+        whole = (len(expected) - first) // ALIGNMENT * ALIGNMENT
+        assert file.direct.bytes_written == (whole if whole >= LEAST_BYTES else 0)
+
+    def test_one_write_for_records_of_whole_pages(self, posix: PosixFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As a segment has them: a page with the header, then the payload, which is not copied."""
+        pages(posix)
+        real, calls = os.pwritev, list[list[int]]()
+
+        def watched(descriptor: int, views: list[memoryview], offset: int) -> int:
+            calls.append([view.nbytes for view in views])
+            return real(descriptor, views, offset)
+
+        payloads = [aligned_buffer(256 * KIB) for _ in range(4)]
+        for number, payload in enumerate(payloads):
+            payload[:] = random.Random(number).randbytes(payload.nbytes)
+        file = posix.create("a", direct=True)
+        monkeypatch.setattr(os, "pwritev", watched)
+        parts = [part for payload in payloads for part in (bytes(3072), b"h" * 256, bytes(768), payload)]
+        file.write_at(ALIGNMENT, *parts)
+        assert calls == [[ALIGNMENT, 256 * KIB] * 4]
+        assert read(file, ALIGNMENT, 2 << 20) == b"".join(bytes(part) for part in parts)
+
+    def test_a_gathered_write_that_is_cut_short_goes_on(
+        self, posix: PosixFiles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pages(posix)
+        real = os.pwritev
+        chance = random.Random(1)
+
+        def short(descriptor: int, views: list[memoryview], offset: int) -> int:
+            left, some = chance.randrange(1, 200_000), list[memoryview]()
+            for view in views:
+                some.append(view[:left])
+                left -= some[-1].nbytes
+                if left <= 0:
+                    break
+            nbytes = sum(view.nbytes for view in some)
+            if _is_direct(descriptor):  # of a transfer past the cache only whole pages are ever taken
+                nbytes = nbytes // ALIGNMENT * ALIGNMENT
+            if not nbytes:
+                return real(descriptor, views, offset)
+            return real(descriptor, direct.clip(some, 0, nbytes), offset)
+
+        parts: list[memoryview] = []
+        for number in range(6):
+            parts.append(memoryview(bytes([number]) * 4096))
+            parts.append(aligned_buffer(200 * KIB))
+            parts[-1][:] = random.Random(number).randbytes(200 * KIB)
+        file = posix.create("a", direct=True)
+        monkeypatch.setattr(os, "pwritev", short)
+        file.write_at(0, *parts)
+        assert read(file, 0, 2 << 20) == b"".join(parts)
+
+    def test_clip(self) -> None:
+        views = [memoryview(each) for each in (b"abc", b"", b"defg", b"h")]
+        assert b"".join(direct.clip(views, 0)) == b"abcdefgh"
+        for start in range(9):
+            for stop in range(start, 10):
+                found = direct.clip(views, start, stop)
+                assert b"".join(found) == b"abcdefgh"[start:stop]
+                assert all(view.nbytes for view in found)
+
     def test_aligned_memory(self) -> None:
         view = aligned_buffer(10_000)
         assert direct.is_aligned(view)

@@ -1,0 +1,173 @@
+"""The open segments of a rank: what is asked for before it is read, the plan of a batch, files that come and go."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from memory_files import MemoryFile, MemoryFiles
+from segment_making import STORE, a_log, random_bytes, record_of
+
+from cascade_mpi.disk.ahead import AHEAD_BYTES, STRETCH_BYTES, Plan
+from cascade_mpi.disk.open_segments import OpenSegments
+from cascade_mpi.layout import DESCRIPTOR, FLAG_DISK, DiskLocation, pack_location
+from cascade_mpi.segments.format import UNIT, Location, end_of, sealed_name
+
+LENGTH = 600 << 10
+
+
+class AskedFile(MemoryFile):
+    """A file in memory that notes what it is asked for."""
+
+    def will_need(self, offset: int, nbytes: int) -> None:
+        self.files.asked.append((self.path, offset, offset + nbytes))  # type: ignore[attr-defined]
+
+
+class AskedFiles(MemoryFiles):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, int, int]] = []
+        self.opens = 0
+
+    def open(self, path: str) -> MemoryFile:
+        super().open(path)
+        self.opens += 1
+        return AskedFile(self, path, self.contents[path])
+
+
+def a_disk(count: int, segment_bytes: int = 64 << 20, length: int = LENGTH) -> tuple[AskedFiles, list[Location]]:
+    files = AskedFiles()
+    log = a_log(files, segment_bytes)
+    places = [log.append(record_of(number, length), random_bytes(number, length)) for number in range(count)]
+    log.close()
+    return files, places
+
+
+def read(segments: OpenSegments, where: Location, number: int, length: int = LENGTH) -> None:
+    out, record = np.zeros(length, np.uint8), record_of(number, length)
+    key = record.key_hi, record.key_lo
+    segments.read(DiskLocation(*where), out.ctypes.data, length, key, record.sequence)
+    assert out.tobytes() == random_bytes(number, length)
+
+
+def covers(asked: list[tuple[str, int, int]]) -> int:
+    """Bytes that were asked for, none twice."""
+    spans = sorted((path, begin, end) for path, begin, end in asked)
+    for (path, _, end), (other, begin, _) in itertools.pairwise(spans):
+        assert path != other or end <= begin, "asked for twice"
+    return sum(end - begin for _, begin, end in spans)
+
+
+def described(places: list[Location], length: int = LENGTH) -> np.ndarray[Any, np.dtype[np.void]]:
+    made = np.zeros(len(places), DESCRIPTOR)
+    made["flags"], made["length"] = FLAG_DISK, length
+    made["content_hi"] = [pack_location(*where) for where in places]
+    return made
+
+
+def test_a_plan_is_in_the_order_of_the_files() -> None:
+    """Every third record is read: each lies alone."""
+    files, places = a_disk(90, segment_bytes=4 << 20)
+    segments, places = OpenSegments(files, STORE), places[::3]
+    shuffled = np.random.default_rng(3).permutation(30).tolist()
+    plan = Plan(segments, described([places[number] for number in shuffled]))
+    assert [shuffled[at] for at in plan.order] == list(range(30))
+    for at in range(30):
+        plan.before(at)
+        asked = covers(files.asked)
+        assert min((at + 1) * LENGTH, 30 * LENGTH) <= asked <= at * LENGTH + AHEAD_BYTES + 30 * UNIT + LENGTH
+    assert covers(files.asked) >= 30 * LENGTH
+    assert max(end - begin for _, begin, end in files.asked) <= 1 << 20
+    segments.close()
+
+
+def test_some_of_a_plan_may_be_left_out() -> None:
+    files, places = a_disk(90, segment_bytes=4 << 20)
+    segments = OpenSegments(files, STORE)
+    plan = Plan(segments, described(places[::3]))
+    plan.before(2)
+    plan.before(29)
+    ends = {(path, end) for path, _, end in files.asked}
+    first, third, last = ((sealed_name(places[at].segment), end_of(places[at].unit, LENGTH)) for at in (0, 6, 87))
+    assert first not in ends
+    assert {third, last} <= ends
+    segments.close()
+
+
+@pytest.mark.parametrize("length", [5000, (64 << 10) - 1, 64 << 10, LENGTH, LENGTH + 1])
+def test_what_is_read_in_one_go_is_not_asked_for(length: int) -> None:
+    """Such a stretch, and one that is too short for it; between them, and behind them, is what nobody reads."""
+    long, short = STRETCH_BYTES // length + 1, STRETCH_BYTES // length // 2
+    gap = -(-20_000 // length)
+    files, places = a_disk(long + gap + short + 1, length=length)
+    segments = OpenSegments(files, STORE)
+    plan = Plan(segments, described([*places[:long], *places[long + gap :][:short]], length))
+    for at in range(len(plan.order)):
+        plan.before(at)
+    units = [where.unit * UNIT for where in places[long + gap :][:short]]
+    begins = sorted(begin for _, begin, _ in files.asked)
+    assert [begin for begin in begins if begin in units] == units
+    assert not begins or begins[0] == units[0]
+    segments.close()
+
+
+def test_a_plan_with_blocks_that_are_not_on_disk() -> None:
+    files, places = a_disk(3)
+    segments = OpenSegments(files, STORE)
+    given = described([places[2], places[0], places[1]])
+    given["flags"][1], given["content_hi"][1], given["length"][1] = 0, 1 << 63, 1 << 62  # in memory since, or gone
+    given["content_hi"][2] = pack_location(77, 4)  # of a segment that was removed
+    plan = Plan(segments, given)
+    assert sorted(plan.order) == [0, 1, 2]
+    for at in range(3):
+        plan.before(at)
+    assert {end for _, _, end in files.asked} >= {end_of(places[2].unit, LENGTH)}
+    segments.close()
+
+
+def test_few_files_stay_open_and_a_forgotten_one_is_opened_again() -> None:
+    files, places = a_disk(8, segment_bytes=1 << 20)
+    assert len({where.segment for where in places}) == 8
+    segments = OpenSegments(files, STORE, most=3)
+    for _ in range(2):
+        for number, where in enumerate(places):
+            read(segments, where, number)
+            assert segments.about()["open"] <= 3
+    assert (files.opens, segments.opened, segments.bytes_read) == (16, 16, 16 * LENGTH)
+    read(segments, places[-1], 7)
+    assert segments.opened == 16
+    segments.forget(places[-1].segment)
+    read(segments, places[-1], 7)
+    assert segments.opened == 17
+    segments.close()
+
+
+def test_advice_for_a_real_file_changes_no_byte(tmp_path: Path) -> None:
+    from cascade_mpi.segments.files import PosixFiles
+
+    with PosixFiles(tmp_path) as files:
+        log = a_log(files, 4 << 20)
+        places = [log.append(record_of(number, LENGTH), random_bytes(number, LENGTH)) for number in range(12)]
+        log.close()
+        segments = OpenSegments(files, STORE)
+        plan = Plan(segments, described(places))
+        for at, number in enumerate(plan.order):
+            plan.before(at)
+            read(segments, places[number], number)
+        segments.expect(places[0].segment, 0, 1 << 40)  # far beyond its end
+        segments.expect(99, 0, 4096)  # there is none
+        assert segments.bytes_read == 12 * LENGTH
+        segments.close()
+
+
+@pytest.mark.parametrize("length", [0, 100, 5000])
+def test_small_blocks_too(length: int) -> None:
+    files, places = a_disk(200, segment_bytes=1 << 20, length=length)
+    segments = OpenSegments(files, STORE)
+    for number, where in enumerate(places):
+        read(segments, where, number, length)
+    assert segments.bytes_read == 200 * length
+    segments.close()
