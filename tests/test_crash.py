@@ -61,7 +61,7 @@ def test_the_command(tmp_path: Path) -> None:
          f"--json={report}"],
         ranks=None, seconds=150,
     )  # fmt: skip
-    assert ended.status == 0, ended
+    assert ended.status == 0, str(ended)
     result = json.loads(report.read_text())
     assert result["ok"]
     assert (result["lost"], result["wrong"], result["resurrected"], result["jobs_failed"]) == (0, 0, 0, 0)

@@ -26,8 +26,8 @@ def doctor(*options: str, ranks: int | None = None, status: int = 0, **more: Any
     """The JSON object of one examination, and its findings by name."""
     command = ["-m", "cascade_mpi", "doctor", "--json", *options]
     ended = launch.run(command, ranks=ranks, seconds=LIMIT_S, **more)
-    assert ended.status == status, ended
-    assert "Traceback" not in ended.errors, ended
+    assert ended.status == status, str(ended)
+    assert "Traceback" not in ended.errors, str(ended)
     record: dict[str, Any] = json.loads(ended.output)
     assert record["schema"] == 1
     for finding in record["findings"]:
@@ -49,10 +49,10 @@ def test_without_a_launcher(tmp_path: Path) -> None:
 
 def test_without_mpi() -> None:
     ended = launch.run(["-m", "cascade_mpi", "doctor", "--no-mpi"], ranks=None, seconds=LIMIT_S, MPI4PY_LIBMPI="/gone")
-    assert ended.status == 0, ended
-    assert "/dev/shm" in ended.output, ended
-    assert "MPI library" not in ended.output, ended
-    assert "0 problems" in ended.output, ended
+    assert ended.status == 0, str(ended)
+    assert "/dev/shm" in ended.output, str(ended)
+    assert "MPI library" not in ended.output, str(ended)
+    assert "0 problems" in ended.output, str(ended)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -97,9 +97,9 @@ def test_processes_that_are_worlds_of_their_own_are_told_once() -> None:
     command = ["-m", "cascade_mpi", "workload", "--requests", "20"]
     for rank, complaints in (("0", 1), ("1", 0)):
         ended = launch.run(command, ranks=None, seconds=LIMIT_S, SLURM_PROCID=rank, **variables)
-        assert ended.status == 2, ended
-        assert ended.errors.count("each is a world of 1 rank") == complaints, ended
-        assert bool(ended.errors) is bool(complaints), ended
+        assert ended.status == 2, str(ended)
+        assert ended.errors.count("each is a world of 1 rank") == complaints, str(ended)
+        assert bool(ended.errors) is bool(complaints), str(ended)
     assert "srun --mpi=list" in found["by_name"]["world"]["remedy"]
 
 
@@ -141,16 +141,16 @@ def test_what_a_killed_job_leaves_is_found_and_removed() -> None:
         assert ("of dead jobs" in held["found"]) or ("may be in use" in held["found"]), held
 
         ended = launch.run(["-m", "cascade_mpi", "cleanup", "--alone", "--json"], ranks=None, seconds=LIMIT_S)
-        assert ended.status == 0, ended
+        assert ended.status == 0, str(ended)
         states = {Path(file["file"]): file["state"] for file in json.loads(ended.output)["files"]}
-        assert {states[path] for path in dead} == {"leftover"}, ended
-        assert {states[path] for path in living} == {"used"}, ended
+        assert {states[path] for path in dead} == {"leftover"}, str(ended)
+        assert {states[path] for path in living} == {"used"}, str(ended)
         assert all(path.exists() for path in dead), "it was only to show them"
 
         ended = launch.run(["-m", "cascade_mpi", "cleanup", "--alone", "--yes"], ranks=None, seconds=LIMIT_S)
-        assert ended.status == 0, ended
-        assert not any(path.exists() for path in dead), ended
-        assert all(path.exists() for path in living), ended
+        assert ended.status == 0, str(ended)
+        assert not any(path.exists() for path in dead), str(ended)
+        assert all(path.exists() for path in living), str(ended)
 
 
 def _alive(pid: int) -> bool:

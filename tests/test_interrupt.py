@@ -94,12 +94,12 @@ def test_an_interrupted_job_shows_what_it_has_done(
     with replaying(tmp_path) as job:
         send(job)
         ended = job.end()
-    assert ended.status == status, ended
-    assert ended.output.count("interrupted after ") == 1, ended
-    assert " of 3,000 requests" in ended.output, ended
-    assert "of what was replayed" in ended.output, ended
-    assert "Traceback" not in ended.errors, ended
-    assert [line for line in ended.errors.splitlines() if "cascade: " in line] == said, ended
+    assert ended.status == status, str(ended)
+    assert ended.output.count("interrupted after ") == 1, str(ended)
+    assert " of 3,000 requests" in ended.output, str(ended)
+    assert "of what was replayed" in ended.output, str(ended)
+    assert "Traceback" not in ended.errors, str(ended)
+    assert [line for line in ended.errors.splitlines() if "cascade: " in line] == said, str(ended)
 
 
 def test_a_rank_that_is_stuck_does_not_keep_the_job_alive(tmp_path: Path) -> None:
@@ -107,10 +107,10 @@ def test_a_rank_that_is_stuck_does_not_keep_the_job_alive(tmp_path: Path) -> Non
         job.ranks[1].suspend()
         job.ranks[0].send_signal(signal.SIGINT)
         ended = job.end()
-    assert ended.status == 130, ended
-    assert ended.errors.count("cascade: SIGINT (Ctrl-C): ") == 2, ended
-    assert "SIGINT (Ctrl-C): not all ranks came to the next barrier within 3 s" in ended.errors, ended
-    assert "interrupted after" not in ended.output, ended
+    assert ended.status == 130, str(ended)
+    assert ended.errors.count("cascade: SIGINT (Ctrl-C): ") == 2, str(ended)
+    assert "SIGINT (Ctrl-C): not all ranks came to the next barrier within 3 s" in ended.errors, str(ended)
+    assert "interrupted after" not in ended.output, str(ended)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -118,12 +118,12 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_named(tmp_path: Path, rank: i
     with replaying(tmp_path) as job:
         job.ranks[rank].kill()
         ended = job.end()
-    assert ended.status not in (0, 124), ended
+    assert ended.status not in (0, 124), str(ended)
     said = [line for line in ended.errors.splitlines() if line.startswith("cascade: ")]
-    assert len(said) == 1, ended
-    assert "has died" in said[0], ended
+    assert len(said) == 1, str(ended)
+    assert "has died" in said[0], str(ended)
     # Which one is known unless the launcher was faster than the sentinel.
-    assert f"rank {rank} has died" in said[0] or "the launcher has killed the others" in said[0], ended
+    assert f"rank {rank} has died" in said[0] or "the launcher has killed the others" in said[0], str(ended)
 
 
 def test_a_killed_job_is_gone_on_with_by_another_number_of_ranks(tmp_path: Path) -> None:
@@ -139,19 +139,19 @@ def test_a_killed_job_is_gone_on_with_by_another_number_of_ranks(tmp_path: Path)
             time.sleep(0.02)
         job.ranks[1].kill()
         ended = job.end()
-    assert ended.status not in (0, 124), ended
+    assert ended.status not in (0, 124), str(ended)
     again = ["-m", "cascade_mpi", "workload", *options, "--json", str(result)]
     ended = launch.run(again, ranks=1, seconds=START_S)
-    assert ended.status == 0, ended
+    assert ended.status == 0, str(ended)
     found = json.loads(result.read_text())
-    assert 50 <= found["first"] < 120, ended
+    assert 50 <= found["first"] < 120, str(ended)
     assert found["warm"] >= 2 * found["first"], ended  # each request has two blocks that none before it had
-    assert (found["corrupt"], found["double_computes"], found["disk"]["damaged"]) == (0, 0, 0), ended
-    assert found["tiers"]["disk"]["gets"] > 0, ended
+    assert (found["corrupt"], found["double_computes"], found["disk"]["damaged"]) == (0, 0, 0), str(ended)
+    assert found["tiers"]["disk"]["gets"] > 0, str(ended)
     whole = found["parts"]
-    assert whole["requests"] == 120, ended
+    assert whole["requests"] == 120, str(ended)
     assert whole["hits"] >= hits, ended  # and those that the kill has come behind, which are served once more
-    assert whole["hits"] + whole["computes"] == whole["accesses"], ended
+    assert whole["hits"] + whole["computes"] == whole["accesses"], str(ended)
 
 
 def test_a_wrong_trace_is_said_once_with_its_place(tmp_path: Path) -> None:
@@ -160,6 +160,6 @@ def test_a_wrong_trace_is_said_once_with_its_place(tmp_path: Path) -> None:
     trace.write_text(good + good.replace("[4]", '"x"'))
     command = ["-m", "cascade_mpi", "workload", "--format", "mooncake", "--trace", str(trace)]
     ended = launch.run(command, ranks=2, seconds=START_S)
-    assert ended.status == 2, ended
-    assert ended.errors.count("trace.jsonl, line 2: field 'hash_ids'") == 1, ended
-    assert ended.errors.count("cascade: ") == 1, ended
+    assert ended.status == 2, str(ended)
+    assert ended.errors.count("trace.jsonl, line 2: field 'hash_ids'") == 1, str(ended)
+    assert ended.errors.count("cascade: ") == 1, str(ended)

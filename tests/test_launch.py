@@ -55,30 +55,30 @@ def test_the_mpi_tests(tmp_path: Path, ranks: int | None, cliques: int) -> None:
     results = tmp_path / "results"
     results.mkdir()
     ended = launch.run(command, ranks=ranks, cliques=cliques, seconds=SUITE_LIMIT_S, TEST_RESULTS_DIR=str(results))
-    assert ended.status == 0, ended
+    assert ended.status == 0, str(ended)
     counted = launch.counts(results, ranks or 1)
-    assert len(counted) == (ranks or 1), ended
+    assert len(counted) == (ranks or 1), str(ended)
     for each in counted:
         assert each["size"] == (ranks or 1)
         assert each["failed"] == each["testsfailed"] == 0
         assert each["passed"] == counted[0]["passed"]
-        assert each["passed"] > JOBS[ranks, cliques], ended
+        assert each["passed"] > JOBS[ranks, cliques], str(ended)
 
 
 @needs_mpiexec
 @pytest.mark.parametrize("level", ["single", "funneled", "serialized"])
 def test_thread_levels_below_multiple(level: str) -> None:
     ended = program("thread_level", level, ranks=2, cliques=2)
-    assert ended.status == 0, ended
-    assert ended.output.count("works") == 2, ended
+    assert ended.status == 0, str(ended)
+    assert ended.output.count("works") == 2, str(ended)
 
 
 @pytest.mark.parametrize("ranks", [None, pytest.param(2, marks=needs_mpiexec)])
 def test_a_forked_child_gets_an_error(ranks: int | None) -> None:
     ended = program("forked_child", ranks=ranks)
-    assert ended.status == 0, ended
-    assert ended.output.count("the child was refused 14 times") == (ranks or 1), ended
-    assert ended.output.count("the parent goes on") == (ranks or 1), ended
+    assert ended.status == 0, str(ended)
+    assert ended.output.count("the child was refused 14 times") == (ranks or 1), str(ended)
+    assert ended.output.count("the parent goes on") == (ranks or 1), str(ended)
 
 
 @needs_mpiexec
@@ -86,51 +86,51 @@ def test_a_forked_child_gets_an_error(ranks: int | None) -> None:
 @pytest.mark.parametrize("where", ["body", "thread"])
 def test_an_error_on_one_rank_ends_the_job(where: str, cliques: int) -> None:
     ended = program("error_inside", where, ranks=3 if cliques == 1 else 2, cliques=cliques)
-    assert ended.status not in (0, 124, 137), ended
-    assert "Traceback (most recent call last)" in ended.errors, ended
-    assert "ValueError: planted" in ended.errors, ended
-    assert "in fail_here" in ended.errors, ended
-    assert "an error inside 'with Store' ends the job" in ended.errors, ended
-    assert "reached the end" not in ended.output, ended
+    assert ended.status not in (0, 124, 137), str(ended)
+    assert "Traceback (most recent call last)" in ended.errors, str(ended)
+    assert "ValueError: planted" in ended.errors, str(ended)
+    assert "in fail_here" in ended.errors, str(ended)
+    assert "an error inside 'with Store' ends the job" in ended.errors, str(ended)
+    assert "reached the end" not in ended.output, str(ended)
 
 
 def test_an_error_on_a_single_rank_is_an_exception() -> None:
     ended = program("error_inside", "body", ranks=None)
-    assert ended.status == 1, ended
-    assert ended.errors.count("ValueError: planted") == 1, ended
+    assert ended.status == 1, str(ended)
+    assert ended.errors.count("ValueError: planted") == 1, str(ended)
 
 
 @needs_mpiexec
 def test_sys_exit_with_zero_closes_the_store() -> None:
     ended = program("clean_exit", ranks=2)
-    assert ended.status == 0, ended
-    assert ended.output.count("reached the end") == 2, ended
-    assert "Traceback" not in ended.errors, ended
+    assert ended.status == 0, str(ended)
+    assert ended.output.count("reached the end") == 2, str(ended)
+    assert "Traceback" not in ended.errors, str(ended)
 
 
 @needs_mpiexec
 @pytest.mark.parametrize("cliques", [1, 2])
 def test_a_killed_rank_ends_the_job(cliques: int) -> None:
     ended = program("killed_rank", ranks=2, cliques=cliques)
-    assert ended.status not in (0, 124), ended
-    assert "reached the end" not in ended.output, ended
+    assert ended.status not in (0, 124), str(ended)
+    assert "reached the end" not in ended.output, str(ended)
 
 
 @needs_mpiexec
 def test_a_store_that_is_not_closed_does_not_hang() -> None:
     ended = program("never_closed", ranks=2, cliques=2)
-    assert ended.status == 0, ended
-    assert ended.output.count("reached the end") == 2, ended
-    assert "Traceback" not in ended.errors, ended
+    assert ended.status == 0, str(ended)
+    assert ended.output.count("reached the end") == 2, str(ended)
+    assert "Traceback" not in ended.errors, str(ended)
 
 
 def test_importing_the_package_does_not_initialise_mpi() -> None:
     ended = program("import_only", ranks=None)
-    assert ended.status == 0, ended
-    assert "MPI is untouched" in ended.output, ended
+    assert ended.status == 0, str(ended)
+    assert "MPI is untouched" in ended.output, str(ended)
 
 
 def test_the_command_line_help_needs_no_mpi() -> None:
     ended = launch.run(["-m", "cascade_mpi", "--help"], ranks=None, seconds=PROGRAM_LIMIT_S)
-    assert ended.status == 0, ended
-    assert "workload" in ended.output, ended
+    assert ended.status == 0, str(ended)
+    assert "workload" in ended.output, str(ended)

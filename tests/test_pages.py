@@ -122,7 +122,7 @@ def test_a_program(tmp_path: Path, block: pages.Block) -> None:
     program = tmp_path / "program.py"
     program.write_text(block.text)
     ended = launch.run(["-W", "error", str(program)], ranks=int(block.argument), seconds=LIMIT_S)
-    assert ended.status == 0, ended
+    assert ended.status == 0, str(ended)
 
 
 @pytest.mark.parametrize("block", of("command", "fragment"))

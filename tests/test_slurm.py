@@ -55,17 +55,17 @@ def replayed(file: Path) -> dict[str, object]:
 
 def test_the_workload_on_two_nodes(cluster: slurm.Cluster, tmp_path: Path) -> None:
     ended = cluster.srun([*WORKLOAD, "--json", str(tmp_path / "result.json")], seconds=LIMIT_S)
-    assert ended.status == 0, ended
-    assert ended.output.count("4 ranks on 2 nodes") == 1, ended
+    assert ended.status == 0, str(ended)
+    assert ended.output.count("4 ranks on 2 nodes") == 1, str(ended)
     replayed(tmp_path / "result.json")
 
 
 def test_the_core_tests_on_two_nodes(cluster: slurm.Cluster, tmp_path: Path) -> None:
     command = ["-m", "pytest", "--with-mpi", "-q", "-p", "no:cacheprovider", "-m", "core", "tests/mpi"]
     ended = cluster.srun(command, seconds=LIMIT_S, TEST_RESULTS_DIR=str(tmp_path))
-    assert ended.status == 0, ended
+    assert ended.status == 0, str(ended)
     counted = launch.counts(tmp_path, 4)
-    assert len(counted) == 4, ended
+    assert len(counted) == 4, str(ended)
     for each in counted:
         assert each["size"] == 4
         assert each["failed"] == each["testsfailed"] == 0
@@ -77,29 +77,29 @@ def test_what_is_a_node(cluster: slurm.Cluster, nodes: int, per_node: int, cliqu
     """Slurm's nodes, also where both are one host; and MPICH's cliques, where Slurm gave one node."""
     program = [str(launch.PROGRAMS / "who_shares.py")]
     ended = cluster.srun(program, nodes=nodes, per_node=per_node, seconds=LIMIT_S, cliques=cliques)
-    assert ended.status == 0, ended
-    assert len(ended.output.splitlines()) == 4, ended
+    assert ended.status == 0, str(ended)
+    assert len(ended.output.splitlines()) == 4, str(ended)
     for line in ended.output.splitlines():
         rank = int(line.split()[1])
         sharing = [0, 1] if rank < 2 else [2, 3]  # Slurm deals ranks in blocks, MPICH deals cliques in turn
         if cliques > 1:
             sharing = [rank % 2, rank % 2 + 2]
-        assert line == f"rank {rank} of 4: nodes 2, MPI sees 2 here, the store {sharing}, 2 remote gets", ended
+        assert line == f"rank {rank} of 4: nodes 2, MPI sees 2 here, the store {sharing}, 2 remote gets", str(ended)
 
 
 def test_processes_without_a_common_world_are_explained(cluster: slurm.Cluster) -> None:
     ended = cluster.srun(WORKLOAD, "--mpi=none", nodes=1, seconds=LIMIT_S)
-    assert ended.status not in (0, 124, 137), ended
-    assert "srun started 2 processes, but MPI joined none of them" in ended.errors, ended
-    assert "--mpi=pmi2" in ended.errors, ended
+    assert ended.status not in (0, 124, 137), str(ended)
+    assert "srun started 2 processes, but MPI joined none of them" in ended.errors, str(ended)
+    assert "--mpi=pmi2" in ended.errors, str(ended)
     assert "requests" not in ended.output, ended  # neither replayed anything
 
 
 def test_a_killed_rank_ends_the_step(cluster: slurm.Cluster) -> None:
     ended = cluster.srun([str(launch.PROGRAMS / "killed_rank.py")], seconds=LIMIT_S)
-    assert ended.status not in (0, 124), ended
-    assert "reached the end" not in ended.output, ended
-    assert "task 3: Killed" in ended.errors, ended
+    assert ended.status not in (0, 124), str(ended)
+    assert "reached the end" not in ended.output, str(ended)
+    assert "task 3: Killed" in ended.errors, str(ended)
 
 
 @contextmanager
@@ -132,11 +132,11 @@ def test_a_job_that_is_cancelled_shows_what_it_has_done(
         output, errors = srun.communicate(timeout=LIMIT_S)
     cluster.cancel(name)
     ended = launch.Ended(srun.returncode, output, errors)
-    assert ended.status not in (0, 124), ended
-    assert ended.errors.count(f"cascade: {'SIGINT' if options else 'SIGTERM'} (") == 1, ended
-    assert "Traceback" not in ended.errors, ended
+    assert ended.status not in (0, 124), str(ended)
+    assert ended.errors.count(f"cascade: {'SIGINT' if options else 'SIGTERM'} (") == 1, str(ended)
+    assert "Traceback" not in ended.errors, str(ended)
     if options:
-        assert ended.output.count("interrupted after ") == 1, ended
+        assert ended.output.count("interrupted after ") == 1, str(ended)
 
 
 def test_ctrl_c_ends_a_job_at_once(cluster: slurm.Cluster, tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_ctrl_c_ends_a_job_at_once(cluster: slurm.Cluster, tmp_path: Path) -> No
             output, errors = srun.communicate(timeout=LIMIT_S)
         cluster.cancel(name)
         ended = launch.Ended(srun.returncode, output, said + errors)
-        assert ended.status not in (0, 124), ended
-        assert "Traceback" not in ended.errors, ended
+        assert ended.status not in (0, 124), str(ended)
+        assert "Traceback" not in ended.errors, str(ended)
         if "cascade: SIGINT (Ctrl-C): ending with what is done so far" in ended.errors:
             break
     else:
@@ -163,10 +163,10 @@ def test_ctrl_c_ends_a_job_at_once(cluster: slurm.Cluster, tmp_path: Path) -> No
 
 def test_workload_sbatch(cluster: slurm.Cluster, site: dict[str, str], tmp_path: Path) -> None:
     ended = cluster.sbatch("jobs/workload.sbatch", output=tmp_path / "job.out", seconds=LIMIT_S, **site)
-    assert ended.status == 0, ended
+    assert ended.status == 0, str(ended)
     for rank in range(4):
         where = f"job: rank {rank} on node{rank // 2 + 1}"
-        assert any(line.startswith(where) and "cpus" in line for line in ended.output.splitlines()), ended
+        assert any(line.startswith(where) and "cpus" in line for line in ended.output.splitlines()), str(ended)
     assert "0 problems" in ended.output, ended  # doctor's
     (result,) = tmp_path.glob("workload-*.json")
     replayed(result)
@@ -189,19 +189,20 @@ def test_a_job_whose_time_is_up_goes_on_with_what_is_on_disk(
         ended = cluster.wait(job, output=output, seconds=LIMIT_S)
     finally:
         os.close(reader)
-    assert ended.status == 0, ended
-    assert ended.output.count("cascade: SIGUSR1 (its time is nearly up): ending with what is done so far") == 1, ended
-    assert "cascade: writing what is in memory to" in ended.output, ended
-    assert "(Slurm leaves this job " in ended.output, ended
-    assert ended.output.count("job: not finished, queued again (restart 1 of at most 20)") == 1, ended
-    assert "where an earlier run has ended" in ended.output, ended
-    assert re.search(r"warm start: \d+ blocks of the trace are on disk", ended.output), ended
+    assert ended.status == 0, str(ended)
+    said = "cascade: SIGUSR1 (its time is nearly up): ending with what is done so far"
+    assert ended.output.count(said) == 1, str(ended)
+    assert "cascade: writing what is in memory to" in ended.output, str(ended)
+    assert "(Slurm leaves this job " in ended.output, str(ended)
+    assert ended.output.count("job: not finished, queued again (restart 1 of at most 20)") == 1, str(ended)
+    assert "where an earlier run has ended" in ended.output, str(ended)
+    assert re.search(r"warm start: \d+ blocks of the trace are on disk", ended.output), str(ended)
     (file,) = tmp_path.glob("workload-*.json")
     result = json.loads(file.read_text())
-    assert 0 < result["first"] < result["requests"] == 120, ended
-    assert result["tiers"]["disk"]["gets"] > 0, ended
+    assert 0 < result["first"] < result["requests"] == 120, str(ended)
+    assert result["tiers"]["disk"]["gets"] > 0, str(ended)
     whole = result["parts"]
-    assert (whole["runs"], whole["requests"], whole["corrupt"]) == (2, 120, 0), ended
+    assert (whole["runs"], whole["requests"], whole["corrupt"]) == (2, 120, 0), str(ended)
     assert (whole["hits"], whole["computes"]) == (hits, 40 * 6), ended  # as without the end in between
 
 
@@ -210,10 +211,10 @@ def test_test_sbatch(cluster: slurm.Cluster, site: dict[str, str], tmp_path: Pat
     site |= {"JOB_TESTS": "-m core tests/mpi/test_store.py", "TEST_RESULTS_DIR": str(tmp_path)}
     options = ["--ntasks-per-node=1"]
     ended = cluster.sbatch("jobs/test.sbatch", *options, output=tmp_path / "job.out", seconds=LIMIT_S, **site)
-    assert ended.status == 0, ended
+    assert ended.status == 0, str(ended)
     counted = launch.counts(tmp_path, 2)
-    assert [each["size"] for each in counted] == [2, 2], ended
-    assert all(each["passed"] > 10 and each["failed"] == 0 for each in counted), ended
+    assert [each["size"] for each in counted] == [2, 2], str(ended)
+    assert all(each["passed"] > 10 and each["failed"] == 0 for each in counted), str(ended)
     assert ended.output.count(" passed") == 1, ended  # rank 0's alone
 
 
@@ -233,8 +234,8 @@ def test_gpu_sbatch_refuses(
 ) -> None:
     site |= {"CUDA_VISIBLE_DEVICES": devices}
     ended = cluster.sbatch("jobs/gpu.sbatch", *NO_GPUS, output=tmp_path / "job.out", seconds=LIMIT_S, **site)
-    assert ended.status not in (0, 124), ended
-    assert message in ended.output, ended
+    assert ended.status not in (0, 124), str(ended)
+    assert message in ended.output, str(ended)
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -242,11 +243,11 @@ def test_gpu_sbatch(cluster: slurm.Cluster, site: dict[str, str], tmp_path: Path
     """With a device for each rank, if only by name: the binding, doctor, and the workload in DRAM."""
     site |= {"CUDA_VISIBLE_DEVICES": "0,1"}
     ended = cluster.sbatch("jobs/gpu.sbatch", *NO_GPUS, output=tmp_path / "job.out", seconds=LIMIT_S, **site)
-    assert ended.status == 0, ended
+    assert ended.status == 0, str(ended)
     for local_rank in range(2):
         lines = [line for line in ended.output.splitlines() if f"local rank {local_rank}: cpus" in line]
-        assert len(lines) == 2, ended
-        assert all(line.endswith(f"device GPU {local_rank} of 2") for line in lines), ended
+        assert len(lines) == 2, str(ended)
+        assert all(line.endswith(f"device GPU {local_rank} of 2") for line in lines), str(ended)
     (result,) = tmp_path.glob("gpu-*.json")
     replayed(result)
 

@@ -129,7 +129,8 @@ def test_a_replay_that_is_ended_goes_on_as_if_it_had_not_been(
     comm: MPI.Intracomm, assert_all: Callable[..., None], folder: Path, monkeypatch: pytest.MonkeyPatch, number: int,
     everywhere: bool,
 ) -> None:  # fmt: skip
-    """The signal reaches all ranks, or the last one alone."""
+    """The signal reaches all ranks, or the last one alone, when a round has ended: no rank meets the others before."""
+    monkeypatch.setattr(replay, "ROUND_S", 3600.0)
     given = options(comm, folder, durability="none")
     sent = Signal(number, 2, everywhere or comm.rank == comm.size - 1)
     first = run(comm, given, monkeypatch, sent)
