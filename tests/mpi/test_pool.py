@@ -223,12 +223,12 @@ def test_blocks_move_out_of_a_recalled_extent_and_none_goes(
     kept = dict(list(kept.items())[len(kept) // 3 :])
     comm.Barrier()
     before = {info.key: info for info in store.scan_all("limited")}
-    lent = None
+    lent, recalled = None, 1
     if len(ranks) > 1 and comm.rank == ranks[1]:
         table = store._pool.table
         lent = [extent for extent, word in enumerate(table.look(comm.rank)) if holder_of(word) == 0]
-        assert lent
-        assert table.recall(lent) == len(lent)
+        recalled = table.recall(lent)  # what its holder has emptied may come back by itself meanwhile
+    assert_all(comm, recalled > 0, f"no extent was recalled of {lent}")
 
     def home() -> bool:
         return lent is None or not any(is_recalled(word) for word in store._pool.table.look(comm.rank))
