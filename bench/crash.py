@@ -32,7 +32,6 @@ from rich.table import Table
 from bench.crash_judge import Judge
 from bench.crash_launch import Ended, compile_kernels, launcher, play
 from bench.crash_plan import KINDS, STEPS, Kind, Planner, Round
-from bench.slices import shorten
 from cascade_mpi.launcher import launcher_rank
 from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.fsck import fsck
@@ -213,7 +212,6 @@ def crash(
     if unknown := sorted(set(step or ()) - set(STEPS)):
         raise typer.BadParameter(f"--step {unknown[0]}: it must be one of {', '.join(STEPS)}")
     compile_kernels()
-    shorten()  # up to four ranks
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="cascade-crash-", dir=directory))
     torture = Torture(seed, kills, seconds, rounds, kind or range(len(KINDS)), step or (), folder)

@@ -7,15 +7,8 @@ from pathlib import Path
 import launch
 import pytest
 
-from bench.slices import shorten
-
 HERE = Path(__file__).resolve().parent
 LAUNCHED = launch.launched()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The jobs that tests start have more ranks than a small machine has cores."""
-    shorten()
 
 
 def _wanted(config: pytest.Config) -> bool:
