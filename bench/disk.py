@@ -77,7 +77,7 @@ def measure(options: Options, root: Path, comm: MPI.Intracomm) -> tuple[list[Row
     """Collective. The rows, the same on all ranks, and the machine that they were made on."""
     about = comm.bcast(machine() | {"file_system": file_system(root)})
     made: list[Row] = []
-    for size in options.sizes:
+    for size in options.sizes if set(options.cases) - {"start"} else ():
         made += _Size(options, root / f"{size}", size, comm, about).rows()
     if "start" in options.cases:
         made += measure_start(options.start_blocks, options.start_bytes, options.pairs, root / "start", comm)
