@@ -238,6 +238,41 @@ def test_what_finds_no_slot_can_be_deleted(
         assert_all(comm, set(mine) - set(there) == {missing[0]})
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("how", ["range", "delete_all", "clear"])
+def test_what_finds_no_slot_goes_with_the_others(
+    comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """Many are deleted while the index is too small for the directory; a job with a larger one must not find them."""
+    with opened(comm, folder / "store", durability="none") as store:
+        numbers = keys_at(store, comm.rank)
+        mine = [next(numbers) for _ in range(40)]
+        for key in mine:
+            store.put(key, block(1, 1000))
+        for key in mine[:4]:  # too few to fill a bucket
+            store.put(key, block(2, 1000), namespace="tenant")
+        store.flush()
+    with opened(comm, folder / "store", index_blocks=1) as store:
+        missing = [key for key in mine if not store.contains(key)]
+        unindexed = comm.allreduce(store.report()["disk"]["found"]["unindexed"])
+        assert_all(comm, len(missing) > 2 and unindexed == (44 - 16) * comm.size, f"{len(missing)}, {unindexed}")
+        if how == "clear":
+            store.clear()
+        else:
+            highest = comm.allreduce(max(mine), MPI.MAX)
+            store.delete_all(keys=range(highest + 1) if how == "range" else None)
+        clock(monkeypatch, -1e9)  # what is put now is newer all the same
+        again = missing[0]
+        assert store.put(again, block(3, 500)).stored
+        store.flush()
+        monkeypatch.undo()
+    with opened(comm, folder / "store", disk_mode="read") as after:
+        there = {key: value for key, value in found(after, mine).items() if value is not None}
+        assert_all(comm, there == {again: block(3, 500).tobytes()}, f"{len(there)} of {missing}")
+        others = set(found(after, mine[:4], "tenant").values())
+        assert_all(comm, others == {None if how == "clear" else block(2, 1000).tobytes()}, str(len(others)))
+
+
 def test_a_delete_that_found_nothing_does_not_kill_what_comes_meanwhile(
     store: Store, comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch
 ):
