@@ -73,8 +73,8 @@ class Namespaces(OpenStore):
         With `keys` those that a `range` of integers names, such as ``range(h << 64, (h + 1) << 64)`` for one high half.
         A str or bytes key counts as its digest, which lies anywhere: there is no deleting by the beginning of a text.
         What was put before the call on any rank goes, what is put after it stays. `bump_epoch` does the like for a
-        whole namespace at once and locally. 1 Get + 1 CAS a block, each rank its own. Blocks on disk for which the index
-        had no slot when the store was opened go too, uncounted: nobody has found them.
+        whole namespace at once and locally. 1 Get + 1 CAS a block, each rank its own. Blocks on disk for which the
+        index had no slot when the store was opened go too, uncounted: nobody has found them.
 
         Raises
         ------

@@ -28,6 +28,7 @@ from cascade_mpi.disk.promotion import Promotion
 from cascade_mpi.disk.reading import DiskReads
 from cascade_mpi.disk.sequences import Sequences
 from cascade_mpi.disk.tier import DiskTier
+from cascade_mpi.errors import ConfigError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.layout import MAX_DISK_CELLS, RANK_BITS, page_bytes_for
 from cascade_mpi.mover import Mover
@@ -184,8 +185,17 @@ class Disk(NamedTuple):
         }  # fmt: skip
 
 
-def disk_blocks(config: Config, found: restart.Found) -> int:
-    """Local. Disk cells of each rank: what was asked for, and room for what the directory has."""
+def disk_blocks(config: Config, found: restart.Found, ranks: int) -> int:
+    """Local. Disk cells of each rank: what was asked for, and room for what the directory has.
+
+    ConfigError, on all ranks as `found` is the same there: one home has more blocks than a rank can have cells.
+    """
+    if found.most > MAX_DISK_CELLS:
+        raise ConfigError(
+            f"disk {config.disk}: one of {ranks} ranks would have {found.most:,} blocks of it, and a rank has at most "
+            f"{MAX_DISK_CELLS:,}: use {-(-found.most * ranks // MAX_DISK_CELLS)} ranks or more; if many of them have "
+            "expired or are of weight epochs that have passed, `cascade compact` removes these without a job"
+        )
     pages = config.dram_bytes // page_bytes_for(config.dram_bytes)
     wanted = config.disk_blocks or min(max(pages, _LEAST_BLOCKS), _MOST_BLOCKS)
     return min(max(wanted, found.most + found.most // 4), MAX_DISK_CELLS)

@@ -20,7 +20,7 @@ from disk_stores import SMALL, Refusing, damages, found, killed, leave_memory, o
 from mpi4py import MPI
 from patterns import block, keys_at
 
-from cascade_mpi.disk import sequences
+from cascade_mpi.disk import opening, sequences
 from cascade_mpi.errors import ConfigError, NotConfiguredError, StoreFullError
 from cascade_mpi.kernels import context as c
 from cascade_mpi.namespaces import Namespace
@@ -236,6 +236,26 @@ def test_what_finds_no_slot_can_be_deleted(
     with later(comm, folder) as after:
         there = [key for key in mine if after.contains(key)]
         assert_all(comm, set(mine) - set(there) == {missing[0]})
+
+
+@pytest.mark.alone
+def test_more_blocks_of_one_home_than_a_rank_can_have(
+    comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, raises_all: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """One rank has too many: no rank opens the store, and none waits for the one that cannot."""
+    with opened(comm, folder, durability="none") as store:
+        if comm.rank == 0:
+            numbers = keys_at(store, comm.size - 1)
+            for key in (next(numbers) for _ in range(40)):
+                store.put(key, block(1, 1000))
+        store.flush()
+    monkeypatch.setattr(opening, "MAX_DISK_CELLS", 39)
+    text = raises_all(comm, ConfigError, lambda: Store(comm, **(SMALL | {"disk": str(folder), "disk_mode": "read"})))
+    assert_all(comm, "40 blocks" in text and "at most 39" in text and f"use {comm.size + 1} ranks" in text, text)
+    monkeypatch.setattr(opening, "MAX_DISK_CELLS", 40)
+    with opened(comm, folder) as store:
+        assert_all(comm, comm.allreduce(store.stats()["disk"]["blocks"]) == 40)
 
 
 @pytest.mark.alone
