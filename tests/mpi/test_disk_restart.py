@@ -20,6 +20,7 @@ from disk_stores import SMALL, Refusing, damages, found, killed, leave_memory, o
 from mpi4py import MPI
 from patterns import block, keys_at
 
+from cascade_mpi.config import Config
 from cascade_mpi.disk import opening, sequences
 from cascade_mpi.errors import ConfigError, NotConfiguredError, StoreFullError
 from cascade_mpi.kernels import context as c
@@ -251,7 +252,10 @@ def test_more_blocks_of_one_home_than_a_rank_can_have(
                 store.put(key, block(1, 1000))
         store.flush()
     monkeypatch.setattr(opening, "MAX_DISK_CELLS", 39)
-    text = raises_all(comm, ConfigError, lambda: Store(comm, **(SMALL | {"disk": str(folder), "disk_mode": "read"})))
+    config = Config.make(None, **(SMALL | {"disk": str(folder), "disk_mode": "read"}))
+    with pytest.raises(ConfigError):  # on every rank, whatever is its own part: else some wait for others below
+        opening.disk_blocks(config, SimpleNamespace(most=40), comm.size)
+    text = raises_all(comm, ConfigError, lambda: Store(comm, config))
     assert_all(comm, "40 blocks" in text and "at most 39" in text and f"use {comm.size + 1} ranks" in text, text)
     monkeypatch.setattr(opening, "MAX_DISK_CELLS", 40)
     with opened(comm, folder) as store:
