@@ -1,7 +1,7 @@
-"""The rules by which a restart finds what was acknowledged, each broken on purpose: kills of jobs must notice.
+"""The rules by which a restart finds what was acknowledged, each broken on purpose: tests must notice.
 
-Covers tombstones, sequences, what a sync and a flush write, and what a restart takes. Does not cover that a sync syncs:
-a SIGKILL loses nothing that the system was handed, so no kill can notice; the tests of power losses do.
+Covers who may write, tombstones, sequences, what a sync and a flush write, and what a restart takes. Does not cover
+that a sync syncs: a SIGKILL loses nothing that the system was handed, so no kill can notice; tests of power losses do.
 """
 
 from __future__ import annotations
@@ -73,5 +73,41 @@ MUTATIONS = (
         (("            gathered = agreed(comm, tier.gather)\n",
           "            gathered = agreed(comm, lambda: [] if comm.rank else tier.gather())\n"),),
         FLUSH,
+    ),
+    Mutation(
+        "restart-left-out-stays",
+        "what a restart had no slot for is deleted with the others (rule 10)",
+        "cascade_mpi/disk/left_out.py",
+        (("            for record in self.records[chosen]:\n", "            for record in self.records[:0]:\n"),),
+        ("tests/mpi/test_disk_restart.py::test_what_finds_no_slot_goes_with_the_others",),
+    ),
+    Mutation(
+        "restart-left-out-kills",
+        "and what was put since under its key stays",
+        "cascade_mpi/disk/opening.py",
+        (("                LeftOut(tier, unindexed, above))", "                LeftOut(tier, unindexed, 2 * above))"),),
+        ("tests/mpi/test_disk_restart.py::test_what_finds_no_slot_goes_with_the_others",),
+    ),
+    Mutation(
+        "restart-too-many",
+        "all ranks refuse a directory that is too large for one",
+        "cascade_mpi/disk/opening.py",
+        (("    if found.most > MAX_DISK_CELLS:\n", "    if found.most > 2 * MAX_DISK_CELLS:\n"),),
+        ("tests/mpi/test_disk_restart.py::test_more_blocks_of_one_home_than_a_rank_can_have",),
+    ),
+    Mutation(
+        "lock-of-the-first-alone",
+        "a job has the directory until its last process has ended",
+        "cascade_mpi/segments/lock.py",
+        (("            _wait_for_the_others(descriptor)\n", ""),),
+        ("tests/unit/test_segment_identity.py::test_a_job_has_it_until_its_last_process_has_ended",),
+    ),
+    Mutation(
+        "lock-not-joined",
+        "every rank has a part of the lock",
+        "cascade_mpi/disk/directory.py",
+        (("            self.lock = DirectoryLock.join(self.path, locks=config.disk_locks)\n", "            pass\n"),),
+        ("tests/mpi/test_disk_faults.py::test_the_directory_is_the_job_s_until_its_last_rank_has_ended",),
+        ranks=2,
     ),
 )  # fmt: skip

@@ -139,7 +139,8 @@ MUTATIONS = (
         "disk-read-of-another-key",
         "what of a batch is on disk is looked at again before it is read",
         "cascade_mpi/batch.py",
-        (("            elif result == c.ON_DISK:", "            elif result == c.ON_DISK - 1:"),),
+        (("                got[i] = self._reader.into(hi, lo, int(targets[i]), int(rooms[i]))\n",
+          "                got[i] = self._reader.settle(c.ON_DISK, hi, lo, int(targets[i]), int(rooms[i]))\n"),),
         (f"{STORE}test_every_read_finds_what_is_on_disk",),
     ),
     Mutation(

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.disk.cells import DiskCells
+from cascade_mpi.disk.left_out import LeftOut
 from cascade_mpi.disk.tier import DiskTier
 from cascade_mpi.dram import DramTier
 from cascade_mpi.layout import FLAG_CONTENT, HARD, TIER_DISK, TIER_DRAM, TIER_NAMES
@@ -188,6 +189,14 @@ def remove_from_disk(disk: DiskTier, space: Space, keys: range | None) -> int:
     if keys is not None:
         cells = [each for each in cells if _integer_of(space, disk.cells.records[each]) in keys]
     return disk.remove_all(cells)
+
+
+def remove_left_out(left: LeftOut, space: Space, keys: range | None) -> None:
+    """Local. Let no later job find those of a namespace at its epoch that this rank's index had no slot for."""
+    chosen = left.of(space.id, space.epoch)
+    if keys is not None:
+        chosen = chosen[[_integer_of(space, each) in keys for each in left.records[chosen]]]
+    left.delete(chosen)
 
 
 def _mine(cells: DramTier | DiskCells, space: Space, firsts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -94,7 +94,7 @@ class OpenStore:
         """Collective. Windows, the memory tiers, the disk tier below them, and the parts that use them."""
         directory, comm = self._directory, self._comm
         found = None if directory is None else find(directory)
-        sizes = geometry(self.config, comm.size, 0 if found is None else disk_blocks(self.config, found))
+        sizes = geometry(self.config, comm.size, 0 if found is None else disk_blocks(self.config, found, comm.size))
         check_memory(comm, self.config, sizes)
         self._fabric = fabric = Fabric(comm, self.config, *sizes)
         with paused():  # another store's thread may end before this store does

@@ -73,7 +73,8 @@ class Namespaces(OpenStore):
         With `keys` those that a `range` of integers names, such as ``range(h << 64, (h + 1) << 64)`` for one high half.
         A str or bytes key counts as its digest, which lies anywhere: there is no deleting by the beginning of a text.
         What was put before the call on any rank goes, what is put after it stays. `bump_epoch` does the like for a
-        whole namespace at once and locally. 1 Get + 1 CAS a block, each rank its own.
+        whole namespace at once and locally. 1 Get + 1 CAS a block, each rank its own. Blocks on disk for which the
+        index had no slot when the store was opened go too, uncounted: nobody has found them.
 
         Raises
         ------
@@ -99,6 +100,8 @@ class Namespaces(OpenStore):
         waiting = self._deferred.give_up_all(space, keys)
         self._pool.sweep_hinted()  # what another rank has replaced or deleted is not there, and does not count
         total = int(self._comm.allreduce(waiting))
+        if self._disk is not None:
+            listing.remove_left_out(self._disk.left_out, space, keys)
         while True:
             with self._pool.lock:  # no block moves past the look
                 removed = sum(listing.remove(tier, space, keys) for tier in self._pool.tiers.values())

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Directory:
-    """One rank's hold of the directory. Rank 0 has its lock until `close`."""
+    """One rank's hold of the directory. Every rank has a part of its lock until `close`."""
 
     def __init__(self, comm: MPI.Intracomm, config: Config) -> None:
         """Collective. Open the directory; DiskError, StoreInUseError, StoreIdentityError on all ranks."""
@@ -40,7 +40,7 @@ class Directory:
             first = together(comm, lambda: self._take(config, direct) if comm.rank == 0 else None)
             self.store, self.run = next(each for each in first if each is not None)
             if comm.rank:
-                together(comm, lambda: self._open(direct))
+                together(comm, lambda: self._join(config, direct))
             else:
                 together(comm, lambda: None)
             if config.disk_direct == "on":
@@ -60,7 +60,7 @@ class Directory:
         return count(base + self.comm.rank, self.comm.size)
 
     def close(self) -> None:
-        """Local. Let go of the directory. Rank 0 calls it last: its lock keeps other jobs out."""
+        """Local. Let go of the directory, when it writes no more: others are kept out until all ranks have."""
         if self.lock is not None:
             self.lock.release()
             self.lock = None
@@ -79,6 +79,11 @@ class Directory:
         self.lock = DirectoryLock.take(self.path, owner, locks=config.disk_locks)
         made = identity.ensure(self.files, secrets.token_bytes(identity.UUID_BYTES), time.time_ns())
         return made.uuid, secrets.randbits(64)
+
+    def _join(self, config: Config, direct: bool) -> None:
+        self._open(direct)
+        if self.writable:  # rank 0 may end, and this one go on writing
+            self.lock = DirectoryLock.join(self.path, locks=config.disk_locks)
 
     def _open(self, direct: bool, *, make: bool = False) -> None:
         self._files = PosixFiles(

@@ -20,6 +20,7 @@ from cascade_mpi.disk.ahead import Plan
 from cascade_mpi.disk.cells import DiskCells
 from cascade_mpi.disk.compaction import Compacted, compact
 from cascade_mpi.disk.directory import Directory
+from cascade_mpi.disk.left_out import LeftOut
 from cascade_mpi.disk.open_segments import OpenSegments
 from cascade_mpi.disk.order import WriteOrder
 from cascade_mpi.disk.passing import DiskPassing
@@ -27,8 +28,9 @@ from cascade_mpi.disk.promotion import Promotion
 from cascade_mpi.disk.reading import DiskReads
 from cascade_mpi.disk.sequences import Sequences
 from cascade_mpi.disk.tier import DiskTier
+from cascade_mpi.errors import ConfigError
 from cascade_mpi.fabric import Fabric
-from cascade_mpi.layout import MAX_DISK_CELLS, page_bytes_for
+from cascade_mpi.layout import MAX_DISK_CELLS, RANK_BITS, page_bytes_for
 from cascade_mpi.mover import Mover
 from cascade_mpi.mpiio.agreement import agreed
 from cascade_mpi.mpiio.shared import SharedSegments
@@ -63,6 +65,7 @@ class Disk(NamedTuple):
     numbers: Iterator[int]  # of this rank's new segments
     adopted: int  # blocks that were found at open
     unindexed: int  # that had no slot in the index
+    left_out: LeftOut  # those of them that nobody has deleted since
 
     def compact(self, epochs: Mapping[int, int], segment_bytes: int) -> Compacted:
         """Collective. Give back what is dead, right after a flush. See `disk.compaction`."""
@@ -100,7 +103,8 @@ class Disk(NamedTuple):
             self.shared.free()
 
     def clear(self) -> None:
-        """Local. Take every block of this rank's disk cells out."""
+        """Local. Take every block of this rank's disk cells out, and those that the index had no slot for."""
+        self.left_out.clear()
         self.tier.remove_all(np.flatnonzero(self.cells.words).tolist())
 
     def check(self, words: list[int]) -> list[str]:
@@ -181,8 +185,17 @@ class Disk(NamedTuple):
         }  # fmt: skip
 
 
-def disk_blocks(config: Config, found: restart.Found) -> int:
-    """Local. Disk cells of each rank: what was asked for, and room for what the directory has."""
+def disk_blocks(config: Config, found: restart.Found, ranks: int) -> int:
+    """Local. Disk cells of each rank: what was asked for, and room for what the directory has.
+
+    ConfigError, on all ranks as `found` is the same there: one home has more blocks than a rank can have cells.
+    """
+    if found.most > MAX_DISK_CELLS:
+        raise ConfigError(
+            f"disk {config.disk}: one of {ranks} ranks would have {found.most:,} blocks of it, and a rank has at most "
+            f"{MAX_DISK_CELLS:,}: use {-(-found.most * ranks // MAX_DISK_CELLS)} ranks or more; if many of them have "
+            "expired or are of weight epochs that have passed, `cascade compact` removes these without a job"
+        )
     pages = config.dram_bytes // page_bytes_for(config.dram_bytes)
     wanted = config.disk_blocks or min(max(pages, _LEAST_BLOCKS), _MOST_BLOCKS)
     return min(max(wanted, found.most + found.most // 4), MAX_DISK_CELLS)
@@ -196,9 +209,10 @@ def open_disk(
     cells = DiskCells(fabric, pool.own.shared[1])
     began = time.monotonic()
     unindexed = restart.adopt(fabric, cells, found.blocks, found.epochs)
+    above = (found.highest >> RANK_BITS) + 1 << RANK_BITS | fabric.comm.rank  # all that was found, below all to come
     found.took["index"] = time.monotonic() - began
-    if unindexed and directory.writable:  # a delete does not find them, and must leave a tombstone above them
-        registry.lift(fabric.comm.rank, FLOOR, found.highest)
+    if len(unindexed) and directory.writable:  # a delete does not find them, and must leave a tombstone above them
+        registry.lift(fabric.comm.rank, FLOOR, above)
     registry.restore(found.epochs)
     log = shared = None
     numbers = directory.numbers(found.next_segment)
@@ -209,7 +223,7 @@ def open_disk(
             fabric.comm, *where, collective=config.disk_collective, writer=fabric.comm.rank, now=time.time_ns
         )  # fmt: skip
     tier = DiskTier(
-        fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, found.highest), level=config.durability,
+        fabric, pool, cells, log, Sequences(fabric.comm.rank, registry, above), level=config.durability,
         held=found.bytes // fabric.comm.size, quota=config.disk_quota,
         memory_only=partial(_by_content, registry),
     )  # fmt: skip
@@ -220,7 +234,8 @@ def open_disk(
     reader.on_disk = reads
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
     return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion,
-                DiskPassing(fabric, tier), order, shared, numbers, cells.live, unindexed)  # fmt: skip
+                DiskPassing(fabric, tier), order, shared, numbers, cells.live, len(unindexed),
+                LeftOut(tier, unindexed, above))  # fmt: skip
 
 
 def _by_content(registry: Registry, namespace_id: int) -> bool:

@@ -95,8 +95,10 @@ def find(directory: Directory) -> Found:
     )  # fmt: skip
 
 
-def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void], epochs: Mapping[int, int]) -> int:
-    """Local. Let the index of this home name the blocks of an earlier job: how many found no slot.
+def adopt(
+    fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void], epochs: Mapping[int, int]
+) -> npt.NDArray[np.void]:
+    """Local. Let the index of this home name the blocks of an earlier job: those that found no slot.
 
     Before any other rank uses the index. Not those that have expired, or are of an epoch before that in `epochs`.
     """
@@ -112,11 +114,10 @@ def adopt(fabric: Fabric, cells: DiskCells, blocks: npt.NDArray[np.void], epochs
     begins = np.flatnonzero(np.append(True, buckets[1:] != buckets[:-1])) if len(buckets) else np.empty(0, np.int64)
     slots = np.arange(len(buckets)) - np.repeat(begins, np.diff(np.append(begins, len(buckets))))
     fits = slots < BUCKET_WORDS
-    blocks, buckets, slots = blocks[fits], buckets[fits], slots[fits]
+    left, blocks, buckets, slots = blocks[~fits], blocks[fits], buckets[fits], slots[fits]
     words = cells.adopt(descriptors_of(blocks, fabric.comm.rank, opened), fingerprints[fits])
     fabric.index_words[buckets * BUCKET_WORDS + slots] = words
     full_fence()
-    left = int(np.count_nonzero(~fits))
-    if left:
-        _log.error("rank %d: %d blocks of the directory find no slot: raise index_blocks", fabric.comm.rank, left)
+    if len(left):
+        _log.error("rank %d: %d blocks of the directory find no slot: raise index_blocks", fabric.comm.rank, len(left))
     return left

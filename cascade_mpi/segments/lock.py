@@ -4,8 +4,12 @@ Covers taking it, refusing a second job with the name of the first, and file sys
 a job that is refused may still do: open the directory read-only, which needs no lock.
 
 The lock is the kernel's (fcntl): it ends with the process that holds it, however that ends, so a dead job's file blocks
-nobody. The text in the file is only for people. One process of the job takes it, and keeps it until all its ranks have
-ended their writing.
+nobody. The text in the file is only for people. The first process of a job takes it, the others join it, and each keeps
+its part until it has ended its writing: no other job begins while one of them lives, the first one or not.
+
+The first process locks the file's first byte alone, and what is behind it together with all who join. To take the lock
+is to have both alone for a moment, the first byte first. Nobody waits for the first byte, and no process of a job needs
+it but its first, so nothing can wait in a circle.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -36,6 +41,9 @@ _ONE_NODE = {
 }
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
 _FIELDS = 200  # characters of a field that are shown
+_FIRST, _ALL = (1, 0), (0, 1)  # lengths and beginnings of what is locked: one byte, and all that is behind it
+_END_S = 5.0  # how long the processes of a job may take to end after its first one
+_POLL_S = 0.02
 
 Locks = Literal["required", "none"]
 
@@ -68,8 +76,9 @@ class Owner(NamedTuple):
 class DirectoryLock:
     """The right to write to a directory, held until `release` or the end of the process."""
 
-    def __init__(self, root: Path, descriptor: int, identity: tuple[int, int], note: str) -> None:
+    def __init__(self, root: Path, descriptor: int, identity: tuple[int, int], note: str, *, first: bool) -> None:
         self.root = root
+        self._first = first  # whose name the file has
         self.note = note  # for the report: what the lock does not keep out, or ""
         self._descriptor: int | None = descriptor
         self._identity = identity
@@ -77,10 +86,11 @@ class DirectoryLock:
 
     @classmethod
     def take(cls, root: str | os.PathLike[str], owner: Owner, *, locks: Locks = "required") -> DirectoryLock:
-        """Local. Take the lock of an existing directory without waiting. 1 open, 1 lock, 1 write.
+        """Local. Take the lock of an existing directory, for the first process of a job. 1 open, 3 locks, 1 write.
 
-        `locks="none"`: where the file system has no locks, go on without; the user answers for there being one job. The
-        lock's `note` says it.
+        Waits at most 5 s, for processes of a job whose first one has ended already. `locks="none"`:
+        where the file system has no locks, go on without; the user answers for there being one job. The lock's `note`
+        says it.
 
         Raises
         ------
@@ -91,6 +101,18 @@ class DirectoryLock:
         DiskError
             The file cannot be made: permission, read-only, full.
         """
+        return cls._open(root, owner, locks)
+
+    @classmethod
+    def join(cls, root: str | os.PathLike[str], *, locks: Locks = "required") -> DirectoryLock:
+        """Local. The same for another process of the job that has the lock, without waiting. 1 open, 1 lock.
+
+        StoreInUseError: that job's first process has ended meanwhile, and another job has taken its place.
+        """
+        return cls._open(root, None, locks)
+
+    @classmethod
+    def _open(cls, root: str | os.PathLike[str], owner: Owner | None, locks: Locks) -> DirectoryLock:
         root = Path(root).absolute()
         path = root / NAME
         with _guard:
@@ -103,13 +125,14 @@ class DirectoryLock:
             try:
                 status = os.fstat(descriptor)
                 identity = status.st_dev, status.st_ino
-                note = _lock(descriptor, path, locks, _one_node(status.st_dev))
-                note = "; ".join(filter(None, (note, _write(descriptor, path, owner))))
+                note = _lock(descriptor, path, locks, _one_node(status.st_dev), first=owner is not None)
+                if owner is not None:
+                    note = "; ".join(filter(None, (note, _write(descriptor, path, owner))))
             except BaseException:
                 os.close(descriptor)
                 raise
             _held.add(identity)
-        return cls(root, descriptor, identity, note)
+        return cls(root, descriptor, identity, note, first=owner is not None)
 
     def __enter__(self) -> DirectoryLock:
         return self
@@ -127,7 +150,8 @@ class DirectoryLock:
                 return
             if self._pid == os.getpid():
                 with suppress(OSError):  # the text is for people, a full disk must not keep the lock
-                    os.ftruncate(descriptor, 0)
+                    if self._first:
+                        os.ftruncate(descriptor, 0)
                 _held.discard(self._identity)
             os.close(descriptor)
 
@@ -174,7 +198,7 @@ def _one_node(device: int, mounts: Path = Path("/proc/self/mountinfo")) -> str:
     return ""
 
 
-def _lock(descriptor: int, path: Path, locks: Locks, one_node: str) -> str:
+def _lock(descriptor: int, path: Path, locks: Locks, one_node: str, *, first: bool) -> str:
     """The note of a lock that was taken, or of one that cannot be."""
     if one_node and locks != "none":
         raise LocksUnsupportedError(
@@ -185,13 +209,17 @@ def _lock(descriptor: int, path: Path, locks: Locks, one_node: str) -> str:
             str(path),
         )
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if first:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, *_FIRST)
+            _wait_for_the_others(descriptor)
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, *_ALL)
     except OSError as error:
         if error.errno in _TAKEN:
-            first = _read(descriptor)
-            who = str(first) if first is not None else "a process that has not written its name"
+            named = _read(descriptor)
+            who = str(named) if named is not None else "a process that has not written its name"
             raise StoreInUseError(
-                f"{path.parent} is in use by {who}: wait for it to end, use another directory, or open it read-only"
+                f"{path.parent} is in use by {who}, or by others of its job: wait for it to end, use another "
+                "directory, or open it read-only"
             ) from error
         if error.errno not in _UNSUPPORTED:
             raise faults.explain(error, "locking it", str(path)) from error
@@ -205,6 +233,20 @@ def _lock(descriptor: int, path: Path, locks: Locks, one_node: str) -> str:
             ) from error
         return f"no lock: the file system keeps none ({error.strerror}), and disk_locks is none"
     return f"the lock keeps out jobs of this node only: the file system is mounted with {one_node}" if one_node else ""
+
+
+def _wait_for_the_others(descriptor: int) -> None:
+    """Have what is behind the first byte alone: nobody of an earlier job is there then. OSError: somebody is."""
+    deadline = time.monotonic() + _END_S
+    while True:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, *_ALL)
+        except OSError as error:
+            if error.errno not in _TAKEN or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def _write(descriptor: int, path: Path, owner: Owner) -> str:

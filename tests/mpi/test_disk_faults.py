@@ -31,6 +31,7 @@ from cascade_mpi.errors import (
     ReadOnlyDiskError,
     StoreInUseError,
 )
+from cascade_mpi.segments import lock
 from cascade_mpi.store import Store
 
 AssertAll = Callable[..., None]
@@ -77,6 +78,28 @@ def raised(error: type[Exception], call: Callable[[], object]) -> str:
 # ------------------------------------------------------------------------------------------------- whose directory
 
 
+def test_the_directory_is_the_job_s_until_its_last_rank_has_ended(
+    comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch
+):
+    """Rank 0's part of the lock goes as if it had died; the others write on, and no second job may begin."""
+    if comm.size == 1:
+        pytest.skip("the last rank is the first")
+    monkeypatch.setattr(lock, "_END_S", 0.0)
+    refused = ""
+    with opened(comm, folder) as store:
+        comm.Barrier()
+        if comm.rank == 0:
+            store._directory.lock.release()
+            try:
+                lock.DirectoryLock.take(folder, lock.Owner("another", 1, "", 1)).release()
+            except StoreInUseError as error:
+                refused = str(error)
+        comm.Barrier()
+        store.put(comm.rank, block(1, 5000))
+        assert_all(comm, store.sync() == 1)
+    assert_all(comm, comm.rank > 0 or "others of its job" in refused, refused)
+
+
 def test_a_second_job_is_refused_with_the_name_of_the_first(
     comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, raises_all: RaisesAll
 ):
@@ -110,7 +133,7 @@ def test_a_second_job_is_refused_with_the_name_of_the_first(
             comm.Barrier()
         comm.Barrier()
     part.Free()
-    with opened(comm, folder) as store:  # the lock went with the first job
+    with opened(comm, folder) as store:  # the lock went with the first job, all ranks' parts of it
         assert_all(comm, np.array_equal(store.get("key"), block(2, 5000)))
 
 

@@ -20,7 +20,8 @@ from disk_stores import SMALL, Refusing, damages, found, killed, leave_memory, o
 from mpi4py import MPI
 from patterns import block, keys_at
 
-from cascade_mpi.disk import sequences
+from cascade_mpi.config import Config
+from cascade_mpi.disk import opening, sequences
 from cascade_mpi.errors import ConfigError, NotConfiguredError, StoreFullError
 from cascade_mpi.kernels import context as c
 from cascade_mpi.namespaces import Namespace
@@ -236,6 +237,64 @@ def test_what_finds_no_slot_can_be_deleted(
     with later(comm, folder) as after:
         there = [key for key in mine if after.contains(key)]
         assert_all(comm, set(mine) - set(there) == {missing[0]})
+
+
+@pytest.mark.alone
+def test_more_blocks_of_one_home_than_a_rank_can_have(
+    comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, raises_all: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """One rank has too many: no rank opens the store, and none waits for the one that cannot."""
+    with opened(comm, folder, durability="none") as store:
+        if comm.rank == 0:
+            numbers = keys_at(store, comm.size - 1)
+            for key in (next(numbers) for _ in range(40)):
+                store.put(key, block(1, 1000))
+        store.flush()
+    monkeypatch.setattr(opening, "MAX_DISK_CELLS", 39)
+    config = Config.make(None, **(SMALL | {"disk": str(folder), "disk_mode": "read"}))
+    with pytest.raises(ConfigError):  # on every rank, whatever is its own part: else some wait for others below
+        opening.disk_blocks(config, SimpleNamespace(most=40), comm.size)
+    text = raises_all(comm, ConfigError, lambda: Store(comm, config))
+    assert_all(comm, "40 blocks" in text and "at most 39" in text and f"use {comm.size + 1} ranks" in text, text)
+    monkeypatch.setattr(opening, "MAX_DISK_CELLS", 40)
+    with opened(comm, folder) as store:
+        assert_all(comm, comm.allreduce(store.stats()["disk"]["blocks"]) == 40)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("how", ["range", "delete_all", "clear"])
+def test_what_finds_no_slot_goes_with_the_others(
+    comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """Many are deleted while the index is too small for the directory; a job with a larger one must not find them."""
+    with opened(comm, folder / "store", durability="none") as store:
+        numbers = keys_at(store, comm.rank)
+        mine = [next(numbers) for _ in range(40)]
+        for key in mine:
+            store.put(key, block(1, 1000))
+        for key in mine[:4]:  # too few to fill a bucket
+            store.put(key, block(2, 1000), namespace="tenant")
+        store.flush()
+    with opened(comm, folder / "store", index_blocks=1) as store:
+        missing = [key for key in mine if not store.contains(key)]
+        unindexed = comm.allreduce(store.report()["disk"]["found"]["unindexed"])
+        assert_all(comm, len(missing) > 2 and unindexed == (44 - 16) * comm.size, f"{len(missing)}, {unindexed}")
+        if how == "clear":
+            store.clear()
+        else:
+            highest = comm.allreduce(max(mine), MPI.MAX)
+            store.delete_all(keys=range(highest + 1) if how == "range" else None)
+        clock(monkeypatch, -1e9)  # what is put now is newer all the same
+        again = missing[0]
+        assert store.put(again, block(3, 500)).stored
+        store.flush()
+        monkeypatch.undo()
+    with opened(comm, folder / "store", disk_mode="read") as after:
+        there = {key: value for key, value in found(after, mine).items() if value is not None}
+        assert_all(comm, there == {again: block(3, 500).tobytes()}, f"{len(there)} of {missing}")
+        others = set(found(after, mine[:4], "tenant").values())
+        assert_all(comm, others == {None if how == "clear" else block(2, 1000).tobytes()}, str(len(others)))
 
 
 def test_a_delete_that_found_nothing_does_not_kill_what_comes_meanwhile(

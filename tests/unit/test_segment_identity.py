@@ -179,9 +179,72 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+JOIN = """
+import sys
+from cascade_mpi.segments.lock import DirectoryLock
+lock = DirectoryLock.join(sys.argv[1])
+print("joined", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def joiner(tmp_path: Path, holder: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Another process of the holder's job."""
+    command = [sys.executable, "-c", JOIN, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "joined\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_job_has_it_until_its_last_process_has_ended(
+    tmp_path: Path, holder: subprocess.Popen[str], joiner: subprocess.Popen[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    holder.send_signal(signal.SIGKILL)
+    holder.wait(30)
+    monkeypatch.setattr(lock, "_END_S", 0.0)
+    for _ in range(2):
+        with pytest.raises(StoreInUseError, match=f"in use by job 123, process {holder.pid} .*others of its job"):
+            DirectoryLock.take(tmp_path, OWNER)
+    monkeypatch.setattr(lock, "_END_S", 30.0)
+    joiner.send_signal(signal.SIGKILL)  # it may end after the next line has looked: that waits for it
+    DirectoryLock.take(tmp_path, OWNER).release()
+
+
 class TestLock:
+    def test_who_joins_too_late_is_refused(self, tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+        """The job's first process has ended, and another job is about to begin: it has all alone for a moment."""
+        descriptor = os.open(tmp_path / "LOCK", os.O_RDWR)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(30)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        program = (
+            "import sys\n"
+            "from cascade_mpi.errors import StoreInUseError\n"
+            "from cascade_mpi.segments.lock import DirectoryLock\n"
+            "try: DirectoryLock.join(sys.argv[1])\n"
+            "except StoreInUseError: sys.exit(7)\n"
+        )
+        status = subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=60, check=False).returncode
+        os.close(descriptor)
+        assert status == 7
+
+    def test_who_joins_leaves_the_name(self, tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+        joined = DirectoryLock.join(tmp_path)
+        with pytest.raises(StoreInUseError, match="this process"):
+            DirectoryLock.take(tmp_path, OWNER)
+        joined.release()
+        assert owner_of(tmp_path) == Owner("node7", holder.pid, "123", 1_700_000_000)
+
     def test_the_second_job_is_told_the_first(self, tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-        words = rf"in use by job 123, process {holder.pid} on node7, since 2023-11-14 22:13:20 UTC: wait"
+        words = (
+            rf"in use by job 123, process {holder.pid} on node7, since 2023-11-14 22:13:20 UTC, or by others.*: wait"
+        )
         for _ in range(2):  # being refused must not end the other's lock
             with pytest.raises(StoreInUseError, match=words):
                 DirectoryLock.take(tmp_path, OWNER)
