@@ -56,8 +56,8 @@ class Below(Protocol):
     def before_removal(self, hi: int, lo: int, sequence: int) -> int:
         """Local. The sequence of the removal of what was found with `sequence`, announced."""
 
-    def removed(self, hi: int, lo: int, sequence: int) -> None:
-        """Local. It has been made."""
+    def removed(self, hi: int, lo: int, sequence: int, *, dropped: bool = False) -> None:
+        """Local. It has been made; `dropped`: nobody has asked for it, the block had to make room."""
 
 
 class CellTable:

@@ -24,8 +24,9 @@ from cascade_mpi.config import Durability, format_size
 from cascade_mpi.disk.cells import DiskCells
 from cascade_mpi.disk.descriptors import record_of
 from cascade_mpi.disk.sequences import Sequences
+from cascade_mpi.disk.under_way import UnderWay
 from cascade_mpi.dram import DramTier
-from cascade_mpi.errors import DirectoryQuotaError, DiskError, NotDurableError
+from cascade_mpi.errors import DirectoryQuotaError, DiskError, DroppedError, NotDurableError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_bytes
@@ -88,6 +89,7 @@ class DiskTier:
         self._memory_only = memory_only
         self.epochs: Mapping[int, int] = {}  # by namespace id: blocks of earlier ones are not written
         self._fresh: deque[tuple[DramTier, int]] = deque()  # published, and still to be written: tier and word
+        self._puts = UnderWay()  # with "writethrough"
         self._to_sync = False  # something was appended since the last sync
         self._swept_at = 0.0
         self._opened = int(fabric.context[c.EPOCH])
@@ -124,12 +126,14 @@ class DiskTier:
         """
         flags = int(tier.records["flags"][first])
         expiry = int(tier.records["expiry"][first])
+        key = int(tier.records["key_hi"][first]), int(tier.records["key_lo"][first])
         if not self._may_leave(tier, first) or (expiry and expiry <= self._fabric.now()):
+            self._puts.void(key)
             return DROP
         if flags & FLAG_BACKED:
             return self._leave(tier, first, int(tier.records["content_hi"][first]))
-        if self._level == "none" or time.monotonic() < self._broken_until:
-            return DROP
+        if self._level == "none" or (time.monotonic() < self._broken_until and key not in self._puts):
+            return DROP  # what a call is about to acknowledge is tried all the same
         try:
             word = self._store(tier, first)
         except DiskError as error:
@@ -254,6 +258,9 @@ class DiskTier:
         """Local. A block was published: what the level says is done with it by `after_write`. The lock is held."""
         self.out_of_time = False
         if self.writes_all:
+            first = word & MAX_PAGES - 1
+            if self._level == "writethrough" and self._is_dirty(tier, first):
+                self._puts.put((int(tier.records["key_hi"][first]), int(tier.records["key_lo"][first])))
             self._fresh.append((tier, word))
             if len(self._fresh) > 2 * self._pool.live_pages + 1024:  # the disk refuses: most have gone by now
                 self._fresh = deque(each for each in self._fresh if each[0].is_live(each[1]))
@@ -267,18 +274,39 @@ class DiskTier:
         ------
         DiskError
             With "writethrough" alone: what was put is in memory, and may not be durable.
+        DroppedError
+            Some of it is not even there: it had to leave, and could not be written.
         """
         now = time.monotonic()
         if now - self._swept_at > _SWEEP_S:
             self._swept_at = now
             self.attend()
-        if self._level == "writethrough" and (self._fresh or self._to_sync or self._owed):
-            with self._pool.lock:
-                fresh = [(tier, word & MAX_PAGES - 1) for tier, word in self._fresh if tier.is_live(word)]
-                self.sync(fresh)
-                self._fresh.clear()
+        if self._level == "writethrough" and (self._fresh or self._to_sync or self._owed or self._puts.lost_here):
+            self._write_through()
         elif self._fresh:
             self._write_back()
+
+    def _write_through(self) -> None:
+        problem: DiskError | None = None
+        with self._pool.lock:
+            fresh = [(tier, word & MAX_PAGES - 1) for tier, word in self._fresh if tier.is_live(word)]
+            try:
+                self.sync(fresh)
+                self._fresh.clear()
+            except DiskError as error:
+                problem = error
+            lost = self._puts.ended()  # after the sync, so that the others are durable
+        if lost:
+            names = ", ".join(shown(*key) for key in lost[:5]) + (", ..." if len(lost) > 5 else "")
+            text = (
+                f"{len(lost)} blocks of this call had to leave memory, the disk refused them, and they are lost "
+                f"({names}): {self.last_error or problem}; make room on the disk and put them again, fewer at a time"
+            )
+            if problem is not None:
+                text += f"; the others are in memory, and not durable: {problem}"
+            raise DroppedError(None if problem is None else problem.errno, text, lost) from problem
+        if problem is not None:
+            raise problem
 
     def _write_back(self) -> None:
         left = _WRITE_BACK_BYTES
@@ -305,11 +333,13 @@ class DiskTier:
         home = place(hi, lo, self._fabric.comm.size, 1).home
         return self.sequences.for_delete(home, sequence)
 
-    def removed(self, hi: int, lo: int, sequence: int) -> None:
+    def removed(self, hi: int, lo: int, sequence: int, *, dropped: bool = False) -> None:
         """Local. The word was taken out: the tombstone is written, or owed until it can be (rules 8 and 9)."""
         if self.log is None:
             return
         with self._pool.lock:
+            if dropped:
+                self._puts.dropped((hi, lo))
             self._owed[hi, lo] = max(sequence, self._owed.get((hi, lo), 0))
             if time.monotonic() >= self._broken_until:
                 try:

@@ -1,0 +1,127 @@
+"""What is acknowledged although something went wrong meanwhile: nothing that the disk does not have, nothing silently.
+
+Covers blocks that a call loses before it returns, syncs that fail half-way, calls that end with an error, and what a
+disk that refuses makes memory keep. Does not cover file systems that refuse on one rank (`test_disk_faults`).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from disk_stores import SMALL, Refusing, found, killed, opened
+from mpi4py import MPI
+from patterns import block
+
+from cascade_mpi.errors import DroppedError, KeyExistsError
+from cascade_mpi.keys import key_words
+from cascade_mpi.store import Store
+
+AssertAll = Callable[..., None]
+E = TypeVar("E", bound=Exception)
+
+pytestmark = pytest.mark.alone
+
+
+def keys_of(rank: int, n: int) -> list[str]:
+    return [f"{rank} {number}" for number in range(n)]
+
+
+def caught(error: type[E], call: Callable[[], object]) -> E:
+    """Local. The error that a call raises."""
+    with pytest.raises(error) as told:
+        call()
+    return told.value
+
+
+# ------------------------------------------------------------------------------------------- blocks that a call loses
+
+
+def test_a_call_that_loses_its_own_blocks_says_so(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll
+):
+    """The quota has no room for the first block, which leaves memory for the others: they are durable, it is not."""
+    share = 640 << 10
+    settings = SMALL | {"disk": str(folder / "store"), "durability": "writethrough", "lease_extents": 0}
+    store = open_store(comm, **(settings | {"disk_quota": share * comm.size}))
+    store.put(f"before {comm.rank}", block(9, 250 << 10))
+    mine = keys_of(comm.rank, 13)
+    blocks = [block(0, 420 << 10), *(block(at, 24 << 10) for at in range(1, 13))]
+    error = caught(DroppedError, lambda: store.put_many(mine, blocks))
+    words = key_words(mine[0], store._space(None).digest)
+    assert_all(comm, error.keys == [words], str(error.keys))
+    assert_all(comm, "1 blocks of this call" in str(error) and "disk_quota" in str(error), str(error))
+    refused = [(each.refused, each.stored, bool(each.reason)) for each in error.results]
+    assert_all(comm, refused == [(True, False, True)] + [(False, True, False)] * 12, str(error.results))
+    assert_all(comm, store.get(mine[0]) is None and np.array_equal(store.get(mine[5]), blocks[5]))
+    store.put("another", block(1, 100))  # it was told of once
+    with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
+        got = list(found(after, mine).values())
+        assert_all(comm, got == [None, *(each.tobytes() for each in blocks[1:])])
+
+
+def test_one_refusal_costs_one_block_of_a_call(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """A call that puts four times what memory holds: after an error the blocks that it is to acknowledge are tried."""
+    settings = SMALL | {"disk": str(folder / "store"), "durability": "writethrough", "lease_extents": 0}
+    store = open_store(comm, **settings)
+    mine = keys_of(comm.rank, 64)
+    blocks = [block(at, 32 << 10) for at in range(64)]
+    store.put("begin", block(0, 10))
+    comm.Barrier()
+    refusing = Refusing(monkeypatch, errno.ENOSPC, "pwritev", "pwrite", after=3, times=1)
+    error = caught(DroppedError, lambda: store.put_many(mine, blocks))
+    refusing.over()
+    assert_all(comm, len(error.keys) == 1 and refusing.refused == 1, str(error))
+    comm.Barrier()
+    with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
+        got = found(after, mine)
+        missing = [key for key in mine if got[key] is None]
+        lost = [key for key in mine if key_words(key, store._space(None).digest) in error.keys]
+        assert_all(comm, missing == lost, f"{missing}, told of {lost}")
+        told = [key for key, each in zip(mine, error.results, strict=True) if each.refused]
+        assert_all(comm, told == lost, str(told))
+
+
+def test_a_block_that_is_put_again_is_not_lost(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """The same key comes twice in a call: the first block is dropped, the second one counts."""
+    settings = SMALL | {"disk": str(folder / "store"), "durability": "writethrough", "lease_extents": 0}
+    store = open_store(comm, **settings)
+    mine = keys_of(comm.rank, 40)
+    store.put("begin", block(0, 10))
+    refusing = Refusing(monkeypatch, errno.ENOSPC, "pwritev", "pwrite", after=2, times=1)
+    many = [*mine[:30], mine[0], mine[1]]
+    try:
+        store.put_many(many, [block(at, 32 << 10) for at in range(32)])
+    except DroppedError as error:
+        lost = set(error.keys)
+    else:
+        lost = set()
+    refusing.over()
+    again = {key_words(key, store._space(None).digest) for key in mine[:2]}
+    assert_all(comm, not lost & again and refusing.refused == 1, str(lost))
+    assert_all(comm, np.array_equal(store.get(mine[0]), block(30, 32 << 10)))
+
+
+# ------------------------------------------------------------------------------------------ calls that end with errors
+
+
+def test_blocks_before_an_error_are_durable(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll
+):
+    store = open_store(comm, **(SMALL | {"disk": str(folder / "store"), "durability": "writethrough"}))
+    mine = keys_of(comm.rank, 4)
+    store.put(mine[2], block(2, 5000))
+    caught(KeyExistsError, lambda: store.put_many(mine, [block(at, 5000) for at in range(4)], exists="error"))
+    with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
+        got = list(found(after, mine).values())
+        assert_all(comm, got == [*(block(at, 5000).tobytes() for at in range(3)), None])
