@@ -90,6 +90,7 @@ class DiskTier:
         self.epochs: Mapping[int, int] = {}  # by namespace id: blocks of earlier ones are not written
         self._fresh: deque[tuple[DramTier, int]] = deque()  # published, and still to be written: tier and word
         self._puts = UnderWay()  # with "writethrough"
+        self._gone: list[Lost] = []  # had left memory when a sync failed, and nobody was told yet
         self._to_sync = False  # something was appended since the last sync
         self._swept_at = 0.0
         self._opened = int(fabric.context[c.EPOCH])
@@ -368,34 +369,46 @@ class DiskTier:
         DiskError
             The promise cannot be kept: disk full, and the like. What was durable stays so, memory is as it was.
         NotDurableError
-            A sync failed twice.
+            A sync failed: twice, or once, and its `lost` had left memory by then. These are to be put again, and are
+            named once; what else is not durable is in memory, and written by the next sync.
         """
         if self.log is None:
             return 0
         with self._pool.lock:
-            wrote = self._write_out(self.dirty() if chosen is None else chosen)
-            gone: list[Lost] = []
-            again: list[tuple[DramTier, int]] = []
-            for last in (False, True):
-                self._step("sync")
-                try:
-                    if seal:
-                        self.log.seal()
-                    else:
-                        self.log.sync()
-                except NotDurableError as error:
-                    gone += self._give_back(error, again)
-                    if last:
-                        raise
-                    self._write_out(again)  # in new segments; not what nobody has asked for
-                else:
-                    break
-            self._to_sync = False
-            self._step("synced")
-            if gone:
-                text = f"{len(gone)} blocks that had left memory could not be made durable: put them again"
-                raise NotDurableError(None, text, gone)
-            return wrote
+            problem: DiskError | None = None
+            wrote = 0
+            try:
+                wrote = self._write_out(self.dirty() if chosen is None else chosen)
+                self._make_durable(self.log.seal if seal else self.log.sync)
+                self._to_sync = False
+                self._step("synced")
+            except DiskError as error:
+                problem = error
+            if not self._gone and not isinstance(problem, NotDurableError):
+                if problem is not None:
+                    raise problem
+                return wrote
+            # Of what a failed sync names memory may have all: only the others are lost.
+            gone, self._gone = self._gone, []
+            texts = [f"{len(gone)} blocks that had left memory could not be made durable: put them again"] * bool(gone)
+            if problem is not None:
+                texts.append(f"what else is not durable is in memory: {problem}")
+            raise NotDurableError(None if problem is None else problem.errno, "; ".join(texts), gone) from problem
+
+    def _make_durable(self, settle: Callable[[], int]) -> None:
+        """Sync, and if that fails write again what memory has of it, and sync once more. `_gone` gets the others."""
+        again: list[tuple[DramTier, int]] = []
+        for last in (False, True):
+            self._step("sync")
+            try:
+                settle()
+            except NotDurableError as error:
+                self._gone += self._give_back(error, again)
+                if last:
+                    raise
+                self._write_out(again)  # in new segments; not what nobody has asked for
+            else:
+                return
 
     def gather(self) -> list[Gathered]:
         """Local. The records of all that is in this rank's memory and not on disk, for `take_over`. The lock is held.

@@ -7,17 +7,18 @@ disk that refuses makes memory keep. Does not cover file systems that refuse on 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pytest
-from disk_stores import SMALL, Refusing, found, killed, opened
+from disk_stores import SMALL, Refusing, found, killed, leave_memory, opened
 from mpi4py import MPI
 from patterns import block
 
-from cascade_mpi.errors import DroppedError, KeyExistsError
+from cascade_mpi.errors import DroppedError, KeyExistsError, NotDurableError
 from cascade_mpi.keys import key_words
 from cascade_mpi.store import Store
 
@@ -125,3 +126,67 @@ def test_blocks_before_an_error_are_durable(
     with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
         got = list(found(after, mine).values())
         assert_all(comm, got == [*(block(at, 5000).tobytes() for at in range(3)), None])
+
+
+# --------------------------------------------------------------------------------------------- syncs that fail half-way
+
+
+class _Unsynced:
+    """Local. `fsync` of segments fails, and afterwards no byte can be written, as long as it lasts."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, number: int, *, writes: bool) -> None:
+        self.on, self.patch = True, patch
+
+        def refuses(name: str, real: Callable[..., object]) -> Callable[..., object]:
+            def call(fd: int, *args: object) -> object:
+                if self.on and (name.startswith("pwrite") or ".seg" in os.readlink(f"/proc/self/fd/{fd}")):
+                    raise OSError(number, os.strerror(number))
+                return real(fd, *args)
+
+            return call
+
+        for name in ("fsync", "fdatasync", *(("pwritev", "pwrite") if writes else ())):
+            patch.setattr(os, name, refuses(name, getattr(os, name)))
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["no write", "no sync"])
+@pytest.mark.parametrize("call", ["sync", "flush", "drain"])
+def test_what_a_failed_sync_loses_is_told_whatever_follows(
+    call: str, writes: bool, comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store],
+    assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """One block is on disk alone, one in memory too: the second is written again, and that fails, or its sync does.
+
+    The last rank alone has such a disk; where all ranks take part all hear of its block.
+    """
+    store = open_store(comm, **(SMALL | {"disk": str(folder / "store"), "disk_collective": "off"}))
+    gone, kept, last = f"gone {comm.rank}", f"kept {comm.rank}", comm.size - 1
+    store.put(gone, block(1, 5000))
+    leave_memory(store, [gone])
+    store.put(kept, block(2, 5000))
+    tier = store._disk.tier
+    with tier.lock:
+        assert tier._write_out(tier.dirty()) == 1
+    comm.Barrier()
+    broken = _Unsynced(monkeypatch, errno.EDQUOT, writes=writes) if comm.rank == last else None
+    calls = {"sync": store.sync, "flush": store.flush, "drain": lambda: store.drain(5)}
+    lost = []
+    if comm.rank == last or call != "sync":
+        error = caught(NotDurableError, calls[call])
+        lost = [(each.key_hi, each.key_lo) for each in error.lost]
+        assert "put them again" in str(error) or "to be put again" in str(error), str(error)
+        assert comm.rank != last or error.errno == errno.EDQUOT
+    words = key_words(f"gone {last}", store._space(None).digest)
+    assert_all(comm, lost == ([words] if comm.rank == last or call != "sync" else []), str(lost))
+    if broken is not None:
+        broken.on = False
+    comm.Barrier()
+    if comm.rank == last:
+        store.put(gone, block(3, 5000))
+    comm.Barrier()
+    calls[call]()  # nothing is told twice
+    store.sync()
+    comm.Barrier()
+    with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
+        want = block(3 if comm.rank == last else 1, 5000)
+        assert_all(comm, np.array_equal(after.get(gone), want) and np.array_equal(after.get(kept), block(2, 5000)))
