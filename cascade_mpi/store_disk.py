@@ -216,10 +216,10 @@ class Durable(OpenStore):
         lost = [each for *_, problem, _ in everyone if isinstance(problem, NotDurableError) for each in problem.lost]
         for rank, (*_, problem, _) in enumerate(everyone):
             if problem is not None:
-                if lost:
-                    problem = NotDurableError(problem.errno, f"{problem} ({len(lost)} blocks to be put again)", lost)
-                problem.add_note(f"on rank {rank}; {done.blocks} blocks were made durable, {done.left} were not")
-                raise problem
+                text = f"{problem} ({len(lost)} blocks to be put again)"
+                told = NotDurableError(problem.errno, text, lost) if lost else problem
+                told.add_note(f"on rank {rank}; {done.blocks} blocks were made durable, {done.left} were not")
+                raise told
         return done
 
     def prefetch(self, keys: Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None) -> Future[int]:

@@ -114,6 +114,11 @@ class DiskTier:
         return self._level in ("writeback", "writethrough")
 
     @property
+    def writes_through(self) -> bool:
+        """Whether puts and deletes are durable when they return."""
+        return self._level == "writethrough"
+
+    @property
     def lock(self) -> threading.RLock:
         """The lock of the rank's pool."""
         return self._pool.lock
@@ -260,7 +265,7 @@ class DiskTier:
         self.out_of_time = False
         if self.writes_all:
             first = word & MAX_PAGES - 1
-            if self._level == "writethrough" and self._is_dirty(tier, first):
+            if self.writes_through and self._is_dirty(tier, first):
                 self._puts.put((int(tier.records["key_hi"][first]), int(tier.records["key_lo"][first])))
             self._fresh.append((tier, word))
             if len(self._fresh) > 2 * self._pool.live_pages + 1024:  # the disk refuses: most have gone by now
@@ -282,7 +287,7 @@ class DiskTier:
         if now - self._swept_at > _SWEEP_S:
             self._swept_at = now
             self.attend()
-        if self._level == "writethrough" and (self._fresh or self._to_sync or self._owed or self._puts.lost_here):
+        if self.writes_through and (self._fresh or self._to_sync or self._owed or self._puts.lost_here):
             self._write_through()
         elif self._fresh:
             self._write_back()

@@ -18,11 +18,12 @@ from disk_stores import SMALL, Refusing, found, killed, leave_memory, opened
 from mpi4py import MPI
 from patterns import block
 
-from cascade_mpi.errors import DroppedError, KeyExistsError, NotDurableError
+from cascade_mpi.errors import DiskError, DroppedError, KeyExistsError, NotDurableError
 from cascade_mpi.keys import key_words
 from cascade_mpi.store import Store
 
 AssertAll = Callable[..., None]
+RaisesAll = Callable[..., str]
 E = TypeVar("E", bound=Exception)
 
 pytestmark = pytest.mark.alone
@@ -190,3 +191,65 @@ def test_what_a_failed_sync_loses_is_told_whatever_follows(
     with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
         want = block(3 if comm.rank == last else 1, 5000)
         assert_all(comm, np.array_equal(after.get(gone), want) and np.array_equal(after.get(kept), block(2, 5000)))
+
+
+# ------------------------------------------------------------------------------------------------ clear, and epochs
+
+
+def test_what_was_cleared_does_not_come_back(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
+    raises_all: RaisesAll, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """With "writethrough" after a power loss: all was synced when it returns, or it raises on all ranks."""
+    settings = SMALL | {"disk": str(folder / "store"), "durability": "writethrough"}
+    store = open_store(comm, **settings)
+    mine = keys_of(comm.rank, 6)
+    for at, key in enumerate(mine):
+        store.put(key, block(at, 5000))
+    leave_memory(store, mine[:3])
+    store.clear()
+    log = store._disk.tier.log
+    assert_all(comm, log.pending == 0 and store.stats()["disk"]["tombstones"] == 6, str(log.pending))
+    with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
+        assert_all(comm, not any(found(after, mine).values()))
+    store.put(mine[0], block(7, 5000))
+    comm.Barrier()
+    broken = Refusing(monkeypatch, errno.EIO, "fsync", "fdatasync") if comm.rank == comm.size - 1 else None
+    raises_all(comm, DiskError, store.clear)
+    if broken is not None:
+        broken.over()
+    comm.Barrier()
+    assert_all(comm, store.get(mine[0]) is None)
+
+
+@pytest.mark.parametrize("calls", [("open",), ("fsync", "fdatasync"), ("fsync", "fdatasync", "unlink")])
+def test_an_epoch_begins_when_a_restart_knows_it(
+    calls: tuple[str, ...], comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store],
+    assert_all: AssertAll, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """Not made: no rank is in it. Made and not synced, and so not taken back for sure: all are, and are told so."""
+    store = open_store(comm, **(SMALL | {"disk": str(folder / "store")}))
+    store.put(f"of {comm.rank}", block(1, 5000))
+    store.flush()
+    seen: list[list[int]] = []
+    begins = "fsync" in calls
+    if comm.rank == 0:
+        refusing = Refusing(monkeypatch, errno.EIO, *calls, after=int(begins))  # the first sync is before it is made
+        spread = store._registry._spread
+        monkeypatch.setattr(store._registry, "_spread", lambda *args: (seen.append([refusing.refused]), spread(*args)))
+        text = str(caught(DiskError, store.bump_epoch))
+        monkeypatch.undo()
+        assert ("has begun" in text) == begins, text
+        assert bool(seen) == begins
+        assert all(count > 0 for (count,) in seen), "the ranks were in the epoch before it was noted"
+    comm.Barrier()
+    now = comm.allgather(store.epoch())
+    assert_all(comm, now == [int(begins)] * comm.size, str(now))
+    assert_all(comm, (store.get(f"of {comm.rank}") is None) == begins)
+    comm.Barrier()
+    if comm.rank == 0:
+        store.bump_epoch()
+    comm.Barrier()
+    assert_all(comm, store.epoch() > int(begins) and store.get(f"of {comm.rank}") is None)
+    with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
+        assert_all(comm, after.epoch() == store.epoch() and after.get(f"of {comm.rank}") is None)
