@@ -24,6 +24,7 @@ from cascade_mpi.config import Durability, format_size
 from cascade_mpi.disk.cells import DiskCells
 from cascade_mpi.disk.descriptors import record_of
 from cascade_mpi.disk.sequences import Sequences
+from cascade_mpi.disk.tombstones import COST, Tombstones
 from cascade_mpi.disk.under_way import UnderWay
 from cascade_mpi.dram import DramTier
 from cascade_mpi.errors import DirectoryQuotaError, DiskError, DroppedError, NotDurableError
@@ -49,7 +50,7 @@ from cascade_mpi.pool import Pool
 from cascade_mpi.segments.format import ENTRY_BYTES, Location
 from cascade_mpi.segments.log import Lost, SegmentLog
 from cascade_mpi.segments.records import Record
-from cascade_mpi.segments.space import TOMBSTONE_BYTES, footprint
+from cascade_mpi.segments.space import footprint
 
 if TYPE_CHECKING:
     from cascade_mpi.disk.compaction import Compacted
@@ -59,6 +60,7 @@ _OF_MEMORY = FLAG_ALIAS | FLAG_CONTENT | FLAG_COPY  # never on disk
 _SWEEP_S = 0.05
 _WRITE_BACK_BYTES = 4 << 20  # with "writeback" a put writes so much of what was put before, and one block more
 _AGAIN_S = 1.0  # after an error of the file system nothing is demoted for so long
+_RESERVE_SHARE, _RESERVE_BYTES = 64, 64 << 10  # of a quota, for tombstones: so much of it, at least so many bytes
 _NOTHING = np.zeros(1, np.uint8)[:0]
 
 
@@ -94,7 +96,7 @@ class DiskTier:
         self._to_sync = False  # something was appended since the last sync
         self._swept_at = 0.0
         self._opened = int(fabric.context[c.EPOCH])
-        self._owed: dict[tuple[int, int], int] = {}  # tombstones that could not be appended: key to sequence
+        self._owed = Tombstones()
         self._broken_until = 0.0
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
@@ -128,6 +130,8 @@ class DiskTier:
     def demote(self, tier: DramTier, first: int) -> int:
         """Local. Let a block leave memory and stay on disk: its bytes, STAYS if it is protected, DROP if it cannot.
 
+        STAYS also if it could only be dropped, and there is no room for its tombstone, see `holds_back`.
+
         One that is backed leaves its word to the disk cell, and nothing is written. The lock is held.
         """
         flags = int(tier.records["flags"][first])
@@ -139,17 +143,56 @@ class DiskTier:
         if flags & FLAG_BACKED:
             return self._leave(tier, first, int(tier.records["content_hi"][first]))
         if self._level == "none" or (time.monotonic() < self._broken_until and key not in self._puts):
-            return DROP  # what a call is about to acknowledge is tried all the same
+            return self._drop()  # what a call is about to acknowledge is tried all the same
         try:
             word = self._store(tier, first)
         except DiskError as error:
             self._failed(str(error))
-            return DROP
+            return self._drop()
         left = self._leave(tier, first, word)
         if left >= 0:
             self.demoted += 1
             self.demoted_bytes += left
         return left
+
+    def _drop(self) -> int:
+        """DROP, or STAYS if there is no room for one more tombstone: in memory, or in the quota."""
+        return DROP if self.may_drop() else STAYS
+
+    def may_drop(self) -> bool:
+        """Local. Whether a block may be dropped from memory: whether its tombstone has room, here and in the quota."""
+        if self.log is None:
+            return True
+        if self._owed.full and time.monotonic() >= self._broken_until:
+            try:
+                self._pay()
+            except DiskError as error:
+                self._failed(str(error))
+        if self._has_room():
+            return True
+        if time.monotonic() >= self._broken_until:  # a disk that works, and the quota is used up
+            self._failed(self.why_held_back())
+        return False
+
+    def _has_room(self) -> bool:
+        used = self.file_bytes + self._owed.nbytes + COST
+        return not self._owed.full and (self._quota is None or used <= self._share)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether what is not on disk must stay in memory for the moment: it could only be dropped, and may not."""
+        return time.monotonic() < self._broken_until and self.log is not None and not self._has_room()
+
+    def why_held_back(self) -> str:
+        """Local. For people: why nothing can be dropped, and what to do."""
+        owed = f"{len(self._owed)} deletes and drops wait for the disk"
+        if self._owed.full or self._quota is None:
+            return f"{owed}, at most {self._owed.most} may: free space there, or call sync() to hear what is wrong"
+        return (
+            f"{owed}, and disk_quota has no room for the tombstone of one more: rank {self._fabric.comm.rank} holds "
+            f"{format_size(self.file_bytes)} of its share, {format_size(self._share)}; delete blocks and call "
+            "compact(), or raise disk_quota"
+        )
 
     def _may_leave(self, tier: CellTable, first: int) -> bool:
         """Is the block in this cell one that may be on disk?"""
@@ -222,16 +265,23 @@ class DiskTier:
 
     def _admit(self, nbytes: int) -> None:
         """DirectoryQuotaError if so many bytes more would exceed this rank's share of the quota."""
-        if self._quota is None:
+        if self._quota is None or not nbytes:
             return
-        share = self._quota // self._fabric.comm.size
-        if self.file_bytes + nbytes > share:
+        share = self._share
+        reserve = min(max(share // _RESERVE_SHARE, _RESERVE_BYTES), share // 4)
+        if self.file_bytes + self._owed.nbytes + nbytes > share - reserve:
             raise DirectoryQuotaError(
                 errno.EDQUOT,
                 f"rank {self._fabric.comm.rank} holds {format_size(self.file_bytes)} of its share of disk_quota, "
                 f"{format_size(share)}, {format_size(self.cells.live_bytes)} of it live: {format_size(nbytes)} more do "
-                "not fit; delete blocks and call compact(), or raise disk_quota",
+                f"not fit ({format_size(reserve)} are for tombstones); delete blocks and call compact(), or raise "
+                "disk_quota",
             )
+
+    @property
+    def _share(self) -> int:
+        """This rank's part of the quota, in bytes."""
+        return 0 if self._quota is None else self._quota // self._fabric.comm.size
 
     def _record(self, tier: CellTable, first: int) -> tuple[Record, memoryview]:
         """The record of a block in memory, and its payload where it lies (a copy, if that is on another node)."""
@@ -346,23 +396,31 @@ class DiskTier:
         with self._pool.lock:
             if dropped:
                 self._puts.dropped((hi, lo))
-            self._owed[hi, lo] = max(sequence, self._owed.get((hi, lo), 0))
+            self._owed.owe(hi, lo, sequence)
             if time.monotonic() >= self._broken_until:
                 try:
                     self._pay()
                 except DiskError as error:
                     self._failed(str(error))
 
+    def admit_delete(self) -> None:
+        """Local. DiskError if so many tombstones wait for the disk that nothing more may be deleted."""
+        if self._owed.overfull:
+            with self._pool.lock:
+                self._pay()  # or what is wrong
+        # A quota refuses no delete: there is no other way below it.
+
     def _pay(self) -> None:
+        """Append what is owed. Drops have reserved their part of the quota; deletes may exceed it."""
+        self._owed.pay(self._append_tombstone)
+
+    def _append_tombstone(self, hi: int, lo: int, sequence: int) -> None:
         assert self.log is not None
-        while self._owed:
-            key, sequence = next(iter(self._owed.items()))
-            self._step("tombstone")
-            self._to_sync = True
-            self.log.tombstone(*key, sequence)
-            self.tombstones += 1
-            self.file_bytes += TOMBSTONE_BYTES + ENTRY_BYTES
-            del self._owed[key]
+        self._step("tombstone")
+        self._to_sync = True
+        self.log.tombstone(hi, lo, sequence)
+        self.tombstones += 1
+        self.file_bytes += COST
 
     # ------------------------------------------------------------------------------------------------ made durable
 
@@ -477,8 +535,7 @@ class DiskTier:
         for lost in error.lost:
             word = self.cells.word_at(lost.location)
             if not word:  # a tombstone, or a block that was replaced: nothing older may come back
-                key = lost.key_hi, lost.key_lo
-                self._owed[key] = max(lost.sequence, self._owed.get(key, 0))
+                self._owed.owe(lost.key_hi, lost.key_lo, lost.sequence)
             elif (cell := self._unback(word)) is not None:
                 again.append(cell)
             else:

@@ -253,3 +253,74 @@ def test_an_epoch_begins_when_a_restart_knows_it(
     assert_all(comm, store.epoch() > int(begins) and store.get(f"of {comm.rank}") is None)
     with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
         assert_all(comm, after.epoch() == store.epoch() and after.get(f"of {comm.rank}") is None)
+
+
+# -------------------------------------------------------------------------------------------------- owed tombstones
+
+
+def test_tombstones_of_drops_keep_to_the_quota(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll
+):
+    """Then nothing is dropped: a put that needs room is refused, and says why. Deletes and compact() make room."""
+    share = 1 << 20
+    store = open_store(
+        comm, **(SMALL | {"disk": str(folder), "disk_quota": share * comm.size, "lease_extents": 0})
+    )  # fmt: skip
+    tier = store._disk.tier
+    results = [store.put(key, block(at % 200, 4096)) for at, key in enumerate(keys_of(comm.rank, 1200))]
+    refused = [each for each in results if each.refused]
+    used = tier.file_bytes + tier._owed.nbytes
+    assert_all(comm, bool(refused) and used <= share, f"{len(refused)} refused, {used} bytes of {share}")
+    assert_all(comm, "disk_quota has no room for the tombstone" in refused[-1].reason, refused[-1].reason)
+    stored = [key for key, each in zip(keys_of(comm.rank, 1200), results, strict=True) if each.stored]
+    there = [key for key in stored if store.get(key) is not None]
+    reserve = 64 << 10
+    dropped = len(stored) - len(there)
+    assert_all(comm, 0 < dropped <= reserve // 1024, f"{dropped} dropped")
+    store.check()
+    comm.Barrier()
+    assert_all(comm, store.delete_many(there).all())
+    comm.Barrier()
+    store.compact()
+    again = [store.put(key, block(3, 4096)).stored for key in keys_of(comm.rank, 200)]
+    assert_all(comm, all(again), f"{again.count(False)} were refused")
+
+
+def test_owed_tombstones_have_a_limit(
+    comm: MPI.Intracomm, folder: Path, open_store: Callable[..., Store], assert_all: AssertAll,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """While the disk refuses: puts that need room are refused beyond it, deletes a little later; no block is lost."""
+    store = open_store(comm, **(SMALL | {"disk": str(folder / "store"), "lease_extents": 0}))
+    tier = store._disk.tier
+    tier._owed.most = 20
+    store.put("begin", block(0, 10))
+    store.sync()
+    comm.Barrier()
+    refusing = Refusing(monkeypatch, errno.ENOSPC, "pwritev", "pwrite")
+    mine = keys_of(comm.rank, 600)
+    results = [store.put(key, block(at % 200, 4096)) for at, key in enumerate(mine)]
+    refused = [each.reason for each in results if each.refused]
+    assert_all(
+        comm, len(tier._owed) == 20 and "20 deletes and drops wait for the disk" in refused[-1], str(refused[-1:])
+    )
+    there = [key for key, each in zip(mine, results, strict=True) if each.stored and store.get(key) is not None]
+    assert_all(
+        comm, len(there) == len(mine) - len(refused) - 20, f"{len(there)} are there, {len(refused)} were refused"
+    )
+    for key in there[:20]:
+        assert store.delete(key)
+    caught(DiskError, lambda: store.delete(there[20]))
+    assert_all(comm, len(tier._owed) == 40 and store.get(there[20]) is not None)
+    refusing.over()
+    assert store.delete(there[20])  # it writes what is owed
+    tier._broken_until = 0.0  # not to wait
+    store.put("more", block(1, 4096))
+    store.sync()
+    store.check()
+    assert_all(comm, not tier._owed)
+    comm.Barrier()
+    with opened(comm, killed(comm, folder / "store", folder / "copy")) as after:
+        got = found(after, mine)
+        left = [key for key in mine if got[key] is not None]
+        assert_all(comm, left == there[21:], f"{len(left)} are found, {len(there) - 21} were there")
