@@ -337,7 +337,7 @@ class DiskTier:
         if now - self._swept_at > _SWEEP_S:
             self._swept_at = now
             self.attend()
-        if self.writes_through and (self._fresh or self._to_sync or self._owed or self._puts.lost_here):
+        if self.writes_through and (self._fresh or self._to_sync or self._owed or self._puts.here):
             self._write_through()
         elif self._fresh:
             self._write_back()

@@ -49,9 +49,10 @@ class UnderWay:
         return [*self._dropped.pop(thread, {})]
 
     @property
-    def lost_here(self) -> bool:
-        """Whether this thread's call has lost something."""
-        return bool(self._dropped.get(get_ident()))
+    def here(self) -> bool:
+        """Whether this thread's call has put something, though another thread may have made that durable by now."""
+        thread = get_ident()
+        return thread in self._put or thread in self._dropped
 
     def _threads(self, key: Key) -> Iterator[int]:
         return (thread for thread, keys in self._put.items() if key in keys)
