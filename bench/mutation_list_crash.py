@@ -18,8 +18,8 @@ MUTATIONS = (
         "crash-no-tombstone",
         "every delete leaves a tombstone (rule 9)",
         TIER,
-        (("            self._owed[hi, lo] = max(sequence, self._owed.get((hi, lo), 0))\n"
-          "            if time.monotonic()", "            if time.monotonic()"),),
+        (("            self._owed.owe(hi, lo, sequence)\n            if time.monotonic()",
+          "            if time.monotonic()"),),
         SYNC,
     ),
     Mutation(
@@ -55,8 +55,8 @@ MUTATIONS = (
         "crash-demotion-drops",
         "a block that leaves memory is written before",
         TIER,
-        (('        if self._level == "none" or time.monotonic() < self._broken_until:\n            return DROP\n',
-          "        if time.monotonic() > 0:\n            return DROP\n"),),
+        (('        if self._level == "none" or (time.monotonic() < self._broken_until and key not in self._puts):\n',
+          "        if time.monotonic() > 0:\n"),),
         SYNC,
     ),
     Mutation(

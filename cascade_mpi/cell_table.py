@@ -42,7 +42,17 @@ class Below(Protocol):
     """What the cells of an arena ask of the disk tier below them."""
 
     def demote(self, tier: Any, first: int) -> int:
-        """Local. Let a block leave memory and stay on disk: its bytes, `STAYS` if it is protected, else `DROP`."""
+        """Local. Let a block leave memory and stay on disk: its bytes, `STAYS` if it has to stay, else `DROP`."""
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether blocks that are not backed have to stay for the moment: the disk refuses even their tombstones."""
+
+    def may_drop(self) -> bool:
+        """Local. Whether a block that is not backed may be taken out."""
+
+    def why_held_back(self) -> str:
+        """Local. For people: why not, and what to do."""
 
     def unbacked(self, word: int) -> None:
         """Local. A block that this disk cell has too has left memory, and not to there."""
@@ -56,8 +66,8 @@ class Below(Protocol):
     def before_removal(self, hi: int, lo: int, sequence: int) -> int:
         """Local. The sequence of the removal of what was found with `sequence`, announced."""
 
-    def removed(self, hi: int, lo: int, sequence: int) -> None:
-        """Local. It has been made."""
+    def removed(self, hi: int, lo: int, sequence: int, *, dropped: bool = False) -> None:
+        """Local. It has been made; `dropped`: nobody has asked for it, the block had to make room."""
 
 
 class CellTable:

@@ -159,7 +159,7 @@ class Cells(CellTable):
                     if there & HARD and self.unprotected is not None:
                         self.unprotected(nbytes)
                     if below is not None:
-                        below.removed(*key, sequence)
+                        below.removed(*key, sequence, dropped=evicting)
                     break
                 # It has left, or its hard bit was toggled and the block lives: only the index can tell.
             self.retire(word, evicted=evicting)

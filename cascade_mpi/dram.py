@@ -101,6 +101,8 @@ class DramTier(Evictions, Passing):
         if limbo:
             holders = sorted({rank for first, rank in self.pinned_pages().items() if a.state(first) == "limbo"})
             text += f"; {limbo} cells in limbo are pinned by rank {', '.join(map(str, holders))} (release the views)"
+        if self.below is not None and self.below.holds_back:
+            return f"{text}{elsewhere}; {self.below.why_held_back()}"
         return (
             text + elsewhere + ": raise dram_bytes" + ("" if self.victims is not None else ' or set when_full="evict"')
         )

@@ -114,6 +114,20 @@ class FileThereError(DiskError, FileExistsError):
     """A file that was to be created is there already."""
 
 
+class DroppedError(DiskError):
+    """Blocks of this call had to leave memory before they were written, and the disk refused them: they are nowhere.
+
+    `keys` has the two 64-bit words of the key of each, and `results`, if it was a put, the `PutResult` of every block
+    of the call, in their order; those of the lost ones are refused. The others are stored and durable, unless the text
+    says that these are not either.
+    """
+
+    def __init__(self, number: int | None, text: str, keys: Sequence[tuple[int, int]] = ()) -> None:
+        super().__init__(number, text)
+        self.keys = list(keys)
+        self.results: list[PutResult] = []
+
+
 class StoreInUseError(CascadeError):
     """Another job writes to this directory; the text has its name."""
 

@@ -14,9 +14,7 @@ import numpy.typing as npt
 
 from cascade_mpi.cell_table import DROP, PAGE_MASK, STAYS
 from cascade_mpi.cells import Cells
-from cascade_mpi.layout import (
-    HARD,
-)
+from cascade_mpi.layout import FLAG_ALIAS, FLAG_BACKED, FLAG_CONTENT, HARD
 
 _EVICT_SHARE = 64  # a put that finds no room evicts at least 1/64 of the arena: the rest is waited for once
 _CHOOSE_SHARE = 8  # victims are chosen for 1/8 of the arena at a time: each choice looks at all touches
@@ -168,13 +166,19 @@ class Evictions(Cells):
         """First pages of the live cells that may not be evicted, as far as this rank knows."""
         hard = self.words & np.uint64(HARD) != 0
         stays = hard if self.victims is not None else (self.words != 0) & ~self.copies
+        if self.below is not None and self.below.holds_back:
+            goes = self.records["flags"] & np.uint16(FLAG_BACKED | FLAG_ALIAS | FLAG_CONTENT) != 0
+            stays |= (self.words != 0) & ~self.copies & ~goes
         for start in self.allocator.closing:  # what leaves from there makes no room
             held = slice(start, start + self.allocator.ranges[start])
             stays[held] |= self.words[held] != 0
         return np.flatnonzero(stays)
 
     def _evict_one(self, first: int) -> int | None:
-        """Evict a block or a copy: its bytes; None if somebody has protected it meanwhile, and the table says so."""
+        """Evict a block or a copy: its bytes; None if it has to stay.
+
+        Then somebody has protected it meanwhile, and the table says so; or the disk tier holds it back.
+        """
         copied = self._copied[first]
         nbytes: int | None = None if self.below is None or copied else self.below.demote(self, first)
         if nbytes == STAYS:
@@ -232,5 +236,8 @@ class Evictions(Cells):
                 return freed > 0
             # None goes if there are not enough; one that is spared is protected, which the table says from then on.
             while freed < nbytes and (going := self._coldest.of(namespace_id, epoch, nbytes - freed)):
-                freed += sum(self._evict_one(first) or 0 for first in going)
+                went = sum(self._evict_one(first) or 0 for first in going)
+                freed += went
+                if not went and self.below is not None and self.below.holds_back:
+                    break  # the table does not say of these that they stay
             return freed > 0

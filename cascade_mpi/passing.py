@@ -64,6 +64,8 @@ class Passing(Cells):
             while self._expiring and self._expiring[0][0] <= now and (limit is None or looks < limit):
                 looks += 1
                 word = self._expiring[0][1]
+                if self.below is not None and not self.below.may_drop():
+                    break  # it leaves a tombstone, as what it replaced may be durable
                 if self._is_live(word):
                     copied = bool(self.copies[word & PAGE_MASK])
                     self.remove(word & PAGE_MASK)

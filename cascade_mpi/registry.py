@@ -163,8 +163,10 @@ class Registry(Quotas):
 
     # ----------------------------------------------------------------------------------------------------------- epochs
 
-    def bump(self, namespace: AnyNamespace) -> int:
+    def bump(self, namespace: AnyNamespace, before: Callable[[int, int], None] | None = None) -> int:
         """Local. Let a new epoch begin on all ranks: its number. 1 fetch-and-add, 3 accumulates for each rank.
+
+        `before` is told the namespace's id and the number before any rank is; it begins on none if that raises.
 
         First all ranks leave the old epoch, then they may put into the new one. When it has returned, no call
         that starts on any rank finds a block of an earlier epoch.
@@ -173,6 +175,8 @@ class Registry(Quotas):
         epoch = int(self._add(space.slot % self._fabric.comm.size, self._next_at + space.slot)) + 1
         if epoch > MAX_EPOCH:
             raise ConfigError(f"namespace {space.namespace} is at epoch {MAX_EPOCH}, the last one: use another name")
+        if before is not None:
+            before(space.id, epoch)
         # The highest number stays, whoever comes later: two ranks may do this at once.
         self._spread(self._epochs_at + space.slot, 2 * epoch - 1, MPI.MAX)
         self._begin(space.slot, epoch)  # the count of a quota begins anew, while nobody puts

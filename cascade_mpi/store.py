@@ -17,6 +17,7 @@ from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.keys import Key
 from cascade_mpi.listing import BlockInfo
 from cascade_mpi.mover import Rebalanced
+from cascade_mpi.mpiio.agreement import agreed
 from cascade_mpi.reader import Location
 from cascade_mpi.store_disk import Durable, Warmed
 from cascade_mpi.store_hdf5 import Exports
@@ -144,7 +145,15 @@ class Store(Reads, Writes, Exports, Durable):
 
     @uninterrupted
     def clear(self) -> None:
-        """Collective. Remove every block of every rank, protected ones too."""
+        """Collective. Remove every block of every rank, protected ones too.
+
+        With `durability="writethrough"` for good when it has returned; else with the next `flush()`.
+
+        Raises
+        ------
+        DiskError
+            With "writethrough", on all ranks: they are removed, and may be back after a restart.
+        """
         self._check_open()
         self._comm.Barrier()  # what was put before is removed
         self._deferred.clear()
@@ -152,4 +161,7 @@ class Store(Reads, Writes, Exports, Durable):
         if self._disk is not None:
             self._disk.clear()
         self._registry.settle()
+        if self._disk is not None and self._disk.tier.writes_through:
+            tier = self._disk.tier
+            agreed(self._comm, lambda: tier.sync([]))  # each rank has the tombstones of its own blocks
         self._comm.Barrier()  # and what is put afterwards is not

@@ -21,7 +21,14 @@ from cascade_mpi.disk.compaction import Compacted
 from cascade_mpi.disk.directory import together
 from cascade_mpi.disk.drain import Drained, drain
 from cascade_mpi.disk.opening import Disk
-from cascade_mpi.errors import CascadeError, ConfigError, DiskError, NotConfiguredError, StoreFullError
+from cascade_mpi.errors import (
+    CascadeError,
+    ConfigError,
+    DiskError,
+    NotConfiguredError,
+    NotDurableError,
+    StoreFullError,
+)
 from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.keys import Key, key_array
 from cascade_mpi.layout import is_disk
@@ -67,6 +74,8 @@ class Durable(OpenStore):
         DiskError
             The file system refused something, such as DiskFullError; the promise is not kept. What was durable stays
             so, and memory is as it was.
+        NotDurableError
+            A sync of the file system failed. `lost` names the blocks that had left memory before: put them again.
         """
         disk = self._writable_disk("sync")
         if keys is None:
@@ -97,6 +106,8 @@ class Durable(OpenStore):
             On all ranks, after all else was made durable: a deferred put could not be published.
         DiskError
             On all ranks, if the file system refused something on one of them.
+        NotDurableError
+            The same: `lost` names the blocks of all ranks that had left memory before a sync failed.
         """
         disk = self._writable_disk("flush")
         refused = _refused(self._deferred.publish())
@@ -202,10 +213,13 @@ class Durable(OpenStore):
         everyone = self._comm.allgather((*mine, time.monotonic() - began))
         blocks, nbytes, left, left_bytes = (sum(each[k] for each in everyone) for k in range(4))
         done = Drained(blocks, nbytes, left, left_bytes, max(each[-1] for each in everyone))
+        lost = [each for *_, problem, _ in everyone if isinstance(problem, NotDurableError) for each in problem.lost]
         for rank, (*_, problem, _) in enumerate(everyone):
             if problem is not None:
-                problem.add_note(f"on rank {rank}; {done.blocks} blocks were made durable, {done.left} were not")
-                raise problem
+                text = f"{problem} ({len(lost)} blocks to be put again)"
+                told = NotDurableError(problem.errno, text, lost) if lost else problem
+                told.add_note(f"on rank {rank}; {done.blocks} blocks were made durable, {done.left} were not")
+                raise told
         return done
 
     def prefetch(self, keys: Iterable[Key] | npt.NDArray[Any], *, namespace: AnyNamespace | None = None) -> Future[int]:

@@ -12,6 +12,7 @@ from cascade_mpi import listing
 from cascade_mpi.config import parse_size
 from cascade_mpi.errors import (
     ConfigError,
+    DiskError,
 )
 from cascade_mpi.interrupts import uninterrupted
 from cascade_mpi.listing import BlockInfo
@@ -39,13 +40,33 @@ class Namespaces(OpenStore):
         is taken back by the puts and `progress()` calls of their ranks, protected blocks' too. Views that are held stay
         valid. 1 fetch-and-add and 3 accumulates for each rank, whatever is stored; like a put's compare-and-swap they
         wait on most networks until their target enters MPI (see `progress`).
+
+        Raises
+        ------
+        DiskError
+            The new epoch could not be noted in the directory. It has not begun, or the text says that it has all the
+            same, as a restart might find it.
         """
         self._check_open()
         wanted = self._namespace if namespace is None else namespace
-        epoch = self._registry.bump(wanted)
-        if self._directory is not None and self._directory.writable:
-            epochs.note(self._directory.files, as_namespace(wanted).id, epoch)
+        directory, problems = self._directory, list[DiskError]()
+
+        def note(namespace_id: int, epoch: int) -> None:
+            """Before any rank is in the epoch: else a restart could begin in one before that of acknowledged blocks."""
+            if directory is None or not directory.writable:
+                return
+            try:
+                epochs.note(directory.files, namespace_id, epoch)
+            except DiskError as error:
+                if epochs.undo(directory.files, namespace_id, epoch):
+                    raise
+                problems.append(error)  # a restart may find it, and would drop what is put from now on into an earlier
+
+        epoch = self._registry.bump(wanted, note)
         self._let_pass()
+        if problems:
+            text = f"epoch {epoch} has begun, and a restart may not know of it: call bump_epoch() again ({problems[0]})"
+            raise DiskError(problems[0].errno, text) from problems[0]
         return epoch
 
     @uninterrupted

@@ -20,6 +20,7 @@ from cascade_mpi.contents import hasher_of
 from cascade_mpi.copies import Replicated
 from cascade_mpi.errors import (
     CascadeError,
+    DroppedError,
     NotConfiguredError,
     StoreFullError,
 )
@@ -67,6 +68,8 @@ class Writes(OpenStore):
             With `exists="error"`.
         StoreFullError
             With `is_prefix`: there is no room, or its bytes would exceed `protected_bytes`; nothing was changed.
+        DiskError
+            With `durability="writethrough"`: what was stored is in memory, and may not be durable.
         NotConfiguredError
             The namespace's identity is "content", and the package of its hash is not installed; or all that is put is
             to be durable, which such a namespace's blocks are not.
@@ -90,7 +93,7 @@ class Writes(OpenStore):
             result = put(
                 hi, lo, space, source(data), prefix=is_prefix, exists=exists, expiry=expiry, depth=place
             )  # fmt: skip
-            self._poll()
+            self._poll_after(((hi, lo),), [result])
         if is_prefix and result.refused:
             raise StoreFullError(f"a block with is_prefix was not stored: {result.reason}", results=[result])
         return result
@@ -115,10 +118,15 @@ class Writes(OpenStore):
         Raises
         ------
         KeyExistsError
-            With `exists="error"`: the blocks before it are stored, those behind it are not.
+            With `exists="error"`: the blocks before it are stored (and durable, where puts are), those behind it are
+            not.
         StoreFullError
             With `is_prefix`: some could not be stored or protected. All were tried; `results` of the error has what
             became of each, and the refused ones have changed nothing.
+        DiskError
+            With `durability="writethrough"`: what was stored is in memory, and may not be durable.
+        DroppedError
+            The same, and some of it had to leave memory meanwhile and is lost: `keys` and `results` say which.
         NotConfiguredError
             The namespace's identity is "content", and the package of its hash is not installed; or all that is put is
             to be durable, which such a namespace's blocks are not.
@@ -141,17 +149,20 @@ class Writes(OpenStore):
         if space.by_content:
             self._check_by_content(space)
         deferred, put = self.config.publish == "deferred", self._dedup.put if space.by_content else self._writer.put
-        results = [
-            self._deferred.put(hi, lo, space, each, prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
-            if deferred
-            else put(hi, lo, space, source(each), prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
-            for (hi, lo), each, place in zip(array.tolist(), data, places, strict=True)
-        ]  # fmt: skip
-        if session is not None:
-            pairs = [(hi, lo) for hi, lo in array.tolist()]
-            self._shared.stored([pair for pair, each in zip(pairs, results, strict=True) if each.stored], session)
-            self._shared.used([pair for pair, each in zip(pairs, results, strict=True) if each.kept], session)
-        self._poll()
+        pairs = [(hi, lo) for hi, lo in array.tolist()]
+        results: list[PutResult] = []
+        try:
+            for (hi, lo), each, place in zip(pairs, data, places, strict=True):
+                results.append(
+                    self._deferred.put(hi, lo, space, each, prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
+                    if deferred
+                    else put(hi, lo, space, source(each), prefix=is_prefix, exists=exists, expiry=expiry, depth=place)
+                )  # fmt: skip
+            if session is not None:
+                self._shared.stored([pair for pair, each in zip(pairs, results, strict=True) if each.stored], session)
+                self._shared.used([pair for pair, each in zip(pairs, results, strict=True) if each.kept], session)
+        finally:  # what was put before an error is stored, and as durable as anything
+            self._poll_after(pairs, results)
         refused = [each for each in results if each.refused] if is_prefix else []
         if refused:
             text = f"{len(refused)} of {len(results)} blocks with is_prefix were not stored: {refused[0].reason}"
@@ -271,6 +282,19 @@ class Writes(OpenStore):
         array = key_array(keys, self._writable(namespace).digest)
         self._publish_waiting(array)
         return [(hi, lo) for hi, lo in array.tolist()]
+
+    def _poll_after(self, pairs: Sequence[tuple[int, int]], results: list[PutResult]) -> None:
+        """What follows puts. An error that some of these blocks are lost gets the results, without them."""
+        try:
+            self._poll()
+        except DroppedError as error:
+            lost = set(error.keys)
+            reason = "it had to leave memory for other blocks of the call, and the disk refused it"
+            error.results = [
+                PutResult(refused=True, bytes=each.bytes, reason=reason) if pair in lost and each.stored else each
+                for pair, each in zip(pairs, results, strict=False)  # an error has ended the puts, perhaps
+            ]
+            raise
 
     def _check_by_content(self, space: Space) -> None:
         hasher_of(space.namespace.hash)  # a missing one is said by this put, not by whoever looks at it later

@@ -80,7 +80,11 @@ class WriteOrder:
         return True
 
     def before_delete(self, hi: int, lo: int) -> int:
-        """Local. The sequence of a delete: above what was found and above the floor, which it is from now on."""
+        """Local. The sequence of a delete: above what was found and above the floor, which it is from now on.
+
+        DiskError: too many tombstones wait for the disk, and nothing was changed.
+        """
+        self._disk.admit_delete()
         return self._disk.before_removal(hi, lo, self._fabric.scratch.words[c.FOUND_SEQUENCE])
 
     def deleted(self, hi: int, lo: int, sequence: int) -> None:
@@ -94,8 +98,9 @@ class WriteOrder:
     def found_nothing(self, hi: int, lo: int, floor: int) -> None:
         """Local. Others may have deleted it, and not made that durable: it is deleted once more (rule 10).
 
-        At the floor as it was before the look that found nothing: what was put since is above it.
+        At the floor as it was before the look that found nothing: what was put since is above it. DiskError as above.
         """
+        self._disk.admit_delete()
         self._disk.removed(hi, lo, floor)
 
     # ---------------------------------------------------------------------------------------------------- put again

@@ -24,8 +24,10 @@ from cascade_mpi.config import Durability, format_size
 from cascade_mpi.disk.cells import DiskCells
 from cascade_mpi.disk.descriptors import record_of
 from cascade_mpi.disk.sequences import Sequences
+from cascade_mpi.disk.tombstones import COST, Tombstones
+from cascade_mpi.disk.under_way import UnderWay
 from cascade_mpi.dram import DramTier
-from cascade_mpi.errors import DirectoryQuotaError, DiskError, NotDurableError
+from cascade_mpi.errors import DirectoryQuotaError, DiskError, DroppedError, NotDurableError
 from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.checksum import checksum_bytes
@@ -48,7 +50,7 @@ from cascade_mpi.pool import Pool
 from cascade_mpi.segments.format import ENTRY_BYTES, Location
 from cascade_mpi.segments.log import Lost, SegmentLog
 from cascade_mpi.segments.records import Record
-from cascade_mpi.segments.space import TOMBSTONE_BYTES, footprint
+from cascade_mpi.segments.space import footprint
 
 if TYPE_CHECKING:
     from cascade_mpi.disk.compaction import Compacted
@@ -58,6 +60,7 @@ _OF_MEMORY = FLAG_ALIAS | FLAG_CONTENT | FLAG_COPY  # never on disk
 _SWEEP_S = 0.05
 _WRITE_BACK_BYTES = 4 << 20  # with "writeback" a put writes so much of what was put before, and one block more
 _AGAIN_S = 1.0  # after an error of the file system nothing is demoted for so long
+_RESERVE_SHARE, _RESERVE_BYTES = 64, 64 << 10  # of a quota, for tombstones: so much of it, at least so many bytes
 _NOTHING = np.zeros(1, np.uint8)[:0]
 
 
@@ -88,10 +91,12 @@ class DiskTier:
         self._memory_only = memory_only
         self.epochs: Mapping[int, int] = {}  # by namespace id: blocks of earlier ones are not written
         self._fresh: deque[tuple[DramTier, int]] = deque()  # published, and still to be written: tier and word
+        self._puts = UnderWay()  # with "writethrough"
+        self._gone: list[Lost] = []  # had left memory when a sync failed, and nobody was told yet
         self._to_sync = False  # something was appended since the last sync
         self._swept_at = 0.0
         self._opened = int(fabric.context[c.EPOCH])
-        self._owed: dict[tuple[int, int], int] = {}  # tombstones that could not be appended: key to sequence
+        self._owed = Tombstones()
         self._broken_until = 0.0
         self.step: Callable[[str], None] | None = None  # told where a write has got to (crash tests)
         self.demoted = self.demoted_bytes = self.cleaned = self.written = self.written_bytes = self.tombstones = 0
@@ -111,6 +116,11 @@ class DiskTier:
         return self._level in ("writeback", "writethrough")
 
     @property
+    def writes_through(self) -> bool:
+        """Whether puts and deletes are durable when they return."""
+        return self._level == "writethrough"
+
+    @property
     def lock(self) -> threading.RLock:
         """The lock of the rank's pool."""
         return self._pool.lock
@@ -120,26 +130,69 @@ class DiskTier:
     def demote(self, tier: DramTier, first: int) -> int:
         """Local. Let a block leave memory and stay on disk: its bytes, STAYS if it is protected, DROP if it cannot.
 
+        STAYS also if it could only be dropped, and there is no room for its tombstone, see `holds_back`.
+
         One that is backed leaves its word to the disk cell, and nothing is written. The lock is held.
         """
         flags = int(tier.records["flags"][first])
         expiry = int(tier.records["expiry"][first])
+        key = int(tier.records["key_hi"][first]), int(tier.records["key_lo"][first])
         if not self._may_leave(tier, first) or (expiry and expiry <= self._fabric.now()):
+            self._puts.void(key)
             return DROP
         if flags & FLAG_BACKED:
             return self._leave(tier, first, int(tier.records["content_hi"][first]))
-        if self._level == "none" or time.monotonic() < self._broken_until:
-            return DROP
+        if self._level == "none" or (time.monotonic() < self._broken_until and key not in self._puts):
+            return self._drop()  # what a call is about to acknowledge is tried all the same
         try:
             word = self._store(tier, first)
         except DiskError as error:
             self._failed(str(error))
-            return DROP
+            return self._drop()
         left = self._leave(tier, first, word)
         if left >= 0:
             self.demoted += 1
             self.demoted_bytes += left
         return left
+
+    def _drop(self) -> int:
+        """DROP, or STAYS if there is no room for one more tombstone: in memory, or in the quota."""
+        return DROP if self.may_drop() else STAYS
+
+    def may_drop(self) -> bool:
+        """Local. Whether a block may be dropped from memory: whether its tombstone has room, here and in the quota."""
+        if self.log is None:
+            return True
+        if self._owed.full and time.monotonic() >= self._broken_until:
+            try:
+                self._pay()
+            except DiskError as error:
+                self._failed(str(error))
+        if self._has_room():
+            return True
+        if time.monotonic() >= self._broken_until:  # a disk that works, and the quota is used up
+            self._failed(self.why_held_back())
+        return False
+
+    def _has_room(self) -> bool:
+        used = self.file_bytes + self._owed.nbytes + COST
+        return not self._owed.full and (self._quota is None or used <= self._share)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether what is not on disk must stay in memory for the moment: it could only be dropped, and may not."""
+        return time.monotonic() < self._broken_until and self.log is not None and not self._has_room()
+
+    def why_held_back(self) -> str:
+        """Local. For people: why nothing can be dropped, and what to do."""
+        owed = f"{len(self._owed)} deletes and drops wait for the disk"
+        if self._owed.full or self._quota is None:
+            return f"{owed}, at most {self._owed.most} may: free space there, or call sync() to hear what is wrong"
+        return (
+            f"{owed}, and disk_quota has no room for the tombstone of one more: rank {self._fabric.comm.rank} holds "
+            f"{format_size(self.file_bytes)} of its share, {format_size(self._share)}; delete blocks and call "
+            "compact(), or raise disk_quota"
+        )
 
     def _may_leave(self, tier: CellTable, first: int) -> bool:
         """Is the block in this cell one that may be on disk?"""
@@ -212,16 +265,23 @@ class DiskTier:
 
     def _admit(self, nbytes: int) -> None:
         """DirectoryQuotaError if so many bytes more would exceed this rank's share of the quota."""
-        if self._quota is None:
+        if self._quota is None or not nbytes:
             return
-        share = self._quota // self._fabric.comm.size
-        if self.file_bytes + nbytes > share:
+        share = self._share
+        reserve = min(max(share // _RESERVE_SHARE, _RESERVE_BYTES), share // 4)
+        if self.file_bytes + self._owed.nbytes + nbytes > share - reserve:
             raise DirectoryQuotaError(
                 errno.EDQUOT,
                 f"rank {self._fabric.comm.rank} holds {format_size(self.file_bytes)} of its share of disk_quota, "
                 f"{format_size(share)}, {format_size(self.cells.live_bytes)} of it live: {format_size(nbytes)} more do "
-                "not fit; delete blocks and call compact(), or raise disk_quota",
+                f"not fit ({format_size(reserve)} are for tombstones); delete blocks and call compact(), or raise "
+                "disk_quota",
             )
+
+    @property
+    def _share(self) -> int:
+        """This rank's part of the quota, in bytes."""
+        return 0 if self._quota is None else self._quota // self._fabric.comm.size
 
     def _record(self, tier: CellTable, first: int) -> tuple[Record, memoryview]:
         """The record of a block in memory, and its payload where it lies (a copy, if that is on another node)."""
@@ -254,6 +314,9 @@ class DiskTier:
         """Local. A block was published: what the level says is done with it by `after_write`. The lock is held."""
         self.out_of_time = False
         if self.writes_all:
+            first = word & MAX_PAGES - 1
+            if self.writes_through and self._is_dirty(tier, first):
+                self._puts.put((int(tier.records["key_hi"][first]), int(tier.records["key_lo"][first])))
             self._fresh.append((tier, word))
             if len(self._fresh) > 2 * self._pool.live_pages + 1024:  # the disk refuses: most have gone by now
                 self._fresh = deque(each for each in self._fresh if each[0].is_live(each[1]))
@@ -267,18 +330,39 @@ class DiskTier:
         ------
         DiskError
             With "writethrough" alone: what was put is in memory, and may not be durable.
+        DroppedError
+            Some of it is not even there: it had to leave, and could not be written.
         """
         now = time.monotonic()
         if now - self._swept_at > _SWEEP_S:
             self._swept_at = now
             self.attend()
-        if self._level == "writethrough" and (self._fresh or self._to_sync or self._owed):
-            with self._pool.lock:
-                fresh = [(tier, word & MAX_PAGES - 1) for tier, word in self._fresh if tier.is_live(word)]
-                self.sync(fresh)
-                self._fresh.clear()
+        if self.writes_through and (self._fresh or self._to_sync or self._owed or self._puts.here):
+            self._write_through()
         elif self._fresh:
             self._write_back()
+
+    def _write_through(self) -> None:
+        problem: DiskError | None = None
+        with self._pool.lock:
+            fresh = [(tier, word & MAX_PAGES - 1) for tier, word in self._fresh if tier.is_live(word)]
+            try:
+                self.sync(fresh)
+                self._fresh.clear()
+            except DiskError as error:
+                problem = error
+            lost = self._puts.ended()  # after the sync, so that the others are durable
+        if lost:
+            names = ", ".join(shown(*key) for key in lost[:5]) + (", ..." if len(lost) > 5 else "")
+            text = (
+                f"{len(lost)} blocks of this call had to leave memory, the disk refused them, and they are lost "
+                f"({names}): {self.last_error or problem}; make room on the disk and put them again, fewer at a time"
+            )
+            if problem is not None:
+                text += f"; the others are in memory, and not durable: {problem}"
+            raise DroppedError(None if problem is None else problem.errno, text, lost) from problem
+        if problem is not None:
+            raise problem
 
     def _write_back(self) -> None:
         left = _WRITE_BACK_BYTES
@@ -305,28 +389,38 @@ class DiskTier:
         home = place(hi, lo, self._fabric.comm.size, 1).home
         return self.sequences.for_delete(home, sequence)
 
-    def removed(self, hi: int, lo: int, sequence: int) -> None:
+    def removed(self, hi: int, lo: int, sequence: int, *, dropped: bool = False) -> None:
         """Local. The word was taken out: the tombstone is written, or owed until it can be (rules 8 and 9)."""
         if self.log is None:
             return
         with self._pool.lock:
-            self._owed[hi, lo] = max(sequence, self._owed.get((hi, lo), 0))
+            if dropped:
+                self._puts.dropped((hi, lo))
+            self._owed.owe(hi, lo, sequence)
             if time.monotonic() >= self._broken_until:
                 try:
                     self._pay()
                 except DiskError as error:
                     self._failed(str(error))
 
+    def admit_delete(self) -> None:
+        """Local. DiskError if so many tombstones wait for the disk that nothing more may be deleted."""
+        if self._owed.overfull:
+            with self._pool.lock:
+                self._pay()  # or what is wrong
+        # A quota refuses no delete: there is no other way below it.
+
     def _pay(self) -> None:
+        """Append what is owed. Drops have reserved their part of the quota; deletes may exceed it."""
+        self._owed.pay(self._append_tombstone)
+
+    def _append_tombstone(self, hi: int, lo: int, sequence: int) -> None:
         assert self.log is not None
-        while self._owed:
-            key, sequence = next(iter(self._owed.items()))
-            self._step("tombstone")
-            self._to_sync = True
-            self.log.tombstone(*key, sequence)
-            self.tombstones += 1
-            self.file_bytes += TOMBSTONE_BYTES + ENTRY_BYTES
-            del self._owed[key]
+        self._step("tombstone")
+        self._to_sync = True
+        self.log.tombstone(hi, lo, sequence)
+        self.tombstones += 1
+        self.file_bytes += COST
 
     # ------------------------------------------------------------------------------------------------ made durable
 
@@ -338,34 +432,46 @@ class DiskTier:
         DiskError
             The promise cannot be kept: disk full, and the like. What was durable stays so, memory is as it was.
         NotDurableError
-            A sync failed twice.
+            A sync failed: twice, or once, and its `lost` had left memory by then. These are to be put again, and are
+            named once; what else is not durable is in memory, and written by the next sync.
         """
         if self.log is None:
             return 0
         with self._pool.lock:
-            wrote = self._write_out(self.dirty() if chosen is None else chosen)
-            gone: list[Lost] = []
-            again: list[tuple[DramTier, int]] = []
-            for last in (False, True):
-                self._step("sync")
-                try:
-                    if seal:
-                        self.log.seal()
-                    else:
-                        self.log.sync()
-                except NotDurableError as error:
-                    gone += self._give_back(error, again)
-                    if last:
-                        raise
-                    self._write_out(again)  # in new segments; not what nobody has asked for
-                else:
-                    break
-            self._to_sync = False
-            self._step("synced")
-            if gone:
-                text = f"{len(gone)} blocks that had left memory could not be made durable: put them again"
-                raise NotDurableError(None, text, gone)
-            return wrote
+            problem: DiskError | None = None
+            wrote = 0
+            try:
+                wrote = self._write_out(self.dirty() if chosen is None else chosen)
+                self._make_durable(self.log.seal if seal else self.log.sync)
+                self._to_sync = False
+                self._step("synced")
+            except DiskError as error:
+                problem = error
+            if not self._gone and not isinstance(problem, NotDurableError):
+                if problem is not None:
+                    raise problem
+                return wrote
+            # Of what a failed sync names memory may have all: only the others are lost.
+            gone, self._gone = self._gone, []
+            texts = [f"{len(gone)} blocks that had left memory could not be made durable: put them again"] * bool(gone)
+            if problem is not None:
+                texts.append(f"what else is not durable is in memory: {problem}")
+            raise NotDurableError(None if problem is None else problem.errno, "; ".join(texts), gone) from problem
+
+    def _make_durable(self, settle: Callable[[], int]) -> None:
+        """Sync, and if that fails write again what memory has of it, and sync once more. `_gone` gets the others."""
+        again: list[tuple[DramTier, int]] = []
+        for last in (False, True):
+            self._step("sync")
+            try:
+                settle()
+            except NotDurableError as error:
+                self._gone += self._give_back(error, again)
+                if last:
+                    raise
+                self._write_out(again)  # in new segments; not what nobody has asked for
+            else:
+                return
 
     def gather(self) -> list[Gathered]:
         """Local. The records of all that is in this rank's memory and not on disk, for `take_over`. The lock is held.
@@ -429,8 +535,7 @@ class DiskTier:
         for lost in error.lost:
             word = self.cells.word_at(lost.location)
             if not word:  # a tombstone, or a block that was replaced: nothing older may come back
-                key = lost.key_hi, lost.key_lo
-                self._owed[key] = max(lost.sequence, self._owed.get(key, 0))
+                self._owed.owe(lost.key_hi, lost.key_lo, lost.sequence)
             elif (cell := self._unback(word)) is not None:
                 again.append(cell)
             else:

@@ -1,8 +1,9 @@
 """The weight epochs of a store's namespaces, as a directory keeps them: one empty file for each that began.
 
-Covers noting that an epoch has begun and finding the last one. Does not cover what becomes of the blocks of epochs that
-have passed. A name says all (`epochs/NAMESPACE.EPOCH`, 16 and 8 hex digits): there are no contents that could be half
-written, and two ranks that note two epochs of one namespace at once both count, the higher one wins.
+Covers noting that an epoch begins, taking that back, and finding the last one. Does not cover what becomes of the
+blocks of epochs that have passed. A name says all (`epochs/NAMESPACE.EPOCH`, 16 and 8 hex digits): there are no
+contents that could be half written, and two ranks that note two epochs of one namespace at once both count, the higher
+one wins.
 """
 
 from __future__ import annotations
@@ -35,6 +36,25 @@ def note(files: Files, namespace: int, epoch: int) -> None:
         if found is not None and int(found[1], 16) == namespace and int(found[2], 16) < epoch:
             with contextlib.suppress(DiskError, FileNotFoundError):  # it says nothing any more; another rank's, perhaps
                 files.remove(f"{FOLDER}/{name}")
+
+
+def undo(files: Files, namespace: int, epoch: int) -> bool:
+    """Local. After a `note` that failed: see to it that no restart finds this epoch; False: one might.
+
+    1 removal, 1 sync of the folder.
+    """
+    name = _name(namespace, epoch)
+    try:
+        try:
+            files.remove(name)
+        except FileNotFoundError:
+            return True  # it was never made
+        except DiskError:  # nor here, perhaps: a disk that is read-only says no to every removal
+            return name.rpartition("/")[2] not in files.names(FOLDER)
+        files.sync_folder(FOLDER)
+    except DiskError:
+        return False
+    return True
 
 
 def noted(files: Files) -> dict[int, int]:

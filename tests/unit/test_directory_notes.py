@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,31 @@ def test_a_killed_job_leaves_no_half_checkpoint(files: PosixFiles, tmp_path: Pat
 def test_a_tag_is_the_name_of_a_file(files: PosixFiles, tag: object) -> None:
     with pytest.raises(ConfigError, match="tag is"):
         checkpoints.checked_tag(tag)
+
+
+def test_a_note_that_was_taken_back_is_not_found(files: PosixFiles, tmp_path: Path) -> None:
+    epochs.note(files, 5, 1)
+    epochs.note(files, 5, 2)
+    assert epochs.undo(files, 5, 2)
+    assert epochs.noted(files) == {}
+    assert epochs.undo(files, 5, 2)  # nor is one that was never made
+
+
+def test_a_note_before_the_first_is_taken_back(files: PosixFiles) -> None:
+    assert epochs.undo(files, 5, 1)
+    assert epochs.noted(files) == {}
+
+
+@pytest.mark.parametrize(("refused", "made", "undone"), [("fsync", True, False), ("unlink", True, False),
+                                                         ("unlink", False, True)])  # fmt: skip
+def test_a_note_that_may_be_found_is_told_of(
+    refused: str, made: bool, undone: bool, files: PosixFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a removal that failed the names say whether it is there; one that was not synced may come back."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    epochs.note(files, 5, 2 if made else 1)
+    monkeypatch.setattr(os, refused, refuse)
+    assert epochs.undo(files, 5, 2) == undone
