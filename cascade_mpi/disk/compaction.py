@@ -93,12 +93,17 @@ def compact(
     comm = directory.comm
     assert tier.log is not None
     agreed(comm, lambda: tier.sync([], seal=True))  # what is open is not looked at: nothing old may be there
-    mine = agreed(comm, lambda: recover(directory.files, directory.store, share=(comm.rank, comm.size)))
-    busy = {each for some in comm.allgather(tier.log.open_segments) for each in some}  # of other threads' writes
+    numbers_there = directory.segments()
+    with tier.lock:  # whoever begins a segment holds it: what is listed is open here, or whole
+        busy = tier.log.open_segments
+    for number in (each for some in comm.allgather(busy) for each in some):  # of other threads' writes
+        numbers_there.pop(number, None)
+    share = comm.rank, comm.size
+    mine = agreed(comm, lambda: recover(directory.files, directory.store, share=share, numbers=numbers_there))
     problems = [each for some in comm.allgather(mine.problems) for each in some]
     if problems:
         return Compacted(problem=f"{len(problems)} problems in the directory, the first: {problems[0]}")
-    indexes = [each for each in mine.indexes if each.segment not in busy]
+    indexes = mine.indexes
     located = locate(indexes)
     exchange = Exchange(comm, place_many(located["key_hi"], located["key_lo"], comm.size, 1).homes)
     unsure = comm.allreduce(bool(tier.log.unsure), MPI.LOR)
@@ -125,6 +130,7 @@ def compact(
         log.close()
     for number in (each for some in comm.allgather(ledger.gone) for each in some):
         segments.forget(number)
+        directory.gone.add(number)
     freed, copied = comm.allreduce(np.array([compactor.done.freed, compactor.done.nbytes])).tolist()
     files = int(comm.bcast(len(numbers_in(directory.files)) if comm.rank == 0 else 0))
     size = int(before[0])

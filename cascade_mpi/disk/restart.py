@@ -25,6 +25,7 @@ from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import full_fence
 from cascade_mpi.layout import BUCKET_WORDS, place_many
+from cascade_mpi.mpiio.agreement import agreed
 from cascade_mpi.segments.epochs import noted
 from cascade_mpi.segments.recovery import locate, newest, recover
 
@@ -60,9 +61,12 @@ def find(directory: Directory) -> Found:
     """
     comm, began = directory.comm, time.monotonic()
     marks = [began]
-    recovered = together(
-        comm, lambda: recover(directory.files, directory.store, share=(comm.rank, comm.size), sync=directory.writable)
-    )[comm.rank]
+    numbers = directory.segments()
+    share = comm.rank, comm.size
+    recovered = agreed(
+        comm,
+        lambda: recover(directory.files, directory.store, share=share, sync=directory.writable, numbers=numbers),
+    )
     problems = [
         f"rank {rank}: {text}" for rank, texts in enumerate(comm.allgather(recovered.problems)) for text in texts
     ]

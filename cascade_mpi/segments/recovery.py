@@ -7,14 +7,14 @@ damage means to people (see `fsck`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.errors import DamagedError, DiskGoneError
-from cascade_mpi.segments.format import ENTRY, FOLDER, PAGE, TOMBSTONE, Place, parse_name
+from cascade_mpi.segments.format import ENTRY, FOLDER, PAGE, TOMBSTONE, Place, open_name, parse_name, sealed_name
 from cascade_mpi.segments.reader import SegmentReader
 from cascade_mpi.segments.scan import scan
 
@@ -69,11 +69,18 @@ def numbers_in(files: Files) -> dict[int, list[str]]:
     return found
 
 
-def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync: bool = True) -> Recovery:
+def recover(
+    files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync: bool = True,
+    numbers: Mapping[int, list[str]] | None = None,
+) -> Recovery:  # fmt: skip
     """Local. The index of every segment of a store: 1 open and 1 or 2 reads each, for sealed ones.
 
     share
         `(i, n)`: only every n-th segment, from the i-th on, so that n ranks share the work.
+    numbers
+        As of `numbers_in`, the same for all shares: two lists of names may differ, by a file that was made or renamed
+        between them or by what a node has cached, and then there are segments that are in nobody's share. What is
+        listed and not there is told of in `problems`. None: the folder is listed, for who has all of it.
     sync
         Make durable what is found by a scan: a job that was killed may have left it in the page cache, and it must not
         vanish after it was found. False for who may not write, or only looks.
@@ -83,7 +90,10 @@ def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync
     is told of in `torn`: sectors reach the disk in any order, and ranks that write one segment together are not killed
     at the same byte. Nothing tells this from damage that came later.
     """
-    numbers = numbers_in(files)
+    if numbers is None:
+        if share[1] > 1:
+            raise ValueError(f"{share[1]} shares need one list of the segments: give numbers")
+        numbers = numbers_in(files)
     problems: list[str] = []
     torn: list[str] = []
     indexes = []
@@ -198,12 +208,15 @@ def _index(
 
 
 def _opened(files: Files, store: bytes, number: int, path: str, problems: list[str]) -> SegmentReader | None:
-    # Sealed, or removed by a compaction, since the names were listed: its other name is tried.
-    for candidate in (path, path.removesuffix(".open")):
-        try:
-            return SegmentReader(files.open(candidate), candidate, store, number)
-        except FileNotFoundError:
-            continue
+    # Sealed, or removed by a compaction, since the names were listed; or this node does not know of its name yet.
+    for last in (False, True):
+        for candidate in dict.fromkeys((path, sealed_name(number), open_name(number))):
+            try:
+                return SegmentReader(files.open(candidate), candidate, store, number)
+            except FileNotFoundError:
+                continue
+        if not last:
+            files.names(FOLDER)  # which makes a node ask again what there is
     problems.append(f"{path}: it is gone since the folder was listed")
     return None
 
