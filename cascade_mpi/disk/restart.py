@@ -50,8 +50,8 @@ class Found(NamedTuple):
 def find(directory: Directory) -> Found:
     """Collective. The blocks that are durable in the directory; what is expired too.
 
-    Each rank reads the footers of its share of the segments. What an earlier job has left unsynced is made durable
-    before anybody may use it (rule 17).
+    Each rank reads the footers of its share of the segments. What an earlier job has left unsynced, files, names,
+    removals and epochs, is made durable before anybody may use it (rule 17).
 
     Raises
     ------
@@ -85,7 +85,7 @@ def find(directory: Directory) -> Found:
     epochs: dict[int, int] = {}
     for namespace in np.unique(mine["namespace"]).tolist():
         epochs[namespace] = int(mine["epoch"][mine["namespace"] == namespace].max())
-    merged = together(comm, lambda: noted(directory.files) if comm.rank == 0 else {})[0]
+    merged = together(comm, lambda: noted(directory.files, sync=directory.writable) if comm.rank == 0 else {})[0]
     for each in comm.allgather(epochs):
         for namespace, epoch in each.items():
             merged[namespace] = max(epoch, merged.get(namespace, 0))

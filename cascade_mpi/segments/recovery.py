@@ -6,6 +6,7 @@ damage means to people (see `fsck`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,7 +36,7 @@ class SegmentIndex(NamedTuple):
     place: Place
     size: int
     sealed: bool  # it has a valid footer; without one it was scanned
-    durable: bool  # False: what was found in a scan could not be synced, and may not survive a power loss
+    durable: bool  # False: its name, or what is in it, could not be synced, and may not survive a power loss
     entries: npt.NDArray[np.void]  # `format.ENTRY`
 
 
@@ -82,8 +83,10 @@ def recover(
         between them or by what a node has cached, and then there are segments that are in nobody's share. What is
         listed and not there is told of in `problems`. None: the folder is listed, for who has all of it.
     sync
-        Make durable what is found by a scan: a job that was killed may have left it in the page cache, and it must not
-        vanish after it was found. False for who may not write, or only looks.
+        Make durable what is found, and what is not found any more: a job that was killed may have left files, names and
+        removals in the cache alone, and what was found must not vanish, nor what was gone come back, after somebody has
+        relied on it. 1 sync of each file without a sealed name, 1 of the folder by the first share. False for who may
+        not write, or only looks.
 
     A segment without a valid footer is read as a whole. What cannot be read is left out and told of in `problems`;
     DiskError is raised if the directory itself cannot be listed, or is gone. Damage in a segment that was never sealed
@@ -97,7 +100,6 @@ def recover(
     problems: list[str] = []
     torn: list[str] = []
     indexes = []
-    scanned = False
     for number in sorted(numbers)[share[0] :: share[1]]:
         try:
             index = _index(files, store, number, numbers[number], sync, problems, torn)
@@ -108,13 +110,15 @@ def recover(
             continue
         if index is not None:
             indexes.append(index)
-            scanned |= not index.sealed
-    if scanned and sync:
+    if sync and not share[0]:
         try:
-            files.sync_folder(FOLDER)
+            with contextlib.suppress(FileNotFoundError):  # nothing was ever written here
+                files.sync_folder(FOLDER)
+        except DiskGoneError:
+            raise
         except OSError as error:
             problems.append(f"{FOLDER}: what a killed job left may not survive a power loss: {error}")
-            indexes = [each if each.sealed else each._replace(durable=False) for each in indexes]
+            indexes = [each._replace(durable=False) for each in indexes]
     for problem in problems + torn:
         _log.warning("%s", problem)
     return Recovery(indexes, problems, max(numbers, default=-1) + 1, torn)
@@ -199,7 +203,10 @@ def _index(
                 if not reader.path.endswith(".open"):
                     problems.append(f"{error}; it is scanned")
             else:
-                return SegmentIndex(number, reader.path, footer.trailer.place, reader.size, True, True, footer.entries)
+                # The name of a sealed one says that it was synced.
+                durable = not sync or not reader.path.endswith(".open") or _synced(reader, problems)
+                place = footer.trailer.place
+                return SegmentIndex(number, reader.path, place, reader.size, True, durable, footer.entries)
         indexes = [_scanned(reader, sync, problems, torn) for reader in readers]
         return max((each for each in indexes if each is not None), key=lambda each: len(each.entries), default=None)
     finally:
@@ -222,14 +229,9 @@ def _opened(files: Files, store: bytes, number: int, path: str, problems: list[s
 
 
 def _scanned(reader: SegmentReader, sync: bool, problems: list[str], torn: list[str]) -> SegmentIndex | None:
-    durable, sealed = True, not reader.path.endswith(".open")
+    sealed = not reader.path.endswith(".open")
     damage = problems if sealed else torn
-    if sync:
-        try:
-            reader.file.sync()
-        except OSError as error:
-            problems.append(f"{reader.path}: what a killed job left there may not survive a power loss: {error}")
-            durable = False
+    durable = not sync or _synced(reader, problems)
     header = None
     try:
         header = reader.header()
@@ -244,6 +246,15 @@ def _scanned(reader: SegmentReader, sync: bool, problems: list[str], torn: list[
     if found.place is None:
         return None
     return SegmentIndex(reader.segment, reader.path, found.place, reader.size, False, durable, found.entries)
+
+
+def _synced(reader: SegmentReader, problems: list[str]) -> bool:
+    try:
+        reader.file.sync()
+    except OSError as error:
+        problems.append(f"{reader.path}: what a killed job left there may not survive a power loss: {error}")
+        return False
+    return True
 
 
 def is_only_begun(reader: SegmentReader) -> bool:

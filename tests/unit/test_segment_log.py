@@ -326,6 +326,18 @@ def test_what_a_scan_found_is_synced_before_it_is_used() -> None:
     assert (files.syncs, files.folder_syncs) == (0, 0)
 
 
+def test_names_and_a_footer_without_a_sealed_name_are_synced_before_they_are_used() -> None:
+    files, _ = a_store([10, 20])
+    files.syncs = files.folder_syncs = 0
+    recover(files, STORE)
+    assert (files.syncs, files.folder_syncs) == (0, 1)
+    files.rename(f.sealed_name(0), f.open_name(0))
+    assert recover(files, STORE).indexes[0].sealed
+    assert (files.syncs, files.folder_syncs) == (1, 2)
+    recover(files, STORE, share=(1, 2), numbers=numbers_in(files))
+    assert (files.syncs, files.folder_syncs) == (1, 2)
+
+
 def test_a_store_without_segments_is_empty() -> None:
     assert recover(MemoryFiles(), STORE) == ([], [], 0, [])
 
