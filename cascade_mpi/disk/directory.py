@@ -81,6 +81,11 @@ class Directory:
             listed.update(some)
         return {number: listed[number] for number in sorted(listed) if number not in self.gone}
 
+    def files_there(self) -> int:
+        """Collective. How many segments rank 0 lists now. 1 list of names, 1 bcast. DiskError on all ranks."""
+        count = agreed(self.comm, lambda: len(numbers_in(self.files)) if self.comm.rank == 0 else 0)
+        return int(self.comm.bcast(count))
+
     def _has(self, number: int) -> bool:
         for path in (open_name(number), sealed_name(number)):  # it may get its other name between the two
             with suppress(FileNotFoundError):
