@@ -25,6 +25,8 @@ from cascade_mpi.errors import (
     CascadeError,
     ConfigError,
     DiskError,
+    DiskFullError,
+    DiskQuotaError,
     NotConfiguredError,
     NotDurableError,
     StoreFullError,
@@ -111,16 +113,25 @@ class Durable(OpenStore):
         """
         disk = self._writable_disk("flush")
         refused = _refused(self._deferred.publish())
+        written = self._write_all(disk)
+        if disk.wastes(self.config.segment_bytes):
+            self._compact(disk)
+        self._raise_refused(refused)
+        return written
+
+    def _write_all(self, disk: Disk) -> int:
+        """Collective. Make durable what all ranks have: how many blocks were written. DiskError on all ranks."""
         self._pool.sweep_hinted()
         self._comm.Barrier()  # what was put before the call on any rank is in its tables
         written = int(self._comm.allreduce(disk.flush()))
         self._note_names(disk)
-        if disk.wastes(self.config.segment_bytes):
-            self._compact(disk)
+        return written
+
+    def _raise_refused(self, refused: str) -> None:
+        """Collective. StoreFullError on all ranks, if a deferred put of one of them was not published."""
         for rank, text in enumerate(self._comm.allgather(refused)):
             if text:
                 raise StoreFullError(f"rank {rank}: {text}")
-        return written
 
     def _note_names(self, disk: Disk) -> None:
         """Collective. Let the directory say which namespace has which number, for those who read it without a job."""
@@ -139,6 +150,7 @@ class Durable(OpenStore):
 
         `flush()` and `checkpoint()` do so by themselves when more than half as many bytes are dead as live. Reads the
         footers of all segments, rewrites what is live in some of them, and removes those. No block is missed meanwhile.
+        Where there is no room for the flush, what is durable is compacted first, and then all is flushed.
 
         Raises
         ------
@@ -146,11 +158,23 @@ class Durable(OpenStore):
             On all ranks, as `flush`; or there is no room for the copies: nothing is lost.
         """
         disk = self._writable_disk("compact")
-        self.flush()
-        return self._compact(disk)
+        lost = self._comm.allreduce(disk.tier.lost)
+        refused = _refused(self._deferred.publish())
+        try:
+            self._write_all(disk)
+        except (DiskFullError, DiskQuotaError):  # on all ranks
+            done = self._compact(disk, flushed=False)
+            self._write_all(disk)
+            if gone := self._comm.allreduce(disk.tier.lost) - lost:  # told once, by an error that was not raised
+                text = f"{gone} blocks that had left memory could not be made durable: put them again"
+                raise NotDurableError(None, text) from None
+        else:
+            done = self._compact(disk)
+        self._raise_refused(refused)
+        return done
 
-    def _compact(self, disk: Disk) -> Compacted:
-        done = disk.compact(self._registry.all_epochs(), self.config.segment_bytes)
+    def _compact(self, disk: Disk, *, flushed: bool = True) -> Compacted:
+        done = disk.compact(self._registry.all_epochs(), self.config.segment_bytes, flushed=flushed)
         if done.problem and self._comm.rank == 0:
             _log.warning("nothing was compacted: %s", done.problem)
         return done

@@ -8,13 +8,17 @@ nothing older can still come: rule 13 of `docs/disk.md` holds for everything els
 the last record below it has gone: then no power loss brings that one back. Every rank reads the footers of its share of
 the segments; the home of each key says which of its records are needed; whoever has read a segment rewrites it. The old
 file goes when all ranks have entered the new places (rule 15), so that a read in another thread finds one or the other.
+
+Two things keep all tombstones, and expired blocks, where they are: a flush that has failed, as memory may have an older
+record that a later one writes; and a segment of which somebody is unsure, as it may have one that nobody counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,19 +30,19 @@ from cascade_mpi.disk.directory import Directory
 from cascade_mpi.disk.exchange import Exchange
 from cascade_mpi.disk.open_segments import OpenSegments
 from cascade_mpi.disk.tier import DiskTier
+from cascade_mpi.errors import DiskError, DiskFullError, DiskQuotaError
 from cascade_mpi.kernels.probe import full_fence
-from cascade_mpi.layout import pack_location, place_many
-from cascade_mpi.mpiio.agreement import agreed
-from cascade_mpi.segments.compaction import Compactor
+from cascade_mpi.layout import UNIT_BITS, pack_location, place_many
+from cascade_mpi.mpiio.agreement import agreed, settle
+from cascade_mpi.segments.compaction import SETTLE_BYTES, Compactor
 from cascade_mpi.segments.format import TOMBSTONE, Location
 from cascade_mpi.segments.log import SegmentLog
 from cascade_mpi.segments.planning import plan
-from cascade_mpi.segments.recovery import locate, numbers_in, recover
+from cascade_mpi.segments.recovery import locate, recover
 from cascade_mpi.segments.source import Item
 from cascade_mpi.segments.space import Space
 
 _log = logging.getLogger("cascade.disk")
-_STEP_BYTES = 64 << 20
 
 
 class Compacted(NamedTuple):
@@ -79,11 +83,16 @@ class _Ledger:
 
 def compact(
     directory: Directory, tier: DiskTier, cells: DiskCells, segments: OpenSegments, numbers: Iterator[int],
-    segment_bytes: int, epochs: Mapping[int, int],
+    segment_bytes: int, epochs: Mapping[int, int], doubtful: set[int], *, flushed: bool = True,
 ) -> Compacted:  # fmt: skip
     """Collective. Rewrite what is worth it, right after a flush, in which every rank was.
 
     `numbers` are those of this rank's new segments; `epochs` by namespace id: blocks of earlier ones are dead.
+    `doubtful`: segments that this rank has removed and whose names may be back after a power loss; more are added.
+    `flushed` False: that flush has failed. What is durable is compacted all the same.
+
+    What nothing needs goes first; then copies are made and their sources removed in rounds of a segment's bytes on each
+    rank, so that a full disk is left if there is a way out. A round: 1 allgather, 4 Allreduce, 1 Barrier.
 
     Raises
     ------
@@ -92,53 +101,158 @@ def compact(
     """
     comm = directory.comm
     assert tier.log is not None
-    agreed(comm, lambda: tier.sync([], seal=True))  # what is open is not looked at: nothing old may be there
-    mine = agreed(comm, lambda: recover(directory.files, directory.store, share=(comm.rank, comm.size)))
-    busy = {each for some in comm.allgather(tier.log.open_segments) for each in some}  # of other threads' writes
+    # What is open is not looked at: nothing old may be there, or everything is kept that keeps it away.
+    error = _error_of(lambda: tier.sync([], seal=True))
+    settle(comm, error if flushed or not isinstance(error, DiskError) else None)
+    with tier.lock:
+        known = frozenset(tier.log.unsure)
+    there = directory.segments()
+    listed = frozenset(there)
+    with tier.lock:  # whoever begins a segment holds it: what is listed is open here, or whole
+        busy = tier.log.open_segments
+    for number in (each for some in comm.allgather(busy) for each in some):  # of other threads' writes
+        there.pop(number, None)
+    share = comm.rank, comm.size
+    mine = agreed(comm, lambda: recover(directory.files, directory.store, share=share, numbers=there))
     problems = [each for some in comm.allgather(mine.problems) for each in some]
     if problems:
         return Compacted(problem=f"{len(problems)} problems in the directory, the first: {problems[0]}")
-    indexes = [each for each in mine.indexes if each.segment not in busy]
-    located = locate(indexes)
+    _sure(tier, known - listed - doubtful)  # their names were gone before the folder was synced just now
+    with tier.lock:
+        told = comm.allgather((frozenset(tier.log.unsure), dict(tier.log.lost_from)))
+    unsure = frozenset().union(*(some for some, _ in told))
+    keep = comm.allreduce(bool(unsure or doubtful or not flushed), MPI.LOR)
+    located = _counted(locate(mine.indexes), {number: unit for _, lost in told for number, unit in lost.items()})
     exchange = Exchange(comm, place_many(located["key_hi"], located["key_lo"], comm.size, 1).homes)
-    unsure = comm.allreduce(bool(tier.log.unsure), MPI.LOR)
-    flags = exchange.back(needed(exchange.there(located), int(time.time()), epochs, keep_tombstones=unsure))
-    rows = located[flags]
-    space = Space.rebuilt(indexes, rows[rows["kind"] != TOMBSTONE], rows[rows["kind"] == TOMBSTONE])
-    chosen = plan(space, segment_bytes=segment_bytes, first=[each.segment for each in indexes if not each.sealed])
-    ledger = _Ledger(rows)
+    kept = exchange.back(kept_places(exchange.there(located), int(time.time()), epochs, keep=keep))
+    own = _places(located)
+    rows = located[kept == own]
+    space = Space.rebuilt(mine.indexes, rows[rows["kind"] != TOMBSTONE], rows[rows["kind"] == TOMBSTONE])
+    first = [each.segment for each in mine.indexes if not each.sealed or each.segment in unsure]
+    chosen = plan(space, segment_bytes=segment_bytes, first=first)
     before = comm.allreduce(np.array([space.size, space.files]))
     if not comm.allreduce(len(chosen)):
         return Compacted(int(before[0]), int(before[0]), int(before[1]), int(before[1]))
+    # A compaction that ended early has left two of one record: who names the one that goes is to name the other.
+    twice = (kept != 0) & (kept != own)
+    _relocate(comm, tier, cells, list(zip(own[twice].tolist(), kept[twice].tolist(), strict=True)))
+    ledger = _Ledger(rows)
     log = SegmentLog(
         directory.files, directory.store, numbers, directory.run, segment_bytes, writer=comm.rank, now=time.time_ns
     )  # fmt: skip
-    compactor = Compactor(directory.files, directory.store, log, ledger, space)
-    compactor.may_remove = False
+    compactor = Compactor(
+        directory.files, directory.store, log, ledger, space, settle_bytes=min(SETTLE_BYTES, segment_bytes)
+    )  # fmt: skip
+    compactor.may_remove = False  # but by `remove`, when all ranks have been told
+    free = {number: None for number in chosen if not space.segments[number].needed}
+    ended = False
     try:
-        agreed(comm, lambda: _copy(compactor, log, chosen))
-        _relocate(comm, tier, cells, ledger.moves)
-        compactor.may_remove = True
-        agreed(comm, lambda: _remove(compactor))
+        compactor.add(free)
+        _in_rounds(comm, tier, cells, compactor, ledger, log, segment_bytes, [n for n in chosen if n not in free])
+        agreed(comm, log.close)
+        ended = True
     finally:
         compactor.give_up()
-        log.close()
+        with contextlib.suppress(DiskError):  # a second time it does nothing
+            log.close()
+        doubtful |= compactor.doubtful
+        with tier.lock:  # what these two are not sure of is not to be forgotten with them
+            tier.log.unsure |= log.unsure
+            tier.log.lost_from.update(log.lost_from)
+            if not ended:
+                tier.file_bytes += compactor.done.nbytes - compactor.done.freed
+        _sure(tier, ledger.gone)
     for number in (each for some in comm.allgather(ledger.gone) for each in some):
         segments.forget(number)
+        directory.gone.add(number)
+        _sure(tier, (number,))
     freed, copied = comm.allreduce(np.array([compactor.done.freed, compactor.done.nbytes])).tolist()
-    files = int(comm.bcast(len(numbers_in(directory.files)) if comm.rank == 0 else 0))
     size = int(before[0])
-    return Compacted(size, size - freed + copied, int(before[1]), files, copied)
+    return Compacted(size, size - freed + copied, int(before[1]), directory.files_there(), copied)
 
 
-def needed(
-    rows: npt.NDArray[np.void], now: int, epochs: Mapping[int, int], *, keep_tombstones: bool
-) -> npt.NDArray[np.bool_]:
-    """Local. Which of these records (`LOCATED`, all that the directory has of some keys) a later job needs, bool[n].
+def _in_rounds(
+    comm: MPI.Intracomm, tier: DiskTier, cells: DiskCells, compactor: Compactor, ledger: _Ledger, log: SegmentLog,
+    segment_bytes: int, others: list[int],
+) -> None:  # fmt: skip
+    """Collective. Rewrite what was added, then the others: copy, tell, remove, as long as something comes of it."""
+    while True:
+        before = compactor.done
+        full = agreed(comm, lambda: _copy(compactor, segment_bytes))
+        moves, ledger.moves = ledger.moves, []
+        _relocate(comm, tier, cells, moves)
+        agreed(comm, lambda: _remove(compactor, log))
+        done, after = compactor.done, compactor.done._replace(dropped=before.dropped)
+        more, came = comm.allreduce(
+            np.array([bool(others) or not compactor.waits, bool(others) or after != before], np.int64)
+        ).tolist()
+        compactor.add(others)
+        others = []
+        if not more:
+            return
+        if not came:
+            settle(comm, full)
+            raise DiskError(None, f"{len(compactor.busy)} segments are left, and nothing comes of it: {done}")
 
-    The newest block of each key, unless its epoch has passed, or it has expired and nothing older is there; and the
-    newest tombstone of a key that has older records, as long as these are in any file. With `keep_tombstones` every
-    newest one.
+
+def _copy(compactor: Compactor, most: int) -> DiskError | None:
+    """Copy about so many bytes, and make them durable; the error, if there is no room for more."""
+    begun, full = compactor.done.nbytes, None
+    try:
+        while not compactor.waits and compactor.done.nbytes - begun < most:
+            compactor.step(most)
+    except (DiskFullError, DiskQuotaError) as error:  # there may be room when something was removed
+        full = error
+    compactor.settle()
+    return full
+
+
+def _remove(compactor: Compactor, log: SegmentLog) -> None:
+    compactor.remove()
+    log.seal()  # behind the removals: a footer needs room, too
+
+
+def _error_of(act: Callable[[], object]) -> BaseException | None:
+    try:
+        act()
+    except BaseException as error:
+        return error
+    return None
+
+
+def _sure(tier: DiskTier, segments: Iterable[int]) -> None:
+    """These are gone for good, with whatever was in them."""
+    assert tier.log is not None
+    with tier.lock:
+        for number in segments:
+            tier.log.unsure.discard(number)
+            tier.log.lost_from.pop(number, None)
+
+
+def _counted(located: npt.NDArray[np.void], lost_from: Mapping[int, int]) -> npt.NDArray[np.void]:
+    """Without the records whose sync has failed: they may be there and not be durable, and nothing names them."""
+    lost = np.zeros(len(located), np.bool_)
+    for number, unit in lost_from.items():
+        lost |= (located["segment"] == np.uint64(number)) & (located["unit"] >= unit)
+    return located[~lost]
+
+
+def _places(located: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+    """`pack_location` of many."""
+    packed: npt.NDArray[np.uint64] = located["segment"] << np.uint64(UNIT_BITS) | located["unit"].astype(np.uint64)
+    return packed
+
+
+def kept_places(
+    rows: npt.NDArray[np.void], now: int, epochs: Mapping[int, int], *, keep: bool
+) -> npt.NDArray[np.uint64]:
+    """Local. Which of these records (`LOCATED`, all that the directory has of some keys) a later job needs: where, [n].
+
+    The packed location of a needed record itself; for others the one of the same record that is needed, or 0.
+
+    Needed is the newest block of each key, unless its epoch has passed, or it has expired and nothing older is there;
+    and the newest tombstone of a key that has older records, as long as these are in any file. With `keep` every newest
+    tombstone and expired block: something older may still come.
     """
     n = len(rows)
     tombstone = rows["kind"] == TOMBSTONE
@@ -148,27 +262,24 @@ def needed(
     newest, alone = np.ones(n, np.bool_), np.ones(n, np.bool_)
     newest[:-1] = ~same
     alone[1:] = ~same
-    keeps, lonely = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-    keeps[order], lonely[order] = newest, alone & newest
+    last = order[np.flatnonzero(newest)[np.cumsum(newest) - newest]]  # of the key of each, in this order
+    top = np.empty(n, np.intp)
+    top[order] = last
+    lonely = np.zeros(n, np.bool_)
+    lonely[order] = alone & newest
     passed = np.zeros(n, np.bool_)
     for namespace, epoch in epochs.items():
         passed |= (rows["namespace"] == np.uint64(namespace)) & (rows["epoch"] < epoch) & ~tombstone
     expired = (rows["expiry"] > 0) & (rows["expiry"].astype(np.int64) <= now)
-    found: npt.NDArray[np.bool_] = keeps & ~passed & ~(expired & lonely)
-    found &= ~(tombstone & lonely & (not keep_tombstones))
+    stays = ~passed & (keep | ~((expired | tombstone) & lonely))
+    same_record = (rows["sequence"] == rows["sequence"][top]) & (tombstone == tombstone[top])
+    return np.where(stays[top] & same_record, _places(rows)[top], np.uint64(0))
+
+
+def needed(rows: npt.NDArray[np.void], now: int, epochs: Mapping[int, int], *, keep: bool) -> npt.NDArray[np.bool_]:
+    """Local. Which of these records a later job needs, bool[n]: see `kept_places`."""
+    found: npt.NDArray[np.bool_] = kept_places(rows, now, epochs, keep=keep) == _places(rows)
     return found
-
-
-def _copy(compactor: Compactor, log: SegmentLog, chosen: list[int]) -> None:
-    compactor.add(chosen)
-    while compactor.step(_STEP_BYTES) and not compactor.waits:
-        pass
-    log.seal()
-
-
-def _remove(compactor: Compactor) -> None:
-    while compactor.step(_STEP_BYTES):
-        pass
 
 
 def _relocate(comm: MPI.Intracomm, tier: DiskTier, cells: DiskCells, moves: list[tuple[int, int]]) -> None:

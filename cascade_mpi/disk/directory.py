@@ -1,7 +1,7 @@
 """The directory of a disk tier as the ranks of one job have it open.
 
-Covers who may write there, the identity of the store, and the numbers of new segments. Does not cover what is in the
-segments (`restart`), nor files (`segments.files`).
+Covers who may write there, the identity of the store, which segments there are, and the numbers of new ones. Does not
+cover what is in the segments (`restart`), nor files (`segments.files`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from typing import TypeVar, cast
 
@@ -17,9 +18,12 @@ from mpi4py import MPI
 
 from cascade_mpi.config import Config
 from cascade_mpi.errors import CascadeError, ConfigError
+from cascade_mpi.mpiio.agreement import agreed
 from cascade_mpi.segments import identity
 from cascade_mpi.segments.files import PosixFiles
+from cascade_mpi.segments.format import open_name, sealed_name
 from cascade_mpi.segments.lock import DirectoryLock, Owner
+from cascade_mpi.segments.recovery import numbers_in
 
 T = TypeVar("T")
 
@@ -34,6 +38,7 @@ class Directory:
         self.writable = config.disk_mode == "write"
         self.lock: DirectoryLock | None = None
         self._files: PosixFiles | None = None
+        self.gone: set[int] = set()  # segments that this job has removed: a node may list them a while longer
         direct = config.disk_direct != "off"
         try:
             # Rank 0 first: the others find a directory that is made, and not another job's.
@@ -58,6 +63,35 @@ class Directory:
     def numbers(self, base: int) -> Iterator[int]:
         """Local. Numbers for this rank's new segments, from `base` on, which is the same on all ranks."""
         return count(base + self.comm.rank, self.comm.size)
+
+    def segments(self) -> dict[int, list[str]]:
+        """Collective. The paths of all segments by number, the same on all ranks. 1 list of names on each, 1 bcast.
+
+        Those that rank 0 lists, and those that another rank lists and can open: a node may know of a new file later
+        than the one that made it. One list for all: of lists that differ each rank would take its share of another
+        whole, and a segment that is read by nobody has tombstones whose absence nobody would notice.
+
+        DiskError on all ranks: the folder cannot be listed.
+        """
+        mine = agreed(self.comm, lambda: numbers_in(self.files))
+        listed: dict[int, list[str]] = self.comm.bcast(mine if self.comm.rank == 0 else None)
+        others = {number: paths for number, paths in mine.items() if number not in listed | dict.fromkeys(self.gone)}
+        more = agreed(self.comm, lambda: {number: paths for number, paths in others.items() if self._has(number)})
+        for some in self.comm.allgather(more):
+            listed.update(some)
+        return {number: listed[number] for number in sorted(listed) if number not in self.gone}
+
+    def files_there(self) -> int:
+        """Collective. How many segments rank 0 lists now. 1 list of names, 1 bcast. DiskError on all ranks."""
+        count = agreed(self.comm, lambda: len(numbers_in(self.files)) if self.comm.rank == 0 else 0)
+        return int(self.comm.bcast(count))
+
+    def _has(self, number: int) -> bool:
+        for path in (open_name(number), sealed_name(number)):  # it may get its other name between the two
+            with suppress(FileNotFoundError):
+                self.files.open(path, direct=False).close()
+                return True
+        return False
 
     def close(self) -> None:
         """Local. Let go of the directory, when it writes no more: others are kept out until all ranks have."""

@@ -39,9 +39,10 @@ from cascade_mpi.protected_bytes import ProtectedBytes
 from cascade_mpi.reader import Reader
 from cascade_mpi.registry import Registry
 from cascade_mpi.segments.checkpoints import checkpoints
+from cascade_mpi.segments.format import ENTRY_BYTES
 from cascade_mpi.segments.log import SegmentLog
 from cascade_mpi.segments.planning import DEAD_SHARE
-from cascade_mpi.segments.recovery import numbers_in
+from cascade_mpi.segments.space import footprints
 from cascade_mpi.shared_words import FLOOR
 from cascade_mpi.writer import Writer
 
@@ -66,20 +67,28 @@ class Disk(NamedTuple):
     adopted: int  # blocks that were found at open
     unindexed: int  # that had no slot in the index
     left_out: LeftOut  # those of them that nobody has deleted since
+    doubtful: set[int]  # segments that this rank has removed, and whose names may be back after a power loss
 
-    def compact(self, epochs: Mapping[int, int], segment_bytes: int) -> Compacted:
+    def compact(self, epochs: Mapping[int, int], segment_bytes: int, *, flushed: bool = True) -> Compacted:
         """Collective. Give back what is dead, right after a flush. See `disk.compaction`."""
         done = compact(
-            self.directory, self.tier, self.cells, self.segments, self.numbers, segment_bytes, epochs
+            self.directory, self.tier, self.cells, self.segments, self.numbers, segment_bytes, epochs, self.doubtful,
+            flushed=flushed,
         )  # fmt: skip
         self.tier.compacted(done)
         return done
 
     def wastes(self, segment_bytes: int) -> bool:
-        """Collective. Whether half as many bytes are dead as live, or more, as counted; or there are too many files."""
+        """Collective. Whether half as many bytes are dead as live, or more, as counted; or there are too many files.
+
+        Counted as records are counted in files. DiskError on all ranks: the files cannot be listed.
+        """
         comm = self.directory.comm
-        total, live = comm.allreduce(np.array([self.tier.file_bytes, self.cells.live_bytes])).tolist()
-        files = int(comm.bcast(len(numbers_in(self.directory.files)) if comm.rank == 0 else 0))
+        with self.tier.lock:
+            lengths = self.cells.records["length"][np.flatnonzero(self.cells.words)]
+        mine = int(footprints(lengths).sum()) + ENTRY_BYTES * len(lengths)
+        total, live = comm.allreduce(np.array([self.tier.file_bytes, mine])).tolist()
+        files = self.directory.files_there()
         most = 2 * total // segment_bytes + _FILES_A_RANK * comm.size + _FILES
         return bool(total - live > live * DEAD_SHARE + segment_bytes // 4 or files > most)
 
@@ -91,8 +100,16 @@ class Disk(NamedTuple):
         assert self.shared is not None
         tier, comm = self.tier, self.directory.comm
         with tier.lock:  # no cell is reused while its bytes are written
+            self.cells.sweep_hinted()  # what is dead is neither counted as live, nor in the way of what is written
             gathered = agreed(comm, tier.gather)
-            locations = self.shared.write([(each.record, each.payload) for each in gathered])
+            try:
+                locations = self.shared.write([(each.record, each.payload) for each in gathered])
+            finally:
+                assert tier.log is not None
+                tier.log.unsure |= self.shared.unsure.keys()
+                tier.log.lost_from.update(self.shared.unsure)
+                self.shared.unsure.clear()
+                self.doubtful.update(self.shared.doubtful)
             tier.take_over(gathered, locations)
             agreed(comm, lambda: tier.sync([]))
         return len(gathered)
@@ -235,7 +252,7 @@ def open_disk(
     writer.order = order = WriteOrder(fabric, pool, writer, mover, protected, tier)
     return Disk(directory, found._replace(blocks=found.blocks[:0]), tier, cells, segments, reads, promotion,
                 DiskPassing(fabric, tier), order, shared, numbers, cells.live, len(unindexed),
-                LeftOut(tier, unindexed, above))  # fmt: skip
+                LeftOut(tier, unindexed, above), set())  # fmt: skip
 
 
 def _by_content(registry: Registry, namespace_id: int) -> bool:

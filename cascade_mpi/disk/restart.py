@@ -25,6 +25,7 @@ from cascade_mpi.fabric import Fabric
 from cascade_mpi.kernels import context as c
 from cascade_mpi.kernels.probe import full_fence
 from cascade_mpi.layout import BUCKET_WORDS, place_many
+from cascade_mpi.mpiio.agreement import agreed
 from cascade_mpi.segments.epochs import noted
 from cascade_mpi.segments.recovery import locate, newest, recover
 
@@ -49,8 +50,8 @@ class Found(NamedTuple):
 def find(directory: Directory) -> Found:
     """Collective. The blocks that are durable in the directory; what is expired too.
 
-    Each rank reads the footers of its share of the segments. What an earlier job has left unsynced is made durable
-    before anybody may use it (rule 17).
+    Each rank reads the footers of its share of the segments. What an earlier job has left unsynced, files, names,
+    removals and epochs, is made durable before anybody may use it (rule 17).
 
     Raises
     ------
@@ -60,9 +61,12 @@ def find(directory: Directory) -> Found:
     """
     comm, began = directory.comm, time.monotonic()
     marks = [began]
-    recovered = together(
-        comm, lambda: recover(directory.files, directory.store, share=(comm.rank, comm.size), sync=directory.writable)
-    )[comm.rank]
+    numbers = directory.segments()
+    share = comm.rank, comm.size
+    recovered = agreed(
+        comm,
+        lambda: recover(directory.files, directory.store, share=share, sync=directory.writable, numbers=numbers),
+    )
     problems = [
         f"rank {rank}: {text}" for rank, texts in enumerate(comm.allgather(recovered.problems)) for text in texts
     ]
@@ -81,7 +85,7 @@ def find(directory: Directory) -> Found:
     epochs: dict[int, int] = {}
     for namespace in np.unique(mine["namespace"]).tolist():
         epochs[namespace] = int(mine["epoch"][mine["namespace"] == namespace].max())
-    merged = together(comm, lambda: noted(directory.files) if comm.rank == 0 else {})[0]
+    merged = together(comm, lambda: noted(directory.files, sync=directory.writable) if comm.rank == 0 else {})[0]
     for each in comm.allgather(epochs):
         for namespace, epoch in each.items():
             merged[namespace] = max(epoch, merged.get(namespace, 0))

@@ -103,6 +103,10 @@ class SharedSegments:
         self._taken_here: dict[str, str] = {}  # by the first file that this rank has created
         self._why, self._together = "nothing was written yet", False
         self.segments = self.bytes = 0  # of all ranks, durable
+        # Of refused calls, kept by this rank: segments that could not be removed, by the first unit that counts as lost
+        # (all of them); and those whose names are gone, and may be back after a power loss.
+        self.unsure: dict[int, int] = {}
+        self.doubtful: set[int] = set()
 
     def free(self) -> None:
         """Collective. Free the communicator."""
@@ -321,11 +325,13 @@ class SharedSegments:
                 except FileNotFoundError:
                     continue
                 except OSError as refused:
+                    self.unsure[number] = 0
                     left.append(f"{path} ({refused})")
         if numbers:
             try:
                 self._files.sync_folder(FOLDER)
             except OSError as refused:
+                self.doubtful.update(numbers)
                 left.append(f"the names in {FOLDER} ({refused})")
         told = [each for some in self._comm.allgather(left) for each in some]
         if told:

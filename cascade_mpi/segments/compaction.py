@@ -151,6 +151,11 @@ class Compactor:
         """Local. Whether all copies are made, durable, and told of: there is nothing to do but to remove old files."""
         return not (self._queue or self._source or self._copies or self._read)
 
+    @property
+    def doubtful(self) -> frozenset[int]:
+        """Local. Segments whose names are gone, and may be back after a power loss. Complete after `give_up`."""
+        return frozenset(self._doubtful)
+
     def add(self, segments: Iterable[int]) -> None:
         """Local. Rewrite these segments too, after the others. Those that are known to be damaged are left out.
 
@@ -183,6 +188,23 @@ class Compactor:
         else:
             self._copy(max_bytes)
         return bool(self.busy)
+
+    def settle(self) -> None:
+        """Local. Make durable what was copied so far, and tell it; nothing is removed while `may_remove` is False.
+
+        1 sync of the log's file, 1 of the folder. NotDurableError as for `step`.
+        """
+        if self._copies or self._read:
+            self._settle()
+
+    def remove(self) -> None:
+        """Local. Remove the segments of which all that is needed is durable elsewhere, and told; `may_remove` or not.
+
+        For ranks that tell each other the new locations first. 1 removal each, 1 sync of the folder. DiskError: a name
+        could not be removed, and the next call tries it again; or the folder could not be synced.
+        """
+        if self._unneeded or self._unlinked:
+            self._remove()
 
     def foreign(self, lost: Sequence[Lost]) -> list[Lost]:
         """Local. Of the records that a `NotDurableError` of this log names, those that are no copies of this compactor.

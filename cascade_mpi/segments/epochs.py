@@ -57,13 +57,19 @@ def undo(files: Files, namespace: int, epoch: int) -> bool:
     return True
 
 
-def noted(files: Files) -> dict[int, int]:
-    """Local. By namespace id the highest epoch that was noted. 1 list of names."""
+def noted(files: Files, *, sync: bool = False) -> dict[int, int]:
+    """Local. By namespace id the highest epoch that was noted. 1 list of names.
+
+    `sync`: make that durable, for who is going to rely on it: a job that was killed while it noted one may have left
+    the name in the cache alone. 1 sync of the folder.
+    """
     found: dict[int, int] = {}
     try:
         names = files.names(FOLDER)
     except FileNotFoundError:
         return found
+    if sync:
+        files.sync_folder(FOLDER)
     for name in names:
         parsed = _NAME.fullmatch(name)
         if parsed is not None:

@@ -6,15 +6,16 @@ damage means to people (see `fsck`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.errors import DamagedError, DiskGoneError
-from cascade_mpi.segments.format import ENTRY, FOLDER, PAGE, TOMBSTONE, Place, parse_name
+from cascade_mpi.segments.format import ENTRY, FOLDER, PAGE, TOMBSTONE, Place, open_name, parse_name, sealed_name
 from cascade_mpi.segments.reader import SegmentReader
 from cascade_mpi.segments.scan import scan
 
@@ -35,7 +36,7 @@ class SegmentIndex(NamedTuple):
     place: Place
     size: int
     sealed: bool  # it has a valid footer; without one it was scanned
-    durable: bool  # False: what was found in a scan could not be synced, and may not survive a power loss
+    durable: bool  # False: its name, or what is in it, could not be synced, and may not survive a power loss
     entries: npt.NDArray[np.void]  # `format.ENTRY`
 
 
@@ -69,25 +70,36 @@ def numbers_in(files: Files) -> dict[int, list[str]]:
     return found
 
 
-def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync: bool = True) -> Recovery:
+def recover(
+    files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync: bool = True,
+    numbers: Mapping[int, list[str]] | None = None,
+) -> Recovery:  # fmt: skip
     """Local. The index of every segment of a store: 1 open and 1 or 2 reads each, for sealed ones.
 
     share
         `(i, n)`: only every n-th segment, from the i-th on, so that n ranks share the work.
+    numbers
+        As of `numbers_in`, the same for all shares: two lists of names may differ, by a file that was made or renamed
+        between them or by what a node has cached, and then there are segments that are in nobody's share. What is
+        listed and not there is told of in `problems`. None: the folder is listed, for who has all of it.
     sync
-        Make durable what is found by a scan: a job that was killed may have left it in the page cache, and it must not
-        vanish after it was found. False for who may not write, or only looks.
+        Make durable what is found, and what is not found any more: a job that was killed may have left files, names and
+        removals in the cache alone, and what was found must not vanish, nor what was gone come back, after somebody has
+        relied on it. 1 sync of each file without a sealed name, 1 of the folder by the first share. False for who may
+        not write, or only looks.
 
     A segment without a valid footer is read as a whole. What cannot be read is left out and told of in `problems`;
     DiskError is raised if the directory itself cannot be listed, or is gone. Damage in a segment that was never sealed
     is told of in `torn`: sectors reach the disk in any order, and ranks that write one segment together are not killed
     at the same byte. Nothing tells this from damage that came later.
     """
-    numbers = numbers_in(files)
+    if numbers is None:
+        if share[1] > 1:
+            raise ValueError(f"{share[1]} shares need one list of the segments: give numbers")
+        numbers = numbers_in(files)
     problems: list[str] = []
     torn: list[str] = []
     indexes = []
-    scanned = False
     for number in sorted(numbers)[share[0] :: share[1]]:
         try:
             index = _index(files, store, number, numbers[number], sync, problems, torn)
@@ -98,13 +110,15 @@ def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync
             continue
         if index is not None:
             indexes.append(index)
-            scanned |= not index.sealed
-    if scanned and sync:
+    if sync and not share[0]:
         try:
-            files.sync_folder(FOLDER)
+            with contextlib.suppress(FileNotFoundError):  # nothing was ever written here
+                files.sync_folder(FOLDER)
+        except DiskGoneError:
+            raise
         except OSError as error:
             problems.append(f"{FOLDER}: what a killed job left may not survive a power loss: {error}")
-            indexes = [each if each.sealed else each._replace(durable=False) for each in indexes]
+            indexes = [each._replace(durable=False) for each in indexes]
     for problem in problems + torn:
         _log.warning("%s", problem)
     return Recovery(indexes, problems, max(numbers, default=-1) + 1, torn)
@@ -189,7 +203,10 @@ def _index(
                 if not reader.path.endswith(".open"):
                     problems.append(f"{error}; it is scanned")
             else:
-                return SegmentIndex(number, reader.path, footer.trailer.place, reader.size, True, True, footer.entries)
+                # The name of a sealed one says that it was synced.
+                durable = not sync or not reader.path.endswith(".open") or _synced(reader, problems)
+                place = footer.trailer.place
+                return SegmentIndex(number, reader.path, place, reader.size, True, durable, footer.entries)
         indexes = [_scanned(reader, sync, problems, torn) for reader in readers]
         return max((each for each in indexes if each is not None), key=lambda each: len(each.entries), default=None)
     finally:
@@ -198,25 +215,23 @@ def _index(
 
 
 def _opened(files: Files, store: bytes, number: int, path: str, problems: list[str]) -> SegmentReader | None:
-    # Sealed, or removed by a compaction, since the names were listed: its other name is tried.
-    for candidate in (path, path.removesuffix(".open")):
-        try:
-            return SegmentReader(files.open(candidate), candidate, store, number)
-        except FileNotFoundError:
-            continue
+    # Sealed, or removed by a compaction, since the names were listed; or this node does not know of its name yet.
+    for last in (False, True):
+        for candidate in dict.fromkeys((path, sealed_name(number), open_name(number))):
+            try:
+                return SegmentReader(files.open(candidate), candidate, store, number)
+            except FileNotFoundError:
+                continue
+        if not last:
+            files.names(FOLDER)  # which makes a node ask again what there is
     problems.append(f"{path}: it is gone since the folder was listed")
     return None
 
 
 def _scanned(reader: SegmentReader, sync: bool, problems: list[str], torn: list[str]) -> SegmentIndex | None:
-    durable, sealed = True, not reader.path.endswith(".open")
+    sealed = not reader.path.endswith(".open")
     damage = problems if sealed else torn
-    if sync:
-        try:
-            reader.file.sync()
-        except OSError as error:
-            problems.append(f"{reader.path}: what a killed job left there may not survive a power loss: {error}")
-            durable = False
+    durable = not sync or _synced(reader, problems)
     header = None
     try:
         header = reader.header()
@@ -231,6 +246,15 @@ def _scanned(reader: SegmentReader, sync: bool, problems: list[str], torn: list[
     if found.place is None:
         return None
     return SegmentIndex(reader.segment, reader.path, found.place, reader.size, False, durable, found.entries)
+
+
+def _synced(reader: SegmentReader, problems: list[str]) -> bool:
+    try:
+        reader.file.sync()
+    except OSError as error:
+        problems.append(f"{reader.path}: what a killed job left there may not survive a power loss: {error}")
+        return False
+    return True
 
 
 def is_only_begun(reader: SegmentReader) -> bool:

@@ -75,5 +75,6 @@ class MemoryFiles:
         self.folders.add(path)
 
     def sync_folder(self, path: str) -> None:
-        assert path in self.folders
+        if path not in self.folders:
+            raise FileNotFoundError(path)
         self.folder_syncs += 1

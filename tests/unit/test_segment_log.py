@@ -22,7 +22,7 @@ from cascade_mpi.segments import format as f
 from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.log import MAX_FULL, SegmentLog
 from cascade_mpi.segments.reader import open_segment
-from cascade_mpi.segments.recovery import SegmentIndex, latest, recover
+from cascade_mpi.segments.recovery import SegmentIndex, latest, numbers_in, recover
 
 PLACE = f.Place(STORE, 0, RUN)
 
@@ -278,7 +278,7 @@ def test_the_newest_record_of_a_key_counts_wherever_it_stands() -> None:
     assert read_back(files) == {(1, 38): b"new", (3, 100): b"again"}
     found = latest(recover(files, STORE).indexes)
     assert (len(found.blocks), len(found.tombstones), found.superseded) == (2, 1, 3)
-    halves = [recover(files, STORE, share=(part, 2)) for part in (0, 1)]
+    halves = [recover(files, STORE, share=(part, 2), numbers=numbers_in(files)) for part in (0, 1)]
     assert [index.segment for half in halves for index in half.indexes] == [0, 1]
     assert {half.next_segment for half in halves} == {2}
 
@@ -324,6 +324,18 @@ def test_what_a_scan_found_is_synced_before_it_is_used() -> None:
     files.syncs = files.folder_syncs = 0
     recover(files, STORE, sync=False)
     assert (files.syncs, files.folder_syncs) == (0, 0)
+
+
+def test_names_and_a_footer_without_a_sealed_name_are_synced_before_they_are_used() -> None:
+    files, _ = a_store([10, 20])
+    files.syncs = files.folder_syncs = 0
+    recover(files, STORE)
+    assert (files.syncs, files.folder_syncs) == (0, 1)
+    files.rename(f.sealed_name(0), f.open_name(0))
+    assert recover(files, STORE).indexes[0].sealed
+    assert (files.syncs, files.folder_syncs) == (1, 2)
+    recover(files, STORE, share=(1, 2), numbers=numbers_in(files))
+    assert (files.syncs, files.folder_syncs) == (1, 2)
 
 
 def test_a_store_without_segments_is_empty() -> None:

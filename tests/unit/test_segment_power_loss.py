@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disk_faults import FailingFiles, Plan
-from power_loss import Outcome, survey
+from disk_faults import FailingFiles, MutantFiles, Plan
+from power_loss import Outcome, survey, survey_all
 from promises import Acknowledged, Attempt, acknowledged
 from recorded_disk import Disk, Event, RecordingFiles
 
 from cascade_mpi.errors import CascadeError, DamagedError, DiskError, NotDurableError
+from cascade_mpi.segments import epochs
 from cascade_mpi.segments.files import PosixFiles
-from cascade_mpi.segments.format import MIN_SEGMENT_BYTES, PAGE, TRAILER_MAGIC
+from cascade_mpi.segments.format import FOLDER, MIN_SEGMENT_BYTES, PAGE, TRAILER_MAGIC, sealed_name
 from cascade_mpi.segments.log import SegmentLog
+from cascade_mpi.segments.offline import compact_directory
 from cascade_mpi.segments.reader import open_segment
 from cascade_mpi.segments.records import Record
 from cascade_mpi.segments.recovery import Recovery, latest, recover
 
 STORE = bytes(range(16))
 KEYS = 5
+FOLDER_SYNC = "sync_folder", FOLDER
 Key = tuple[int, int]
 
 
@@ -280,6 +283,54 @@ def test_a_second_power_loss(seed: int) -> None:
     outcome = survey(first, restart, seed=seed, count=200)
     assert not outcome.bad, str(outcome)
     assert len(outcomes) > 5
+
+
+def test_a_name_that_a_killed_job_left_unsynced_is_sure_before_it_is_used() -> None:
+    """Killed between the new name of a sealed file and the sync of the folder; who finds the block promises it."""
+    disk = Disk()
+    job = Job(disk, 0, ranks=1, wrap=lambda files: MutantFiles(files, lambda what, path: (what, path) != FOLDER_SYNC))
+    job.write(job.writers[0], (7, 1), b"never acknowledged by that job")
+    job.writers[0].log.close()
+    killed = len(disk.trace)
+    found = latest(recover(RecordingFiles(disk), STORE).indexes).blocks
+    assert [int(each["key_lo"]) for each in found] == [1]
+    disk.note(Acknowledged((((7, 1), int(found[0]["sequence"])),)))
+    outcome = survey_all(disk, judge, piece=PAGE)
+    assert not outcome.bad, str(outcome)
+    disk.trace = [each for at, each in enumerate(disk.trace) if at < killed or each.kind != "sync folder"]
+    assert words(survey_all(disk, judge, piece=PAGE)) == {"lost"}
+
+
+def test_a_removal_that_a_killed_job_left_unsynced_is_sure_before_a_tombstone_goes() -> None:
+    """A compaction was killed between the removal of a block's file and the sync of the folder."""
+    disk = Disk()
+    job = Job(disk, 0, ranks=1)
+    for value in (b"first", None):
+        job.write(job.writers[0], (7, 1), value)
+        job.settle(job.writers[0], job.writers[0].log.seal)
+    files = RecordingFiles(disk)
+    files.remove(sealed_name(0))
+    killed = len(disk.trace)
+    compact_directory(files, STORE, now=0, run=9, segment_bytes=MIN_SEGMENT_BYTES)
+    assert files.names("segments") == []
+    outcome = survey_all(disk, judge, piece=PAGE)
+    assert not outcome.bad, str(outcome)
+    first = next(at for at in range(killed, len(disk.trace)) if disk.trace[at].kind == "sync folder")
+    del disk.trace[first]
+    assert words(survey_all(disk, judge, piece=PAGE)) == {"resurrected"}
+
+
+def test_an_epoch_that_a_killed_job_left_unsynced_is_sure_before_it_is_used() -> None:
+    for sync in (True, False):
+        disk = Disk()
+        files = RecordingFiles(disk)
+        epochs.note(MutantFiles(files, lambda what, path: (what, path) != ("sync_folder", "epochs")), 5, 3)
+        assert epochs.noted(files, sync=sync) == {5: 3}
+        disk.note("used")
+        outcome = survey_all(
+            disk, lambda files, notes: ["lost"] if notes and epochs.noted(files) != {5: 3} else [], piece=PAGE
+        )
+        assert bool(outcome.bad) != sync, str(outcome)
 
 
 @pytest.mark.parametrize("direct", [False, True])
