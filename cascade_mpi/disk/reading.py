@@ -79,7 +79,7 @@ class DiskReads:
         outcome = self._whole(found.word, described, whole.ctypes.data)
         if outcome >= 0:
             self._promotion.bring(found.word, described.view(DESCRIPTOR)[0], whole.ctypes.data, insist=True)
-        return outcome != c.MISS
+        return bool(outcome != c.MISS)
 
     def fetch(self, found: Found) -> bool:
         """Local. As `promote`: whether it came. The word and the descriptor are those of this thread's last look."""
