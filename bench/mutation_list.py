@@ -11,6 +11,7 @@ from bench import (
     mutation_list_dedup,
     mutation_list_disk,
     mutation_list_fences,
+    mutation_list_flush,
     mutation_list_namespaces,
     mutation_list_pool,
     mutation_list_protection,
@@ -23,4 +24,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *mutation_list_copies.MUTATIONS, *mutation_list_namespaces.MUTATIONS, *mutation_list_protection.MUTATIONS,
     *mutation_list_pool.MUTATIONS, *mutation_list_dedup.MUTATIONS, *mutation_list_capacity.MUTATIONS,
     *mutation_list_disk.MUTATIONS, *mutation_list_compaction.MUTATIONS, *mutation_list_crash.MUTATIONS,
+    *mutation_list_flush.MUTATIONS,
 )  # fmt: skip

@@ -83,15 +83,18 @@ class OnDisk(Protocol):
         """Local. Read `room` bytes from `offset` of the block that this thread's last get found to be ON_DISK.
 
         The scratch has its WORD, SLOT, HOME, BUCKET, LENGTH, BEGAN and descriptor, which stays there. The outcome:
-        `room`; MISS if its record is damaged, which is counted and logged there; CHANGED if the index has another word
-        by now, or BEGAN is longer ago than an attempt may take (`Fabric.attempt`).
+        `room`; MISS if its record is damaged, or not visible here yet, which is counted and logged there; CHANGED if
+        the index has another word by now, or BEGAN is longer ago than an attempt may take (`Fabric.attempt`).
         """
 
     def plan(self, described: npt.NDArray[np.uint8]) -> Plan:
         """Local. How to read the blocks that have these descriptors, uint8[n, 128], one after the other."""
 
-    def promote(self, found: Found) -> None:
-        """Local. Bring a block into memory, unless its word has changed meanwhile; StoreFullError: there is no room."""
+    def promote(self, found: Found) -> bool:
+        """Local. Bring a block into memory, unless its word has changed meanwhile; StoreFullError: there is no room.
+
+        False: its bytes cannot be read, which is counted as a miss.
+        """
 
 
 class _NotInMemoryError(CascadeError):
@@ -246,7 +249,8 @@ class Reader:
             if is_disk(found.word):
                 if not promote:
                     raise _NotInMemoryError(f"block {shown(hi, lo)} is on disk")
-                self._disk(hi, lo).promote(found)
+                if not self._disk(hi, lo).promote(found):
+                    return None
                 continue
             pin = self._pins.pin(found.word, found.rank, found.home, found.bucket, found.slot)
             if pin is not None:

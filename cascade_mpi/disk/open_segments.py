@@ -1,7 +1,10 @@
 """The segments that a rank has open for reading, of all ranks' writing.
 
-Covers opening them by number, what their headers say, how many stay open, and one record's payload. Does not cover
-what a read that fails means (`reading`).
+Covers opening them by number, what their headers say, how many stay open, one record's payload, and whether what is
+missing of it may only be late. Does not cover what a read that fails means (`reading`).
+
+Where a file system is not coherent between nodes (NFS, say), what another node appends to an open segment is seen here
+later: the file is shorter, or zero from some page on. That is no damage. It comes with the seal, and perhaps before.
 """
 
 from __future__ import annotations
@@ -13,11 +16,15 @@ from typing import Any
 from cascade_mpi.errors import DamagedError
 from cascade_mpi.layout import DiskLocation
 from cascade_mpi.segments.files import Files
-from cascade_mpi.segments.format import Place, end_of
+from cascade_mpi.segments.format import PAGE, UNIT, Place, end_of, open_name
 from cascade_mpi.segments.reader import SegmentReader, open_segment
 
 _STEP_BYTES = 1 << 20  # at a time: of more, Linux leaves out what is beyond the device's largest transfer
 MOST = 256  # open files of a rank; the segment that was used last longest ago is closed first
+
+
+class NotVisibleError(DamagedError):
+    """Bytes of a segment that a rank of this job still writes are not seen here, perhaps not yet."""
 
 
 class _Segment:
@@ -25,14 +32,22 @@ class _Segment:
 
     def __init__(self, reader: SegmentReader) -> None:
         self.reader, self.users = reader, 0
-        self.place: Place = reader.header().place
+        try:
+            self.place: Place = reader.header().place
+        except DamagedError as error:
+            if _hidden(reader, 0, PAGE):
+                raise NotVisibleError(error.path, error.offset, error.what) from error
+            raise
 
 
 class OpenSegments:
-    """A cache of open segment files. Thread-safe; reads overlap."""
+    """A cache of open segment files. Thread-safe; reads overlap.
 
-    def __init__(self, files: Files, store: bytes, *, most: int = MOST) -> None:
-        self._files, self._store, self._most = files, store, most
+    `run` is that of this job: only its ranks still write. None: none of them does.
+    """
+
+    def __init__(self, files: Files, store: bytes, *, run: int | None = None, most: int = MOST) -> None:
+        self._files, self._store, self._run, self._most = files, store, run, most
         self._open: OrderedDict[int, _Segment] = OrderedDict()
         self._lock = threading.Lock()
         self.opened = self.bytes_read = 0
@@ -42,17 +57,35 @@ class OpenSegments:
 
         Raises
         ------
+        NotVisibleError
+            A rank of this job still writes the segment, and the record or a page of it is not there, or zero: it may
+            be found later. The file was opened once more before.
         DamagedError
             It is not there, or not whole, or of another key, sequence or length.
         DiskError
             NoSuchFileError if there is no such segment; others are the file system's.
         """
+        try:
+            self._read(location, address, length, key, sequence)
+        except NotVisibleError as hidden:
+            self.forget(location.segment)  # it may be sealed by now, and who opens a file anew may see more of it
+            try:
+                self._read(location, address, length, key, sequence)
+            except FileNotFoundError:  # neither name for a moment: it is being sealed
+                raise hidden from None
+
+    def _read(self, location: DiskLocation, address: int, length: int, key: tuple[int, int], sequence: int) -> None:
         segment = self._take(location.segment)
         try:
-            reader = segment.reader
-            if end_of(location.unit, length) > reader.size:
+            reader, end = segment.reader, end_of(location.unit, length)
+            if end > reader.size:
                 reader.size = reader.file.size()  # it was still being written when it was opened
-            reader.read_to(location.unit, segment.place, address, length, key, sequence)
+            try:
+                reader.read_to(location.unit, segment.place, address, length, key, sequence)
+            except DamagedError as error:
+                if segment.place.run == self._run and _hidden(reader, location.unit * UNIT, end):
+                    raise NotVisibleError(error.path, error.offset, error.what) from error
+                raise
             self.bytes_read += length
         finally:
             self._give_back(location.segment, segment)
@@ -120,3 +153,22 @@ class OpenSegments:
             segment = self._open.pop(number)
             if not segment.users:
                 segment.reader.close()
+
+
+def _hidden(reader: SegmentReader, begin: int, end: int) -> bool:
+    """Whether bytes of a segment without a seal are missing, as far as this node sees: cut off, or zero on some page.
+
+    Appends come as whole records, and pages come whole: what is late of a record is all that it has on a page.
+    """
+    if reader.path != open_name(reader.segment):
+        return False
+    if end > reader.size:
+        return True
+    for at in range(begin - begin % PAGE, end, _STEP_BYTES):
+        low, high = max(at, begin), min(at + _STEP_BYTES, end)
+        data = reader.bytes_at(low, high - low).tobytes()
+        if len(data) < high - low:
+            return True
+        if not all(any(data[max(page - low, 0) : page - low + PAGE]) for page in range(at, high, PAGE)):
+            return True
+    return False

@@ -178,7 +178,7 @@ class Disk(NamedTuple):
         return {
             "blocks": self.cells.live, "bytes": self.cells.live_bytes, "gets": reads.reads,
             "bytes_got": reads.bytes_read, "bytes_read": self.segments.bytes_read,
-            "damaged": reads.damaged, "read_again": reads.again,
+            "damaged": reads.damaged, "not_visible": reads.not_visible, "read_again": reads.again,
             "promoted": self.promotion.promoted, "promoted_bytes": self.promotion.promoted_bytes,
             "demoted": tier.demoted, "demoted_bytes": tier.demoted_bytes, "cleaned": tier.cleaned,
             "written": tier.written, "written_bytes": tier.written_bytes, "tombstones": tier.tombstones,
@@ -245,7 +245,7 @@ def open_disk(
         memory_only=partial(_by_content, registry),
     )  # fmt: skip
     pool.own.below = tier
-    segments = OpenSegments(directory.files, directory.store)
+    segments = OpenSegments(directory.files, directory.store, run=directory.run if directory.writable else None)
     promotion = Promotion(fabric, pool, registry, protected)
     reads = DiskReads(fabric, reader, segments, promotion)
     reader.on_disk = reads

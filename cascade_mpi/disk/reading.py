@@ -4,7 +4,8 @@ Covers one block or a part of it, and what a read that failed means. Does not co
 (`onesided`), nor what is brought into memory (`promotion`).
 
 A record that is gone, or not whole, is damage only if the index still has the same word with the same location
-(rule 5 of `docs/disk.md`): else the block was replaced, or its record moved, and the read begins again.
+(rule 5 of `docs/disk.md`): else the block was replaced, or its record moved, and the read begins again. Nor is it
+damage if a rank of this job still writes the segment and this node does not see that much of it: a miss, for now.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from cascade_mpi.disk.ahead import Plan
 from cascade_mpi.disk.cells import ATTEMPT_S, DiskCells
 from cascade_mpi.disk.look import descriptor_of
-from cascade_mpi.disk.open_segments import OpenSegments
+from cascade_mpi.disk.open_segments import NotVisibleError, OpenSegments
 from cascade_mpi.disk.promotion import Promotion
 from cascade_mpi.errors import DamagedError, DiskError
 from cascade_mpi.fabric import Fabric
@@ -40,7 +41,7 @@ class DiskReads:
 
     def __init__(self, fabric: Fabric, reader: Reader, segments: OpenSegments, promotion: Promotion) -> None:
         self._fabric, self._reader, self._segments, self._promotion = fabric, reader, segments, promotion
-        self.reads = self.bytes_read = self.damaged = self.again = 0
+        self.reads = self.bytes_read = self.damaged = self.not_visible = self.again = 0
 
     def read(self, address: int, room: int, offset: int) -> int:
         """Local. See `OnDisk.read`. 1 or 2 reads of the file; 1 Get and 1 Flush at the home afterwards."""
@@ -70,13 +71,15 @@ class DiskReads:
         """Local. See `OnDisk.plan`."""
         return Plan(self._segments, described.view(DESCRIPTOR)[:, 0])
 
-    def promote(self, found: Found) -> None:
-        """Local. See `OnDisk.promote`. A damaged block is not brought; the next look says what it is."""
+    def promote(self, found: Found) -> bool:
+        """Local. See `OnDisk.promote`."""
         s = self._fabric.scratch
         described = s.descriptor.copy()
         whole = np.empty(found.nbytes, np.uint8)
-        if self._whole(found.word, described, whole.ctypes.data) >= 0:
+        outcome = self._whole(found.word, described, whole.ctypes.data)
+        if outcome >= 0:
             self._promotion.bring(found.word, described.view(DESCRIPTOR)[0], whole.ctypes.data, insist=True)
+        return bool(outcome != c.MISS)
 
     def fetch(self, found: Found) -> bool:
         """Local. As `promote`: whether it came. The word and the descriptor are those of this thread's last look."""
@@ -85,14 +88,12 @@ class DiskReads:
         return self._promotion.promoted > before
 
     def promote_key(self, key: tuple[int, int]) -> bool:
-        """Local. Bring a key's block into memory; False: there is none, or it is damaged. StoreFullError: no room."""
+        """Local. Bring a key's block into memory; False: none, or its bytes cannot be read. StoreFullError: no room."""
         while True:
             found = self._reader.find(*key)
             if found is None or not is_disk(found.word):
                 return found is not None
-            damaged = self.damaged
-            self.promote(found)
-            if self.damaged > damaged:
+            if not self.promote(found):
                 return False
 
     def warm(self, cells: DiskCells, cell: int, room: npt.NDArray[np.uint8]) -> bool:
@@ -124,7 +125,16 @@ class DiskReads:
         generation = word >> GENERATION_SHIFT & MAX_GENERATION
         if now["magic"] != MAGIC or int(now["generation"]) != generation or int(now["content_hi"]) != location:
             return int(c.CHANGED)
-        self.damaged += 1
         s.words[c.COUNTERS + c.C_MISSES] += 1
-        _log.error("block %s is lost: %s", shown(*key), problem)
+        if isinstance(problem, NotVisibleError):
+            if not self.not_visible:  # one is enough: there may be as many as reads
+                _log.warning(
+                    "block %s is a miss until its segment is sealed, and so are others that a rank of another node has "
+                    "just written: %s. `cascade doctor` under the launcher says whether this file system is coherent",
+                    shown(*key), problem,
+                )  # fmt: skip
+            self.not_visible += 1
+        else:
+            self.damaged += 1
+            _log.error("block %s is lost: %s", shown(*key), problem)
         return int(c.MISS)

@@ -1,6 +1,6 @@
 """The hints that a shared file is opened with, and which of them the MPI took.
 
-Covers names, values, and the comparison for `report()`. Does not cover who opens what (see `shared`, `files`).
+Covers names, values, and the comparison for `report()`. Does not cover who opens what (see `shared`, `new_file`).
 
 An MPI ignores hints that it does not know and says nothing, so what was asked for is worth nothing until it is read
 back. A hint is taken when the open file has it with the same value; ROMIO's generic driver also repeats the striping
@@ -34,11 +34,6 @@ def shared_hints(ranks: int) -> dict[str, str]:
         "romio_lustre_ds_in_coll": "disable",  # its default reads and modifies
         "romio_no_indep_rw": "true",
     }
-
-
-def own_hints(stripes: int = 1) -> dict[str, str]:
-    """Local. The hints for a file that one rank writes, in large pieces one after the other."""
-    return {"striping_unit": str(STRIPE_BYTES), "striping_factor": str(stripes), "romio_ds_write": "disable"}
 
 
 @contextmanager

@@ -118,7 +118,9 @@ def write_collectively(
     taken: dict[str, str] = {}
     own: PosixFile | None = None
     try:
-        own = files.join(path, direct=False)  # before the first write, to hear of errors; see `files`
+        # Before the first write: the system tells errors of writing back only to those who had the file open. And MPI's
+        # sync may sync nothing: ROMIO leaves its fsync out when it thinks that nothing was written.
+        own = files.join(path, direct=False)
     except BaseException as met:
         error = met
     try:

@@ -29,10 +29,9 @@ import numpy as np
 import numpy.typing as npt
 from mpi4py import MPI
 
-from cascade_mpi.errors import DiskError
 from cascade_mpi.mpiio.agreement import agreed, settle
-from cascade_mpi.mpiio.files import open_new
 from cascade_mpi.mpiio.hints import compared, shared_hints, taken_of
+from cascade_mpi.mpiio.new_file import open_new
 from cascade_mpi.mpiio.part import PartBytes
 from cascade_mpi.mpiio.patterns import Collective, Job, choose, write_collectively, write_own
 from cascade_mpi.mpiio.plan import Cursor, Part, Placed, by_segment, fragments, place
@@ -347,16 +346,3 @@ def _looked_at(records: Sequence[tuple[Record, Payload]]) -> tuple[list[Record],
     views = [memoryview(payload) for _, payload in records]
     views = [view.cast("B") if view.nbytes else memoryview(b"") for view in views]
     return [checked(record, view) for (record, _), view in zip(records, views, strict=True)], views
-
-
-def write_together(
-    comm: MPI.Intracomm, files: PosixFiles, store: bytes, numbers: Iterator[int], run: int,
-    records: Sequence[tuple[Record, Payload]], segment_bytes: int = MAX_SEGMENT_BYTES, **options: Any,
-) -> list[Location]:  # fmt: skip
-    """Collective. `SharedSegments(...).write(records)`, for who writes once. DiskError on all ranks, or on none."""
-    shared = SharedSegments(comm, files, store, numbers, run, segment_bytes, **options)
-    try:
-        return shared.write(records)
-    finally:
-        with contextlib.suppress(DiskError):
-            shared.free()

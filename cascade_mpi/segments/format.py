@@ -122,11 +122,6 @@ def footer_bytes(end: int, count: int) -> int:
     return align(align(end, PAGE) + count * ENTRY_BYTES, PAGE) + PAGE
 
 
-def alone_bytes(length: int) -> int:
-    """Local. The size of a segment that holds one record with a payload of `length` bytes."""
-    return footer_bytes(end_of(unit_after(PAGE, length), length), 1)
-
-
 def sealed_name(segment: int) -> str:
     """Local. The path of a sealed segment, relative to the store's directory."""
     return f"{FOLDER}/{segment:016x}.seg"

@@ -156,25 +156,6 @@ class DirectoryLock:
             os.close(descriptor)
 
 
-def owner_of(root: str | os.PathLike[str]) -> Owner | None:
-    """Local. Who wrote the name in a directory's LOCK; None if nobody did, or it cannot be read.
-
-    Whether he still lives is for `DirectoryLock.take` to find out. Not for the process that holds it itself: closing
-    the file would end its lock, so that one is told None.
-    """
-    path = Path(root).absolute() / NAME
-    with _guard, suppress(OSError):
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in _held:
-            return None
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            return _read(descriptor)
-        finally:
-            os.close(descriptor)
-    return None
-
-
 def _refuse_own(path: Path) -> None:
     with suppress(FileNotFoundError, NotADirectoryError):
         status = os.stat(path)

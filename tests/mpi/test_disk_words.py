@@ -116,11 +116,11 @@ class Demoted:
     def plan(self, described: np.ndarray) -> Backwards:
         return Backwards(described)
 
-    def promote(self, found: Found) -> None:
+    def promote(self, found: Found) -> bool:
         if self.full:
             raise StoreFullError("no room")
         data = np.frombuffer(self.bytes[found.rank, found.page], np.uint8)
-        assert self.store.put(found.lo, data)
+        return self.store.put(found.lo, data).stored
 
 
 @pytest.fixture(params=["compiled", "python"])

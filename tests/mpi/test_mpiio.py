@@ -1,4 +1,4 @@
-"""Segments through MPI: what all ranks write together, and the non-blocking writes of one rank.
+"""Segments that all ranks write together.
 
 The oracle of a shared segment is the log of one writer, to which the records of all ranks are given. Limits of the
 file size stand in for a full disk: the system refuses the write with an error, here on one rank only.
@@ -12,7 +12,7 @@ import os
 import random
 import resource
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from typing import Any
 import pytest
 from mpi4py import MPI
 
-from cascade_mpi.errors import DiskError, DiskFullError, FileThereError, NotDurableError
-from cascade_mpi.mpiio.files import MpiFile, MpiFiles
+from cascade_mpi.errors import DiskError, DiskFullError, FileThereError
 from cascade_mpi.mpiio.hints import compared, shared_hints
 from cascade_mpi.mpiio.patterns import choose, window_bytes
 from cascade_mpi.mpiio.plan import Part
-from cascade_mpi.mpiio.shared import STEPS, SharedSegments, write_together
+from cascade_mpi.mpiio.shared import STEPS, SharedSegments
 from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.format import LARGE, MIN_SEGMENT_BYTES, Location
 from cascade_mpi.segments.fsck import fsck
@@ -70,9 +69,12 @@ def collective(way: str) -> str:
 def shared(comm: MPI.Intracomm, files: PosixFiles, collective: str) -> Iterator[Callable[..., SharedSegments]]:
     made: list[SharedSegments] = []
 
-    def make(segment_bytes: int = 1 << 20, **options: Any) -> SharedSegments:
+    def make(
+        segment_bytes: int = 1 << 20, *, numbers: Iterable[int] | None = None, **options: Any
+    ) -> SharedSegments:  # fmt: skip
         options = {"collective": collective} | options
-        made.append(SharedSegments(comm, files, STORE, count(), RUN, segment_bytes, **options))
+        drawn = count() if numbers is None else iter(numbers)
+        made.append(SharedSegments(comm, files, STORE, drawn, RUN, segment_bytes, **options))
         return made[-1]
 
     yield make
@@ -344,16 +346,16 @@ def test_wrong_records_of_one_rank_are_an_error_on_all(
 
 
 def test_a_number_that_is_taken_and_numbers_that_end(
-    comm: MPI.Intracomm, files: PosixFiles, collective: str, assert_all: Any
+    comm: MPI.Intracomm, files: PosixFiles, shared: Any, assert_all: Any
 ) -> None:
     mine = [record_of(comm.rank, b"x")]
-    write_together(comm, files, STORE, iter([7]), RUN, mine, collective=collective)
+    shared(numbers=[7]).write(mine)
     before = contents_of(files)
     comm.Barrier()
     for numbers in ([7], []):
         error = None
         try:
-            write_together(comm, files, STORE, iter(numbers), RUN, mine, collective=collective)
+            shared(numbers=numbers).write(mine)
         except (ValueError, DiskError) as met:
             error = met
         assert_all(comm, error is not None)
@@ -362,7 +364,7 @@ def test_a_number_that_is_taken_and_numbers_that_end(
     comm.Barrier()
     error = None
     try:
-        write_together(comm, files, STORE, iter([9]), RUN, mine, collective=collective)
+        shared(numbers=[9]).write(mine)
     except FileThereError as met:
         error = met
     assert_all(comm, error is not None, "another job's file is in the way")
@@ -400,122 +402,3 @@ def test_auto_writes_together_where_parts_are_small_and_nodes_several() -> None:
         False,
     ]
     assert [choose("on", 1, large)[0], choose("off", 2, small)[0]] == [True, False]
-
-
-# ---------------------------------------------------------------------------------------- one rank's own files
-
-
-@pytest.fixture(params=["copy", "borrow"])
-def own_files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MpiFiles]:
-    options: dict[str, Any] = {"limit_bytes": 1 << 20, "patience_s": 0.2}
-    with MpiFiles(tmp_path / "own", make=True, borrow=request.param == "borrow", **options) as files:
-        yield files
-
-
-def test_a_log_over_non_blocking_writes(own_files: MpiFiles, tmp_path: Path) -> None:
-    records = [record_of(n, random.Random(n).randbytes(SIZES[n % len(SIZES)])) for n in range(40)]
-    log = SegmentLog(own_files, STORE, count(), RUN, 1 << 20)
-    for number, (record, payload) in enumerate(records):
-        log.append(record, payload)
-        if number == 20:
-            log.sync()
-    log.close()
-    with PosixFiles(tmp_path / "oracle", make=True) as files:
-        log = SegmentLog(files, STORE, count(), RUN, 1 << 20)
-        for number, (record, payload) in enumerate(records):
-            log.append(record, payload)
-            if number == 20:
-                log.sync()
-        log.close()
-        assert contents_of(own_files) == contents_of(files)
-    assert read_back(own_files) == {record.key_hi: payload for record, payload in records}
-    assert own_files.ended == own_files.started > 40
-
-
-def test_random_writes_and_reads(own_files: MpiFiles) -> None:
-    chance, expected = random.Random(5), bytearray()
-    with own_files.create("a") as file:
-        payloads = []  # borrowed memory stays as it is
-        for _ in range(40):
-            offset, parts = (
-                chance.randrange(300_000),
-                [chance.randbytes(chance.choice((0, 9, 70_000))) for _ in range(3)],
-            )
-            payloads += parts
-            data = b"".join(parts)
-            own_files.drain()  # writes that overlap have no order
-            file.write_at(offset, *parts)
-            if data:
-                expected.extend(bytes(max(0, offset + len(data) - len(expected))))
-                expected[offset : offset + len(data)] = data
-        assert file.size() == len(expected)
-        out = bytearray(len(expected))
-        assert file.read_at(0, out) == len(expected)
-        assert out == expected
-
-
-@pytest.mark.parametrize("borrow", [False, True])
-def test_what_is_written_is_copied_unless_it_is_borrowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, borrow: bool
-) -> None:
-    given: list[memoryview] = []
-    begin = MpiFile.begin
-
-    def spy(file: MpiFile, offset: int, buffer: memoryview) -> Any:
-        given.append(buffer)
-        return begin(file, offset, buffer)
-
-    monkeypatch.setattr(MpiFile, "begin", spy)
-    with MpiFiles(tmp_path / "own", make=True, borrow=borrow) as files, files.create("a") as file:
-        payload = bytearray(b"a" * 300_000)
-        file.write_at(0, payload)
-        files.drain()
-        payload[:] = b"b" * 300_000
-        assert bytes(given[0]) == (payload if borrow else b"a" * 300_000)
-        assert files.ended == files.started == 1
-
-
-def test_a_sync_is_one_of_the_system_and_what_is_new_is_private(
-    own_files: MpiFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[int] = []
-    fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), fsync(descriptor))[1])
-    with own_files.create("a") as file:
-        with pytest.raises(FileThereError):
-            own_files.create("a")
-        file.write_at(0, bytes(100_000))
-        file.sync()
-        assert len(synced) == 1
-    assert stat.S_IMODE(os.stat(own_files.root / "a").st_mode) == 0o600
-
-
-@pytest.mark.parametrize("limit", [500_000, 524_288, 100_000])
-def test_a_write_that_the_system_refuses_ends_its_segment_and_nothing_of_it_counts(
-    own_files: MpiFiles, limit: int
-) -> None:
-    log = SegmentLog(own_files, STORE, count(), RUN, 1 << 20)
-    kept = record_of(1, b"durable")
-    log.append(*kept)
-    log.sync()
-    lost = []
-    with no_file_above(limit):
-        for number in range(2, 8):
-            record, payload = record_of(number, random.Random(number).randbytes(200_000))
-            with contextlib.suppress(DiskError):
-                log.append(record, payload)
-                lost.append(number)
-        with pytest.raises(NotDurableError) as caught:
-            log.sync()
-    assert caught.value.errno == errno.EFBIG
-    told = {each.key_hi for each in caught.value.lost}
-    assert told <= set(lost)
-    stored = set(lost) - told
-    for number in lost:
-        if number in told:
-            log.append(*record_of(number, random.Random(number).randbytes(200_000)))
-    log.close()
-    blocks = read_back(own_files, whole=False)
-    for number in {1} | stored | told:
-        payload = b"durable" if number == 1 else random.Random(number).randbytes(200_000)
-        assert blocks[number] == payload

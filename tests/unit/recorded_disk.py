@@ -124,6 +124,10 @@ class RecordingFiles:
         with _errors("opening it", path):
             return RecordingFile(self, path, self._file(path), False)
 
+    def join(self, path: str) -> RecordingFile:
+        with _errors("opening it for writing", path):
+            return RecordingFile(self, path, self._file(path), True)
+
     def rename(self, old: str, new: str) -> None:
         with _errors("renaming it", old):
             inode = self._file(old)
@@ -190,6 +194,12 @@ class RecordingFile:
     def __init__(self, files: RecordingFiles, path: str, inode: int, writable: bool) -> None:
         self._files, self.path, self.inode, self._writable = files, path, inode, writable
         self._closed = False
+
+    def __enter__(self) -> RecordingFile:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.close()
 
     def write_at(self, offset: int, *parts: Any) -> None:
         if not self._writable:

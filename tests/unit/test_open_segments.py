@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from late_files import LateFiles
 from memory_files import MemoryFile, MemoryFiles
-from segment_making import STORE, a_log, random_bytes, record_of
+from segment_making import RUN, STORE, a_log, random_bytes, record_of
 
 from cascade_mpi.disk.ahead import AHEAD_BYTES, STRETCH_BYTES, Plan
-from cascade_mpi.disk.open_segments import OpenSegments
+from cascade_mpi.disk.open_segments import NotVisibleError, OpenSegments
+from cascade_mpi.errors import DamagedError
 from cascade_mpi.layout import DESCRIPTOR, FLAG_DISK, DiskLocation, pack_location
-from cascade_mpi.segments.format import UNIT, Location, end_of, sealed_name
+from cascade_mpi.segments.format import PAGE, UNIT, Location, end_of, open_name, sealed_name
+from cascade_mpi.segments.log import SegmentLog
 
 LENGTH = 600 << 10
 
@@ -170,4 +173,88 @@ def test_small_blocks_too(length: int) -> None:
     for number, where in enumerate(places):
         read(segments, where, number, length)
     assert segments.bytes_read == 200 * length
+    segments.close()
+
+
+# ------------------------------------------------------------------- where others' writes are seen late
+
+SIZES = [5000, 70_000, 300_000, 900]
+
+
+def written(files: MemoryFiles) -> tuple[SegmentLog, list[Location]]:
+    """A segment that is still written, with a block of each size."""
+    log = a_log(files, 1 << 20)
+    return log, [log.append(record_of(at, size), random_bytes(at, size)) for at, size in enumerate(SIZES)]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("pages", [0, 1, 2, 4, 30, 60])
+def test_a_tail_that_is_not_seen_is_no_damage_and_is_found_after_the_seal(pages: int, zeros: bool) -> None:
+    files = MemoryFiles()
+    log, places = written(files)
+    late = LateFiles(files, pages * PAGE, zeros=zeros)
+    segments = OpenSegments(late, STORE, run=RUN)
+    hidden = [end_of(where.unit, size) > pages * PAGE for where, size in zip(places, SIZES, strict=True)]
+    assert any(hidden)
+    for _ in range(2):
+        for at, where in enumerate(places):
+            if hidden[at]:
+                with pytest.raises(NotVisibleError):
+                    read(segments, where, at, SIZES[at])
+            else:
+                read(segments, where, at, SIZES[at])
+    log.close()
+    for at, where in enumerate(places):
+        read(segments, where, at, SIZES[at])
+    segments.close()
+
+
+def test_a_tail_is_found_when_it_is_seen_and_while_its_segment_is_renamed() -> None:
+    files = MemoryFiles()
+    log, places = written(files)
+    late = LateFiles(files, 2 * PAGE)
+    segments = OpenSegments(late, STORE, run=RUN)
+    with pytest.raises(NotVisibleError):
+        read(segments, places[1], 1, SIZES[1])
+    late.seen = 1 << 20
+    read(segments, places[1], 1, SIZES[1])
+    late.seen = 2 * PAGE
+    segments.forget(places[1].segment)
+    with pytest.raises(NotVisibleError):
+        read(segments, places[1], 1, SIZES[1])
+    whole = files.contents.pop(open_name(0))  # neither name is seen
+    with pytest.raises(NotVisibleError):
+        read(segments, places[1], 1, SIZES[1])
+    files.contents[open_name(0)] = whole
+    log.close()
+    read(segments, places[1], 1, SIZES[1])
+    segments.close()
+
+
+def test_what_is_wrong_in_an_open_segment_is_damage_if_it_cannot_be_late() -> None:
+    files = MemoryFiles()
+    log, places = written(files)
+    data = files.contents[open_name(0)]
+    for run, at in ((RUN, places[1].unit * UNIT + 5000), (RUN, places[0].unit * UNIT + 20)):
+        data[at] ^= 1
+        segments = OpenSegments(files, STORE, run=run)
+        for number in range(2):
+            if places[number].unit * UNIT <= at < end_of(places[number].unit, SIZES[number]):
+                with pytest.raises(DamagedError) as caught:
+                    read(segments, places[number], number, SIZES[number])
+                assert not isinstance(caught.value, NotVisibleError)
+        segments.close()
+        data[at] ^= 1
+    for run in (RUN + 1, None):  # of an earlier job: nobody writes it now
+        segments = OpenSegments(LateFiles(files, 2 * PAGE), STORE, run=run)
+        with pytest.raises(DamagedError) as caught:
+            read(segments, places[1], 1, SIZES[1])
+        assert not isinstance(caught.value, NotVisibleError)
+        segments.close()
+    log.close()
+    files.contents[sealed_name(0)][2 * PAGE :] = bytes(len(files.contents[sealed_name(0)]) - 2 * PAGE)
+    segments = OpenSegments(files, STORE, run=RUN)  # sealed: all of it was there
+    with pytest.raises(DamagedError) as caught:
+        read(segments, places[1], 1, SIZES[1])
+    assert not isinstance(caught.value, NotVisibleError)
     segments.close()

@@ -23,7 +23,7 @@ from cascade_mpi.errors import DiskError, LocksUnsupportedError, StoreIdentityEr
 from cascade_mpi.segments import identity, lock
 from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.identity import Identity, ensure
-from cascade_mpi.segments.lock import DirectoryLock, Owner, owner_of
+from cascade_mpi.segments.lock import DirectoryLock, Owner
 
 UUID = bytes(range(16))
 OWNER = Owner("node7", 4711, "123", 1_700_000_000)
@@ -248,12 +248,11 @@ class TestLock:
         for _ in range(2):  # being refused must not end the other's lock
             with pytest.raises(StoreInUseError, match=words):
                 DirectoryLock.take(tmp_path, OWNER)
-        assert owner_of(tmp_path) == Owner("node7", holder.pid, "123", 1_700_000_000)
 
     def test_a_dead_job_blocks_nobody(self, tmp_path: Path, holder: subprocess.Popen[str]) -> None:
         holder.send_signal(signal.SIGKILL)
         holder.wait(30)
-        assert owner_of(tmp_path) is not None  # its name is there still
+        assert b"node7" in (tmp_path / "LOCK").read_bytes()  # its name is there still
         with DirectoryLock.take(tmp_path, OWNER) as taken:
             assert taken.note == ""
             assert json.loads((tmp_path / "LOCK").read_bytes() or "{}") != {}
@@ -263,7 +262,6 @@ class TestLock:
         first.release()
         first.release()
         assert (tmp_path / "LOCK").read_bytes() == b""
-        assert owner_of(tmp_path) is None
         with DirectoryLock.take(tmp_path, OWNER):
             pass
 
@@ -275,7 +273,6 @@ class TestLock:
             (tmp_path.parent / "other").symlink_to(tmp_path)
             with pytest.raises(StoreInUseError, match="this process"):
                 DirectoryLock.take(tmp_path.parent / "other", OWNER)
-            assert owner_of(tmp_path) is None  # not read: that would end the lock
             assert self._refused_elsewhere(tmp_path)
         assert not self._refused_elsewhere(tmp_path)
 
@@ -382,7 +379,6 @@ class TestLock:
     )
     def test_a_name_that_cannot_be_read(self, tmp_path: Path, holder: subprocess.Popen[str], text: bytes) -> None:
         (tmp_path / "LOCK").write_bytes(text)
-        assert owner_of(tmp_path) is None
         with pytest.raises(StoreInUseError, match="has not written its name"):
             DirectoryLock.take(tmp_path, OWNER)
 
@@ -395,7 +391,6 @@ class TestLock:
     def test_no_directory(self, tmp_path: Path) -> None:
         with pytest.raises(DiskError, match="opening the lock failed"):
             DirectoryLock.take(tmp_path / "none", OWNER)
-        assert owner_of(tmp_path / "none") is None
 
     def test_the_list_of_locks_is_empty_in_the_end(self) -> None:
         assert lock._held == set()
