@@ -31,7 +31,7 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to be made.", show_default=False)],
     namespace: Annotated[str, typer.Option(metavar="N", help=NAMESPACE_HELP, show_default="default")] = "",
     epoch: Annotated[
-        int | None, typer.Option(min=0, help="Weight epoch.", show_default="the highest that has blocks")
+        int | None, typer.Option(min=0, help="Weight epoch.", show_default="the present one")
     ] = None,
     salt_file: Annotated[Path | None, typer.Option(metavar="FILE", help=SALT_HELP)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
