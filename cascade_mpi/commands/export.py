@@ -1,7 +1,7 @@
 """`cascade export DIR OUT.h5`: a namespace of a disk tier's directory as an HDF5 file.
 
-Covers the options, what is printed, and the exit status: 0; 1 if blocks were damaged and left out; 2 if nothing was
-written. Does not cover what is exported (see `hdf5.from_directory`). Needs no MPI and changes nothing in the directory.
+Covers the options, what is printed, and the exit status: 0; 1 if blocks were damaged and left out, or may be missing
+because of damage in the directory; 2 if nothing was written. Does not cover what is exported (see `hdf5.from_directory`). Needs no MPI and changes nothing in the directory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def export(
     """Write a namespace of a disk tier's directory into a new HDF5 file, which any h5py can read.
 
     Of a namespace with a salt the keys are written as they are stored, unless the salt is given. Exit status 1 if
-    damaged blocks were left out, 2 if nothing was written. Better while no job writes to the directory.
+    damaged blocks were left out, or may be missing because the directory is damaged, 2 if nothing was written. Better
+    while no job writes to the directory.
     """
     context.obj.append(
         lambda: run(
@@ -84,7 +85,7 @@ def run(
         if done.origin.keys == "stored":
             print("Keys are as they are stored: --namespace and --salt-file would give those that programs use.")
     tell(done.damages, problems, directory)
-    return int(bool(done.damages))
+    return int(bool(done.damages or problems))  # a table that is lost does not say whose blocks are missing
 
 
 def read_salt(path: Path | None) -> bytes:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cascade_mpi.errors import ConfigError, DiskError, Hdf5FileError
+from cascade_mpi.errors import CascadeError, ConfigError, DiskError, Hdf5FileError
 from cascade_mpi.hdf5.origin import STORED, Origin, mixed_in, stored_keys
 from cascade_mpi.hdf5.reading import Block, ExportFile
 from cascade_mpi.hdf5.rows import path_of
@@ -82,6 +82,8 @@ def import_directory(
         A job writes to the directory.
     DiskError
         The directory cannot be made or read.
+    CascadeError
+        It has damage, for which a job would refuse to write to it, too.
     """
     with ExportFile(source) as file:
         keys = list(file.keys())  # a damaged list is seen before anything is made
@@ -91,6 +93,11 @@ def import_directory(
             told = names.read(files)
             before = identity.read(files)
             found = Recovery([], [], 0) if before is None else recover(files, before.uuid)
+            if found.problems:
+                raise CascadeError(
+                    f"{root} has damage ({found.problems[0]}), and no job writes to such a directory: nothing was "
+                    f"imported. `cascade fsck {root}` says what to do"
+                )
             wanted = _target(file.origin, namespace, salt, told.namespaces)
             there = epochs.present(files, (each.entries for each in found.indexes)).get(wanted.id, 0)
             epoch = _epoch(file.origin, wanted.id, there, found)
@@ -108,7 +115,7 @@ def import_directory(
             failed = _take_all(done, keys, log)
     return DirectoryImport(
         file.origin, wanted, epoch, done.blocks, done.bytes, done.kept, done.expired, done.damages,
-        [*told.problems, *found.problems, *found.torn], failed,
+        [*told.problems, *found.torn], failed,
     )  # fmt: skip
 
 

@@ -413,3 +413,21 @@ def test_a_file_of_a_later_epoch_takes_nothing_away(tmp_path: Path, capsys: pyte
     assert main(["import", str(tmp_path / "new"), str(out)]) == 0
     with PosixFiles(tmp_path / "new", read_only=True) as files:
         assert epochs.noted(files) == {PLAIN.id: 3}, "the namespace has no block there"
+
+
+def test_a_directory_that_was_cut_short(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.h5"
+    assert main(["export", str(directory), str(out)]) == 0
+    [segment] = directory.glob("segments/*.seg")
+    os.truncate(segment, 300_000)  # within the large block: its table is gone, and nobody knows what was behind it
+    capsys.readouterr()
+    assert main(["export", str(directory), str(tmp_path / "b.h5")]) == 1, "blocks are missing"
+    captured = capsys.readouterr()
+    assert "1 block" in captured.out
+    assert "no trailer page" in captured.err
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert main(["import", str(directory), str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "no trailer page" in error
+    assert "cascade fsck" in error
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
