@@ -1,7 +1,8 @@
 """`cascade export DIR OUT.h5`: a namespace of a disk tier's directory as an HDF5 file.
 
 Covers the options, what is printed, and the exit status: 0; 1 if blocks were damaged and left out, or may be missing
-because of damage in the directory; 2 if nothing was written. Does not cover what is exported (see `hdf5.from_directory`). Needs no MPI and changes nothing in the directory.
+because of damage in the directory; 2 if nothing was written. Does not cover what is exported (see
+`hdf5.from_directory`). Needs no MPI and changes nothing in the directory.
 """
 
 from __future__ import annotations
@@ -30,9 +31,7 @@ def export(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to be made.", show_default=False)],
     namespace: Annotated[str, typer.Option(metavar="N", help=NAMESPACE_HELP, show_default="default")] = "",
-    epoch: Annotated[
-        int | None, typer.Option(min=0, help="Weight epoch.", show_default="the present one")
-    ] = None,
+    epoch: Annotated[int | None, typer.Option(min=0, help="Weight epoch.", show_default="the present one")] = None,
     salt_file: Annotated[Path | None, typer.Option(metavar="FILE", help=SALT_HELP)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,

@@ -1,8 +1,8 @@
 """The weight epochs of a store's namespaces, as a directory keeps them: one empty file for each that began.
 
 Covers noting that an epoch has begun, finding the last one, and which records are of an epoch that has passed. Does not
-cover what becomes of these. A name says all (`epochs/NAMESPACE.EPOCH`, 16 and 8 hex digits): there are no contents that could be half
-written, and two ranks that note two epochs of one namespace at once both count, the higher one wins.
+cover what becomes of these. A name says all (`epochs/NAMESPACE.EPOCH`, 16 and 8 hex digits): there are no contents that
+could be half written, and two ranks that note two epochs of one namespace at once both count, the higher one wins.
 """
 
 from __future__ import annotations

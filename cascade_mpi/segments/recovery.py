@@ -6,6 +6,7 @@ damage means to people (see `fsck`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.errors import DamagedError, DiskGoneError
+from cascade_mpi.segments import identity
 from cascade_mpi.segments.format import ENTRY, FOLDER, PAGE, TOMBSTONE, Place, parse_name
 from cascade_mpi.segments.reader import SegmentReader
 from cascade_mpi.segments.scan import scan
@@ -69,6 +71,20 @@ def numbers_in(files: Files) -> dict[int, list[str]]:
     return found
 
 
+def lost_folder(files: Files) -> str:
+    """Local. For people: that a store has no folder of segments any more; "" if it has, or there is no store.
+
+    1 list of names, 1 open without the folder.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        files.names(FOLDER)
+        return ""
+    with contextlib.suppress(FileNotFoundError):
+        files.open(identity.NAME).close()
+        return f"{FOLDER}/ is not there, although {identity.NAME} is: every segment is gone"
+    return ""
+
+
 def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync: bool = True) -> Recovery:
     """Local. The index of every segment of a store: 1 open and 1 or 2 reads each, for sealed ones.
 
@@ -88,6 +104,8 @@ def recover(files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync
     torn: list[str] = []
     indexes = []
     scanned = False
+    if not numbers and share[0] == 0 and (lost := lost_folder(files)):
+        problems.append(lost)
     for number in sorted(numbers)[share[0] :: share[1]]:
         try:
             index = _index(files, store, number, numbers[number], sync, problems, torn)
