@@ -33,7 +33,7 @@ SCHEMA = 1
 def compact(
     context: typer.Context,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The directory of the disk tier.", show_default=False)
+        Path, typer.Argument(metavar="DIR", readable=False, help="The directory of the disk tier.", show_default=False)
     ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and change nothing; needs no lock.")

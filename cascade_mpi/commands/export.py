@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from cascade_mpi.config import format_size
+from cascade_mpi.counted import counted
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.job import print_error
 from cascade_mpi.launcher import launcher_rank
@@ -27,7 +28,7 @@ NAMESPACE_HELP = "Its name, as cascade ls shows it, or id: and its number."
 def export(
     context: typer.Context,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The directory of the disk tier.", show_default=False)
+        Path, typer.Argument(metavar="DIR", readable=False, help="The directory of the disk tier.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to be made.", show_default=False)],
     namespace: Annotated[str, typer.Option(metavar="N", help=NAMESPACE_HELP, show_default="default")] = "",
@@ -80,7 +81,10 @@ def run(
         }  # fmt: skip
         print(json.dumps(record, indent=2))
     else:
-        print(f"{out}: {done.blocks} blocks, {format_size(done.bytes)}, of {done.origin}; {done.expired} expired")
+        print(
+            f"{out}: {counted(done.blocks, 'block')}, {format_size(done.bytes)}, of {done.origin}; "
+            f"{done.expired} expired"
+        )
         if done.origin.keys == "stored":
             print("Keys are as they are stored: --namespace and --salt-file would give those that programs use.")
     tell(done.damages, problems, directory)
@@ -107,4 +111,4 @@ def tell(damages: list[str], problems: list[str], directory: Path) -> None:
     if len(damages) > _NAMED:
         print_error(f"left out: {len(damages) - _NAMED} more (--json names all)")
     if problems:
-        print_error(f"{len(problems)} problems, the first: {problems[0]}; cascade fsck {directory} explains them")
+        print_error(f"{counted(len(problems), 'problem')}, the first: {problems[0]}; cascade fsck {directory} explains")

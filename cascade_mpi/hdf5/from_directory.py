@@ -95,7 +95,7 @@ def export_directory(
     mixed = 0 if wanted.namespace is None else int.from_bytes(wanted.namespace.digest(epoch), "big")
     reads = _Records(files, store, found, newest)
     now, expired, damages = int(time.time()), 0, list[str]()
-    with NewFile(out, origin, overwrite=overwrite) as made:
+    with NewFile(out, origin, overwrite=overwrite, remedy="--overwrite") as made:
         for entry in mine:
             if entry["flags"] & FLAG_CONTENT:  # it is exported under its names
                 continue

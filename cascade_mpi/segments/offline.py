@@ -284,6 +284,7 @@ class _Ledger:
         self.gone: set[int] = set()
 
     def live(self, item: Item) -> bool:
+        """Local. Is it a block that stays?"""
         segment, unit = item.location
         if self._units[0] != segment:
             first, last = np.searchsorted(self._live["segment"], np.array((segment, segment + 1), np.uint64))
@@ -291,12 +292,15 @@ class _Ledger:
         return unit in self._units[1]
 
     def may_go(self, item: Item) -> bool:
+        """Local. May it vanish, as it is not live? All but some tombstones."""
         return item.location not in self.needed
 
     def moved(self, item: Item, new: Location) -> bool:
+        """Local. True for a block: it is copied because it is live."""
         return not item.tombstone
 
     def removed(self, segment: int) -> None:
+        """Local. Note that a segment has gone, durably."""
         self.gone.add(segment)
 
 

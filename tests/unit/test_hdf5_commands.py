@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -432,3 +433,35 @@ def test_a_directory_that_was_cut_short(directory: Path, tmp_path: Path, capsys:
     assert "no trailer page" in error
     assert "cascade fsck" in error
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_said_of_wrong_paths_and_numbers(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    out = tmp_path / "a.h5"
+    for command in (["fsck"], ["ls"], ["compact"]):
+        assert main([*command, str(tmp_path / "file")]) == 2
+        assert "this is a file, or something in it is" in capsys.readouterr().err
+    assert main(["import", str(directory), str(tmp_path / "none.h5")]) == 2
+    assert "none.h5 is not there: is the path right?" in capsys.readouterr().err
+    assert main(["export", str(directory), str(out), "--namespace", "id:zz"]) == 2
+    assert "'id:zz' is no number of a namespace" in capsys.readouterr().err
+    assert main(["export", str(directory), str(out)]) == 0
+    capsys.readouterr()
+    assert main(["export", str(directory), str(out)]) == 2
+    assert "(--overwrite)" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # of somebody else, with mode 0700
+    opening = os.open
+
+    def refused(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & os.O_DIRECTORY:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opening(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    for command in (["fsck"], ["ls"], ["compact"], ["export"], ["import"]):
+        assert main([*command, str(directory), *[str(out)] * (command[0] in ("export", "import"))]) == 2
+        error = capsys.readouterr().err
+        assert "not permitted; it belongs to" in error
+        assert "mode 0700" in error
