@@ -30,7 +30,9 @@ def export(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", readable=False, help="The directory of the disk tier.", show_default=False)
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to be made.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.h5", readable=False, help="The file to be made.", show_default=False)
+    ],
     namespace: Annotated[str, typer.Option(metavar="N", help=NAMESPACE_HELP, show_default="default")] = "",
     epoch: Annotated[int | None, typer.Option(min=0, help="Weight epoch.", show_default="the present one")] = None,
     salt_file: Annotated[Path | None, typer.Option(metavar="FILE", help=SALT_HELP)] = None,
