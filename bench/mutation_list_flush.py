@@ -1,7 +1,8 @@
 """The rules by which what all ranks write together, and what is noted beside the segments, survives a power loss.
 
-Covers syncs of files and folders, each broken on purpose. Does not cover a footer before the data (its test does that to a
-trace), one rank's log (`tests/unit/test_segment_power_loss.py` leaves its syncs out), nor what is written (`mutation_list_crash`).
+Covers syncs of files and folders, each broken on purpose. Does not cover a footer before the data (its test does that
+to a trace), one rank's log (`tests/unit/test_segment_power_loss.py` leaves its syncs out), nor what is written
+(`mutation_list_crash`).
 """
 
 from __future__ import annotations

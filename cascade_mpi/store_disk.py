@@ -199,6 +199,9 @@ class Durable(OpenStore):
             if other != tags[0]:
                 raise ConfigError(f"rank {rank} was given tag {other!r}, rank 0 {tags[0]!r}")
         self.flush()
+        self._pool.sweep_hinted()
+        with disk.tier.lock:
+            disk.cells.sweep_hinted()  # fsck compares the number: what was replaced or deleted is not there any more
         totals = self._comm.allreduce(np.array([disk.cells.live, disk.cells.live_bytes])).tolist()
         made = Checkpoint(tags[0], self._comm.bcast(time.time_ns()), totals[0], totals[1], self._comm.size)
         together(self._comm, lambda: write(disk.directory.files, made) if self._comm.rank == 0 else None)

@@ -41,7 +41,7 @@ def _filled(descriptor, address, nbytes, offset):  # type: ignore[no-untyped-def
 
 @kernel("int64(int32, int64, int64, int64, int64, int64, int64, int64)")
 def read_summed_bytes(descriptor, head_at, head, head_bytes, offset, address, nbytes, value):  # type: ignore[no-untyped-def]
-    """Read `head_bytes` from `head_at` to `head` and `nbytes` from `offset` to `address`; the bytes read, of both.
+    """Local. `head_bytes` from `head_at` to `head` and `nbytes` from `offset` to `address`; the bytes read, of both.
 
     The checksum of the second goes to the address `value` (uint64), if all of them were read.
     """

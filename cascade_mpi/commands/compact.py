@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascade_mpi.config import format_size
+from cascade_mpi.counted import counted
 from cascade_mpi.errors import CascadeError
 from cascade_mpi.job import print_error
 from cascade_mpi.launcher import launcher_rank
@@ -32,7 +33,7 @@ SCHEMA = 1
 def compact(
     context: typer.Context,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The directory of the disk tier.", show_default=False)
+        Path, typer.Argument(metavar="DIR", readable=False, help="The directory of the disk tier.", show_default=False)
     ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and change nothing; needs no lock.")
@@ -45,7 +46,8 @@ def compact(
 ) -> None:
     """Make a disk tier's directory as small as it gets, while no job has it open.
 
-    What is left is the newest record of each key; older ones, deleted and expired blocks go, small files are merged.
+    What is left is the newest record of each key; older ones go, and blocks that were deleted, have expired or are of
+    an epoch that has passed. Small files are merged.
     Segments with damage stay as they are and are named. A run that was interrupted has lost nothing: run it again. Exit
     status 0 when it is done, 1 with damage or if it could not be finished, 2 if the directory is no store's.
     """
@@ -111,6 +113,7 @@ def record(directory: Path, store: bytes, done: Compacted, seconds: float, dry_r
         "blocks": done.blocks,
         "superseded": done.superseded,
         "expired": done.expired,
+        "passed": done.passed,
         "deleted": done.deleted,
         "tombstones_kept": done.kept,
         "segments_rewritten": done.rewritten,
@@ -127,22 +130,26 @@ def show(directory: Path, done: Compacted, seconds: float, dry_run: bool, consol
         console.print(f"damage  {where}: {each.what}; the segment stays as it is", markup=False, style="red")
     for problem in done.problems:
         console.print(f"damage  {problem}", markup=False, style="red")
+    if done.damages or done.problems:
+        console.print(f"        cascade fsck {directory} says what follows from that, and what to do", markup=False)
     if done.kept:
         console.print(
-            f"        {done.kept} deletions stay: what is damaged may hold an older record of their keys. "
-            "cascade fsck explains the damage; move a file that is given up out of the folder and run this again",
+            f"        {counted(done.kept, 'deletion')} kept: what is damaged may hold an older record of such a key. "
+            "Move a file that is given up out of the folder and run this again",
             markup=False,
         )
     console.print(
-        f"{directory}: {done.blocks} blocks; {done.superseded} records superseded, {done.deleted} keys deleted, "
-        f"{done.expired} blocks expired",
+        f"{directory}: {counted(done.blocks, 'block')}; {counted(done.superseded, 'record')} superseded, "
+        f"{counted(done.deleted, 'key')} deleted, {counted(done.expired, 'block')} expired"
+        + (f", {counted(done.passed, 'block')} of epochs that have passed" if done.passed else ""),
         markup=False,
     )
     before, after = done.before, done.after
     what = "dry run, nothing was changed" if dry_run else f"compacted in {seconds:.1f} s"
     about = "about " if dry_run else ""
     console.print(
-        f"{what}: {before.files} files, {format_size(before.nbytes)} -> {about}{after.files} files, "
-        f"{format_size(after.nbytes)}; {done.rewritten} segments rewritten, {format_size(done.copied)} copied",
+        f"{what}: {counted(before.files, 'file')}, {format_size(before.nbytes)} -> "
+        f"{about}{counted(after.files, 'file')}, {format_size(after.nbytes)}; "
+        f"{counted(done.rewritten, 'segment')} rewritten, {format_size(done.copied)} copied",
         markup=False,
     )

@@ -1,7 +1,8 @@
 """`cascade export DIR OUT.h5`: a namespace of a disk tier's directory as an HDF5 file.
 
-Covers the options, what is printed, and the exit status: 0; 1 if blocks were damaged and left out; 2 if nothing was
-written. Does not cover what is exported (see `hdf5.from_directory`). Needs no MPI and changes nothing in the directory.
+Covers the options, what is printed, and the exit status: 0; 1 if blocks were damaged and left out, or may be missing
+because of damage in the directory; 2 if nothing was written. Does not cover what is exported (see
+`hdf5.from_directory`). Needs no MPI and changes nothing in the directory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from cascade_mpi.config import format_size
+from cascade_mpi.counted import counted
 from cascade_mpi.errors import CascadeError, ConfigError
 from cascade_mpi.job import print_error
 from cascade_mpi.launcher import launcher_rank
@@ -26,13 +28,13 @@ NAMESPACE_HELP = "Its name, as cascade ls shows it, or id: and its number."
 def export(
     context: typer.Context,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The directory of the disk tier.", show_default=False)
+        Path, typer.Argument(metavar="DIR", readable=False, help="The directory of the disk tier.", show_default=False)
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.h5", help="The file to be made.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.h5", readable=False, help="The file to be made.", show_default=False)
+    ],
     namespace: Annotated[str, typer.Option(metavar="N", help=NAMESPACE_HELP, show_default="default")] = "",
-    epoch: Annotated[
-        int | None, typer.Option(min=0, help="Weight epoch.", show_default="the highest that has blocks")
-    ] = None,
+    epoch: Annotated[int | None, typer.Option(min=0, help="Weight epoch.", show_default="the present one")] = None,
     salt_file: Annotated[Path | None, typer.Option(metavar="FILE", help=SALT_HELP)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
@@ -40,7 +42,8 @@ def export(
     """Write a namespace of a disk tier's directory into a new HDF5 file, which any h5py can read.
 
     Of a namespace with a salt the keys are written as they are stored, unless the salt is given. Exit status 1 if
-    damaged blocks were left out, 2 if nothing was written. Better while no job writes to the directory.
+    damaged blocks were left out, or may be missing because the directory is damaged, 2 if nothing was written. Better
+    while no job writes to the directory.
     """
     context.obj.append(
         lambda: run(
@@ -80,11 +83,14 @@ def run(
         }  # fmt: skip
         print(json.dumps(record, indent=2))
     else:
-        print(f"{out}: {done.blocks} blocks, {format_size(done.bytes)}, of {done.origin}; {done.expired} expired")
+        print(
+            f"{out}: {counted(done.blocks, 'block')}, {format_size(done.bytes)}, of {done.origin}; "
+            f"{done.expired} expired"
+        )
         if done.origin.keys == "stored":
             print("Keys are as they are stored: --namespace and --salt-file would give those that programs use.")
     tell(done.damages, problems, directory)
-    return int(bool(done.damages))
+    return int(bool(done.damages or problems))  # a table that is lost does not say whose blocks are missing
 
 
 def read_salt(path: Path | None) -> bytes:
@@ -107,4 +113,4 @@ def tell(damages: list[str], problems: list[str], directory: Path) -> None:
     if len(damages) > _NAMED:
         print_error(f"left out: {len(damages) - _NAMED} more (--json names all)")
     if problems:
-        print_error(f"{len(problems)} problems, the first: {problems[0]}; cascade fsck {directory} explains them")
+        print_error(f"{counted(len(problems), 'problem')}, the first: {problems[0]}; cascade fsck {directory} explains")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascade_mpi.config import format_size
+from cascade_mpi.counted import counted
 from cascade_mpi.launcher import launcher_rank
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ KEYS = 8  # named for people; JSON names all
 def fsck(
     context: typer.Context,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The directory of the disk tier.", show_default=False)
+        Path, typer.Argument(metavar="DIR", readable=False, help="The directory of the disk tier.", show_default=False)
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
@@ -70,6 +71,7 @@ def record(directory: Path, report: Report, problems: list[str]) -> dict[str, An
         "blocks": report.keys,
         "deleted": report.deleted,
         "superseded": report.superseded,
+        "passed": report.passed,
         "problems": problems,
         "segments": [each._asdict() | {"segment": f"{each.segment:016x}"} for each in report.segments],
         "findings": [each._asdict() for each in report.findings],
@@ -85,15 +87,17 @@ def show(directory: Path, report: Report, problems: list[str], console: Console)
     segments = report.segments
     states = ", ".join(
         f"{count} {state}"
-        for state in ("sealed", "open", "unreadable")
+        for state in ("sealed", "open", "damaged", "unreadable")
         if (count := sum(each.state == state for each in segments))
     )
     damages = sum(each.severity == "damage" for each in report.findings) + len(problems)
     size = format_size(sum(each.size for each in segments))
     console.print(
-        f"{directory}: {len(segments)} segments ({states or 'none'}), {size}; {report.keys} blocks, {report.deleted} "
-        f"deleted, {report.superseded} records superseded; {damages or 'no'} damage{'s' if damages > 1 else ''}, "
-        f"{len(report.findings) + len(problems) - damages} notes",
+        f"{directory}: {counted(len(segments), 'segment')} ({states or 'none'}), {size}; "
+        f"{counted(report.keys, 'block')}, {report.deleted} deleted, {counted(report.superseded, 'record')} superseded"
+        + (f", {counted(report.passed, 'block')} of epochs that have passed" if report.passed else "")
+        + f"; {counted(damages, 'damage') if damages else 'no damage'}, "
+        f"{counted(len(report.findings) + len(problems) - damages, 'note')}",
         markup=False,
         style="red" if damages else "",
     )

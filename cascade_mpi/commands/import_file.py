@@ -14,6 +14,7 @@ import typer
 
 from cascade_mpi.commands.export import NAMESPACE_HELP, SALT_HELP, read_salt, tell
 from cascade_mpi.config import format_size
+from cascade_mpi.counted import counted
 from cascade_mpi.errors import CascadeError
 from cascade_mpi.job import print_error
 from cascade_mpi.launcher import launcher_rank
@@ -25,10 +26,12 @@ def import_file(
     context: typer.Context,
     directory: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="The directory of the disk tier; made if it is not there.",
+        typer.Argument(metavar="DIR", readable=False, help="The directory of the disk tier; made if it is not there.",
                        show_default=False),
     ],
-    source: Annotated[Path, typer.Argument(metavar="IN.h5", help="The exported file.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.h5", readable=False, help="The exported file.", show_default=False)
+    ],
     namespace: Annotated[
         str | None, typer.Option(metavar="N", help=NAMESPACE_HELP, show_default="that of the file")
     ] = None,
@@ -82,8 +85,8 @@ def run(
         print(json.dumps(record, indent=2))
     else:
         print(
-            f"{directory}: {done.blocks} blocks, {format_size(done.bytes)}, imported into namespace {done.wanted} at "
-            f"epoch {done.epoch}; {done.kept} kept, {done.expired} expired"
+            f"{directory}: {counted(done.blocks, 'block')}, {format_size(done.bytes)}, imported into namespace "
+            f"{done.wanted} at epoch {done.epoch}; {done.kept} kept, {done.expired} expired"
         )
     tell(done.damages, done.problems, directory)
     if done.failed:

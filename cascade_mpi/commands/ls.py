@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascade_mpi.config import format_size
+from cascade_mpi.counted import counted
 from cascade_mpi.job import print_error
 from cascade_mpi.launcher import launcher_rank
 
@@ -31,12 +32,12 @@ _PIPE_WIDTH = 160
 def ls(
     context: typer.Context,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The directory of the disk tier.", show_default=False)
+        Path, typer.Argument(metavar="DIR", readable=False, help="The directory of the disk tier.", show_default=False)
     ],
     blocks: Annotated[bool, typer.Option("--blocks", help="List every block too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """List the segments and namespaces of a disk tier's directory: blocks, bytes, what is live and what is not.
+    """List what a disk tier's directory holds: segments, namespaces and checkpoints, and what of it is live.
 
     Reads footers only; segments without one are scanned.
     """
@@ -67,7 +68,9 @@ def run(directory: Path, *, blocks: bool = False, as_json: bool = False) -> int:
                 listing, blocks, shown, PipeConsole(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
             )
     if problems and not as_json:
-        print_error(f"{len(problems)} problems, the first: {problems[0]}; cascade fsck {directory} explains them")
+        print_error(
+            f"{counted(len(problems), 'problem')}, the first: {problems[0]}; cascade fsck {directory} explains them"
+        )
     return 0
 
 
@@ -83,6 +86,8 @@ def record(
         "payload_bytes": listing.payload_bytes,
         "tombstones": listing.tombstones,
         "superseded": listing.superseded,
+        "passed": listing.passed,
+        "checkpoints": [each._asdict() for each in listing.checkpoints],
         "problems": problems,
         "segments": [
             each._asdict() | {"segment": f"{each.segment:016x}", "run": f"{each.run:016x}"} for each in listing.segments
@@ -107,7 +112,7 @@ def show(listing: Listing, blocks: bool, names: Mapping[int, str], console: Cons
     table = _table("segment", "state", "size", "records", "deletions", "live blocks", "live bytes")
     for segment in listing.segments:
         table.add_row(
-            f"{segment.segment:x}", "sealed" if segment.sealed else "open", format_size(segment.size),
+            f"{segment.segment:x}", segment.state, format_size(segment.size),
             str(segment.records), str(segment.tombstones), str(segment.live), format_size(segment.live_bytes),
         )  # fmt: skip
     console.print(table)
@@ -115,7 +120,8 @@ def show(listing: Listing, blocks: bool, names: Mapping[int, str], console: Cons
     for space in listing.namespaces:
         table.add_row(
             f"{space.namespace:016x}" if space.namespace else "default", Text(names.get(space.namespace, "")),
-            str(space.epoch), str(space.blocks), format_size(space.payload_bytes), str(space.protected),
+            f"{space.epoch}{' (passed)' * space.passed}", str(space.blocks), format_size(space.payload_bytes),
+            str(space.protected),
         )  # fmt: skip
     console.print(table)
     if blocks:
@@ -127,9 +133,18 @@ def show(listing: Listing, blocks: bool, names: Mapping[int, str], console: Cons
                 "yes" if row.protected else "", f"{row.segment:x}", str(row.unit),
             )  # fmt: skip
         console.print(table)
+    if listing.checkpoints:
+        table = _table("checkpoint", "made", "blocks", "bytes", "ranks")
+        for each in listing.checkpoints:
+            table.add_row(
+                each.tag, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.time / 1e9)), str(each.blocks),
+                format_size(each.bytes), str(each.ranks),
+            )  # fmt: skip
+        console.print(table)
     console.print(
-        f"{listing.blocks} blocks, {format_size(listing.payload_bytes)}; {listing.tombstones} deleted, "
-        f"{listing.superseded} records superseded"
+        f"{counted(listing.blocks, 'block')}, {format_size(listing.payload_bytes)}; {listing.tombstones} deleted, "
+        f"{counted(listing.superseded, 'record')} superseded"
+        + (f", {counted(listing.passed, 'block')} of epochs that have passed" if listing.passed else "")
     )
 
 
@@ -138,7 +153,7 @@ def _table(*names: str) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    left = ("segment", "state", "namespace", "name", "key", "expires", "protected")
+    left = ("segment", "state", "namespace", "name", "key", "expires", "protected", "checkpoint", "made")
     for name in names:
         table.add_column(name, justify="left" if name in left else "right")
     return table

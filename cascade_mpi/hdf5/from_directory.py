@@ -26,7 +26,7 @@ from cascade_mpi.hdf5.wanted import Wanted, find
 from cascade_mpi.keys import shown
 from cascade_mpi.layout import FLAG_ALIAS, FLAG_CONTENT
 from cascade_mpi.public_namespace import PublicNamespace
-from cascade_mpi.segments import names
+from cascade_mpi.segments import epochs, names
 from cascade_mpi.segments.format import PROTECTED
 from cascade_mpi.segments.reader import SegmentReader, open_segment
 from cascade_mpi.segments.records import Record
@@ -60,7 +60,8 @@ def export_directory(
     namespace
         As `wanted.find` reads it.
     epoch
-        None: the highest that has blocks.
+        None: that at which a job opens it. An earlier one has passed: no job finds its blocks, unless they are
+        imported anew.
     overwrite
         Whether a file of that name may be replaced.
 
@@ -78,13 +79,14 @@ def export_directory(
     newest = latest(found.indexes).blocks
     wanted = find(namespace, salt, told.namespaces, set(np.unique(newest["namespace"]).tolist()))
     mine = newest[newest["namespace"] == np.uint64(wanted.id)]
+    begun = epochs.present(files, (each.entries for each in found.indexes))
     if epoch is None:
-        epoch = int(mine["epoch"].max()) if len(mine) else 0
+        epoch = begun.get(wanted.id, 0)
     mine = mine[mine["epoch"] == epoch]
     if not len(mine):
         raise ConfigError(
             f"there is no block of namespace {wanted} at epoch {epoch} in this directory; "
-            + _what_there_is(newest, told.namespaces)
+            + _what_there_is(newest, told.namespaces, begun)
         )
     origin = Origin(
         wanted.id, epoch, STORED if wanted.namespace is None else INTEGER, time.time_ns(), uuid.uuid4().hex,
@@ -93,7 +95,7 @@ def export_directory(
     mixed = 0 if wanted.namespace is None else int.from_bytes(wanted.namespace.digest(epoch), "big")
     reads = _Records(files, store, found, newest)
     now, expired, damages = int(time.time()), 0, list[str]()
-    with NewFile(out, origin, overwrite=overwrite) as made:
+    with NewFile(out, origin, overwrite=overwrite, remedy="--overwrite") as made:
         for entry in mine:
             if entry["flags"] & FLAG_CONTENT:  # it is exported under its names
                 continue
@@ -116,13 +118,16 @@ def export_directory(
     return DirectoryExport(origin, wanted, made.blocks, made.bytes, expired, damages, problems)
 
 
-def _what_there_is(newest: npt.NDArray[np.void], known: dict[int, PublicNamespace]) -> str:
+def _what_there_is(
+    newest: npt.NDArray[np.void], known: dict[int, PublicNamespace], begun: dict[int, int]
+) -> str:  # fmt: skip
     there = sorted({(int(row["namespace"]), int(row["epoch"])) for row in newest[["namespace", "epoch"]]})
     if not there:
         return "it holds none at all"
     texts = [
         f"{'default' if number == 0 else f'id:{number:016x}'} at epoch {epoch}"
         + (f" ({known[number]})" if number in known else "")
+        + (f", which has passed: it is at {begun[number]}" if epoch < begun.get(number, 0) else "")
         for number, epoch in there[:8]
     ]
     return f"there are blocks of {', '.join(texts)}{' and others' if len(there) > 8 else ''} (--namespace, --epoch)"

@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cascade_mpi.errors import ConfigError, DiskError, Hdf5FileError
-from cascade_mpi.hdf5.origin import STORED, Origin, mixed_in
+from cascade_mpi.errors import CascadeError, ConfigError, DiskError, Hdf5FileError
+from cascade_mpi.hdf5.origin import STORED, Origin, mixed_in, stored_keys
 from cascade_mpi.hdf5.reading import Block, ExportFile
 from cascade_mpi.hdf5.rows import path_of
 from cascade_mpi.hdf5.wanted import Wanted, find
 from cascade_mpi.layout import FLAG_CHECKSUM, FLAG_FIXED, FLAG_PREFIX
 from cascade_mpi.public_namespace import PublicNamespace
-from cascade_mpi.segments import identity, names
+from cascade_mpi.segments import epochs, identity, names
 from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.format import BLOCK, MAX_LENGTH, PROTECTED
 from cascade_mpi.segments.lock import DirectoryLock, Locks, Owner
@@ -62,7 +62,8 @@ def import_directory(
     """Local. Append the blocks of an exported file to a store's directory, which is made if it is not there.
 
     namespace
-        Into which, as `wanted.find` reads it; None: that of the file, at its epoch.
+        Into which, as `wanted.find` reads it; None: that of the file. At the epoch that it has in the directory: where
+        there is no block of it, and it is at no later one, at that of the file.
     rekey
         Import into another namespace, or epoch, under the same integers.
     keep
@@ -76,11 +77,13 @@ def import_directory(
     Hdf5FileError, DiskError, NotConfiguredError
         The file cannot be read, or is none of ours.
     ConfigError
-        The namespace is not that of the file, or its salt is needed.
+        The namespace is not that of the file, or at another epoch, or its salt is needed.
     StoreInUseError
         A job writes to the directory.
     DiskError
         The directory cannot be made or read.
+    CascadeError
+        It has damage, for which a job would refuse to write to it, too.
     """
     with ExportFile(source) as file:
         keys = list(file.keys())  # a damaged list is seen before anything is made
@@ -90,14 +93,21 @@ def import_directory(
             told = names.read(files)
             before = identity.read(files)
             found = Recovery([], [], 0) if before is None else recover(files, before.uuid)
-            wanted, epoch = _target(file.origin, namespace, salt, told.namespaces), file.origin.epoch
-            if wanted.id != file.origin.namespace_id:
-                epoch = _epoch_there(found, wanted.id)
+            if found.problems:
+                raise CascadeError(
+                    f"{root} has damage ({found.problems[0]}), and no job writes to such a directory: nothing was "
+                    f"imported. `cascade fsck {root}` says what to do"
+                )
+            wanted = _target(file.origin, namespace, salt, told.namespaces)
+            there = epochs.present(files, (each.entries for each in found.indexes)).get(wanted.id, 0)
+            epoch = _epoch(file.origin, wanted.id, there, found)
             mixed = _mixed(file.origin, wanted, epoch, rekey)
             # Nothing was changed so far.
             store = identity.ensure(files, uuid.uuid4().bytes, time.time_ns()).uuid
             if wanted.known is not None and wanted.id:
                 names.add(files, {wanted.id: wanted.known})
+            if epoch > there:  # its first block may leave, and must not take the epoch along
+                epochs.note(files, wanted.id, epoch)
             log = SegmentLog(
                 files, store, count(found.next_segment), secrets.randbits(64), now=time.time_ns
             )  # fmt: skip
@@ -105,7 +115,7 @@ def import_directory(
             failed = _take_all(done, keys, log)
     return DirectoryImport(
         file.origin, wanted, epoch, done.blocks, done.bytes, done.kept, done.expired, done.damages,
-        [*told.problems, *found.problems, *found.torn], failed,
+        [*told.problems, *found.torn], failed,
     )  # fmt: skip
 
 
@@ -133,17 +143,20 @@ def _target(origin: Origin, text: str | None, salt: bytes, known: Mapping[int, P
     return Wanted(origin.namespace_id, made, origin.known)
 
 
-def _epoch_there(found: Recovery, namespace_id: int) -> int:
-    """The highest epoch of a namespace in the directory."""
-    epochs = [
-        each.entries["epoch"][each.entries["namespace"] == np.uint64(namespace_id)] for each in found.indexes
-    ]  # fmt: skip
-    return max((int(each.max()) for each in epochs if each.size), default=0)
+def _epoch(origin: Origin, namespace_id: int, there: int, found: Recovery) -> int:
+    """The epoch to import at. Blocks of an earlier one than the directory's are found by no job, and those of a later
+    one would take away all that it has: such a file is refused, or imported at the directory's."""
+    if namespace_id != origin.namespace_id or origin.epoch <= there:
+        return there
+    rows = latest(found.indexes).blocks
+    return there if (rows["namespace"] == np.uint64(namespace_id)).any() else origin.epoch
 
 
 def _mixed(origin: Origin, wanted: Wanted, epoch: int, rekey: bool) -> int:
-    if origin.keys == STORED and (origin.namespace_id, origin.epoch) == (wanted.id, epoch):
-        return 0
+    if origin.keys == STORED:
+        if (origin.namespace_id, origin.epoch) == (wanted.id, epoch):
+            return 0
+        raise stored_keys(origin, wanted, epoch)
     if wanted.namespace is None:
         raise ConfigError(
             f"the blocks of namespace {wanted} are stored under keys that need its "

@@ -26,12 +26,14 @@ from cascade_mpi.hdf5.rows import Row
 class NewFile:
     """A file that is being written. As a context: an exception discards it, `commit` gives it its name."""
 
-    def __init__(self, path: str | os.PathLike[str], origin: Origin, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], origin: Origin, *, overwrite: bool = False, remedy: str = "overwrite=True"
+    ) -> None:  # fmt: skip
         """Begin it under another name; NotConfiguredError without h5py, DiskError as for `PartFile`."""
         h5 = load()
         self.blocks = self.bytes = 0
         self._origin = origin
-        self._part = PartFile(path, overwrite=overwrite)
+        self._part = PartFile(path, overwrite=overwrite, remedy=remedy)
         self._at, self._left = 0, 0  # of the present block
         self._drop = False
         self._file: Any = None

@@ -63,11 +63,7 @@ def mixed_in(origin: Origin, namespace: Namespace, epoch: int, *, rekey: bool, r
     same = (origin.namespace_id, origin.epoch) == (namespace.id, epoch)
     if origin.keys == STORED:
         if not same:
-            raise ConfigError(
-                f"the file is of {origin}, with the keys as they were stored: they mean nothing in namespace "
-                f"{namespace} ({namespace.id:016x}) at epoch {epoch}; export it anew with the name of its namespace, "
-                "and its salt if it has one"
-            )
+            raise stored_keys(origin, f"{namespace} ({namespace.id:016x})", epoch)
         return 0
     if not same and not rekey:
         raise ConfigError(
@@ -77,3 +73,11 @@ def mixed_in(origin: Origin, namespace: Namespace, epoch: int, *, rekey: bool, r
             "under their integer only"
         )
     return int.from_bytes(namespace.digest(epoch), "big")
+
+
+def stored_keys(origin: Origin, namespace: object, epoch: int) -> ConfigError:
+    """Local. The error that the keys of a file, which are as they were stored, mean nothing in another place."""
+    return ConfigError(
+        f"the file is of {origin}, with the keys as they were stored: they mean nothing in namespace {namespace} at "
+        f"epoch {epoch}; export it anew with the name of its namespace, and its salt if it has one"
+    )

@@ -23,8 +23,8 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK
 class PartFile:
     """The new file under its temporary name, made and empty, with a descriptor for its bytes."""
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool) -> None:
-        """Make it, mode 0600.
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, remedy: str = "overwrite=True") -> None:
+        """Make it, mode 0600. `remedy`: how the caller's user allows `overwrite`, for the error.
 
         Raises
         ------
@@ -33,13 +33,13 @@ class PartFile:
         DiskError
             The folder is not there, or no file can be made in it.
         """
-        self.path, self.overwrite = Path(path).absolute(), overwrite
+        self.path, self.overwrite, self._remedy = Path(path).absolute(), overwrite, remedy
         if self.path.is_dir():
             raise DiskError(errno.EISDIR, f"{self.path} is a directory: name the file to be made in it", str(self.path))
         if self.path.is_symlink():  # the file that it points to would be replaced by a rename of the link
             self.path = Path(os.path.realpath(self.path))
         if not overwrite and self.path.exists():
-            raise _there(self.path)
+            raise _there(self.path, self._remedy)
         if not self.path.parent.is_dir():
             text = f"{self.path}: there is no folder {self.path.parent}; mkdir -p {self.path.parent}"
             raise NoSuchFileError(errno.ENOENT, text, str(self.path.parent))
@@ -84,12 +84,12 @@ class PartFile:
         try:
             os.link(self.part, self.path)  # a rename would replace a file that came meanwhile
         except FileExistsError:
-            raise _there(self.path) from None
+            raise _there(self.path, self._remedy) from None
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             if self.path.exists():
-                raise _there(self.path) from None
+                raise _there(self.path, self._remedy) from None
             self.part.rename(self.path)
         else:
             self.part.unlink()
@@ -134,6 +134,6 @@ class PartFile:
         return faults.explain(found_errno, doing, str(self.path), free=lambda: faults.room(str(self.path.parent)))
 
 
-def _there(path: Path) -> FileThereError:
-    text = f"{path} is there already: choose another name, or allow it to be replaced (overwrite=True, --overwrite)"
+def _there(path: Path, remedy: str) -> FileThereError:
+    text = f"{path} is there already: choose another name, or allow it to be replaced ({remedy})"
     return FileThereError(errno.EEXIST, text, str(path))

@@ -9,6 +9,7 @@ them, no link or reference to another file is followed, and the checksum of ever
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cascade_mpi.errors import Hdf5FileError
+from cascade_mpi.errors import Hdf5FileError, NoSuchFileError
 from cascade_mpi.hdf5.library import load
 from cascade_mpi.hdf5.origin import INTEGER, STORED, Origin
 from cascade_mpi.hdf5.rows import BLOCKS, FORMAT, VERSION, Row, is_type_of, key_of
@@ -64,6 +65,9 @@ class ExportFile:
         try:
             with self.path.open("rb"):  # the system says why it cannot be read, HDF5 only that it cannot
                 pass
+        except FileNotFoundError as error:
+            text = f"{self.path} is not there: is the path right?"
+            raise NoSuchFileError(errno.ENOENT, text, str(self.path)) from error
         except OSError as error:
             raise faults.explain(error, "opening it", str(self.path)) from error
         try:

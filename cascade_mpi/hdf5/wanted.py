@@ -42,11 +42,15 @@ def find(text: str, salt: bytes, names: Mapping[int, PublicNamespace], there: Co
     Raises
     ------
     ConfigError
-        Several have that name; or the salt is not that of the namespace.
+        Several have that name; what follows "id:" is no number; or the salt is not that of the namespace.
     """
     if by_number := _NUMBER.fullmatch(text):
         wanted = int(by_number[1], 16)
         return _of(wanted, names.get(wanted), salt)
+    if text.startswith("id:"):
+        raise ConfigError(
+            f"{text!r} is no number of a namespace: id: and 1 to 16 hexadecimal digits, as cascade ls shows"
+        )
     plain = PublicNamespace("" if text == DEFAULT else text, salted=bool(salt))
     made = plain.with_salt(salt)
     if made is None:

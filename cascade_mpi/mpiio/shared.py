@@ -191,6 +191,7 @@ class SharedSegments:
         """Collective. Numbers for new segments, and the folder for them."""
 
         def draw() -> list[int]:
+            """Local. All of them on rank 0, none on the others."""
             if self._comm.rank:
                 return []
             self._files.make_folder(FOLDER)

@@ -1,6 +1,7 @@
 """What follows for blocks when records are damaged: which are a miss, which go back to an older version.
 
-Covers damaged records against the newest records of their keys. Does not find damage (see `fsck`).
+Covers damaged records against the newest records of their keys, and a file that is given up. Does not find damage (see
+`fsck`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from cascade_mpi.keys import shown
 from cascade_mpi.segments.format import TOMBSTONE
-from cascade_mpi.segments.recovery import Latest
+from cascade_mpi.segments.recovery import Latest, SegmentIndex, latest
 
 
 class Consequence(NamedTuple):
@@ -41,7 +42,7 @@ class Newest:
         indexed
             A footer names them: a restart takes them for what they were. Otherwise it does not know of them.
         """
-        counts = dict.fromkeys(_TEXTS, 0)
+        counts = dict.fromkeys(("miss", "older", "back", "none"), 0)
         keys = []
         for row in rows:
             key, sequence = (int(row["key_hi"]), int(row["key_lo"])), int(row["sequence"])
@@ -49,7 +50,7 @@ class Newest:
             counts[what] += 1
             if what != "none":
                 keys.append(shown(*key))
-        text = "; ".join(_TEXTS[what].format(count) for what, count in counts.items() if count)
+        text = "; ".join(_text(what, count) for what, count in counts.items() if count)
         return Consequence(text, tuple(keys))
 
     def _of_record(
@@ -63,9 +64,43 @@ class Newest:
         return "miss" if indexed or newest is None else "older"
 
 
+def of_removal(indexes: Sequence[SegmentIndex], segment: int) -> str:
+    """Local. For people: what becomes of the blocks that can be read when this segment is taken away.
+
+    `indexes`: of all segments. About 1 us for each of their records.
+    """
+    found, rest = latest(indexes), latest([each for each in indexes if each.segment != segment]).blocks
+    mine, dead = (_keys(rows[rows["segment"] == segment]) for rows in (found.blocks, found.tombstones))
+    low = np.array([key[1] for key in mine | dead], np.uint64)
+    below = _keys(rest[np.isin(rest["key_lo"], low)])
+    counts = {"lost": len(mine - below), "before": len(mine & below), "again": len(dead & below)}
+    return "; ".join(_text(what, count) for what, count in counts.items() if count) or "no block is lost by that"
+
+
+def _keys(rows: npt.NDArray[np.void]) -> set[tuple[int, int]]:
+    return set(zip(rows["key_hi"].tolist(), rows["key_lo"].tolist(), strict=True))
+
+
+def _text(what: str, count: int) -> str:
+    one, several = _TEXTS[what]
+    return one if count == 1 else several.format(count)
+
+
 _TEXTS = {
-    "miss": "{} blocks are misses, never wrong bytes",
-    "older": "{} blocks go back to an older version, if they had been acknowledged",
-    "back": "{} deleted blocks are found again, if their deletion had been acknowledged",
-    "none": "{} records concern no block: it has a newer record, or was deleted",
+    "miss": ("1 block is a miss, never wrong bytes", "{} blocks are misses, never wrong bytes"),
+    "older": (
+        "1 block goes back to an older version, if it had been acknowledged",
+        "{} blocks go back to an older version, if they had been acknowledged",
+    ),
+    "back": (
+        "1 deleted block is found again, if its deletion had been acknowledged",
+        "{} deleted blocks are found again, if their deletion had been acknowledged",
+    ),
+    "none": (
+        "1 record concerns no block: it has a newer record, or was deleted",
+        "{} records concern no block: it has a newer record, or was deleted",
+    ),
+    "lost": ("1 block that is whole is lost by that", "{} blocks that are whole are lost by that"),
+    "before": ("1 block goes back to an older version", "{} blocks go back to an older version"),
+    "again": ("1 deleted block is found again", "{} deleted blocks are found again"),
 }

@@ -1,16 +1,20 @@
 """The weight epochs of a store's namespaces, as a directory keeps them: one empty file for each that began.
 
-Covers noting that an epoch begins, taking that back, and finding the last one. Does not cover what becomes of the
-blocks of epochs that have passed. A name says all (`epochs/NAMESPACE.EPOCH`, 16 and 8 hex digits): there are no
-contents that could be half written, and two ranks that note two epochs of one namespace at once both count, the higher
-one wins.
+Covers noting that an epoch begins, taking that back, finding the last one, and which records are of an epoch that has
+passed. Does not cover what becomes of these. A name says all (`epochs/NAMESPACE.EPOCH`, 16 and 8 hex digits): there are
+no contents that could be half written, and two ranks that note two epochs of one namespace at once both count, the
+higher one wins.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from cascade_mpi.errors import DiskError
 
@@ -76,6 +80,28 @@ def noted(files: Files, *, sync: bool = False) -> dict[int, int]:
             namespace, epoch = int(parsed[1], 16), int(parsed[2], 16)
             found[namespace] = max(epoch, found.get(namespace, 0))
     return found
+
+
+def present(files: Files, entries: Iterable[npt.NDArray[np.void]]) -> dict[int, int]:
+    """Local. By namespace id the epoch at which a job begins: the highest that was noted, or that any record has.
+
+    `entries`: of all segments, rows with the fields of `format.ENTRY`. 1 list of names.
+    """
+    found = noted(files)
+    for rows in entries:
+        for namespace in np.unique(rows["namespace"]).tolist():
+            highest = int(rows["epoch"][rows["namespace"] == np.uint64(namespace)].max())
+            found[namespace] = max(highest, found.get(namespace, 0))
+    return found
+
+
+def passed(rows: npt.NDArray[np.void], epochs: Mapping[int, int]) -> npt.NDArray[np.bool_]:
+    """Local. Which rows are of an epoch before that of their namespace in `epochs`: no job finds them any more."""
+    dead = np.zeros(len(rows), np.bool_)
+    for namespace, epoch in epochs.items():
+        if epoch:
+            dead |= (rows["namespace"] == np.uint64(namespace)) & (rows["epoch"] < epoch)
+    return dead
 
 
 def _name(namespace: int, epoch: int) -> str:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from cascade_mpi.config import format_size
@@ -64,6 +67,29 @@ def explain(
     kind, why, remedy = found
     numbers = _numbers(free) if kind in (DiskFullError, DiskQuotaError) else ""
     return kind(number, f"{what}{why}{numbers}; {remedy}", where)
+
+
+def not_yours(error: OSError, doing: str, where: str) -> DiskError:
+    """Local. As `explain`, for a directory that may not be opened: with its owner and mode, as far as they can be seen.
+
+    1 stat, for it or the first folder above it that can be seen.
+    """
+    path = Path(where)
+    for each in (path, *path.parents):
+        try:
+            status = each.stat()
+        except OSError:
+            continue
+        try:
+            owner = pwd.getpwuid(status.st_uid).pw_name
+        except KeyError:
+            owner = f"user {status.st_uid}"
+        whose = f"{'it' if each == path else each} belongs to {owner}, mode {stat.S_IMODE(status.st_mode):04o}"
+        text = (
+            f"{where}: {doing} failed: not permitted; {whose}: a store is read by its owner alone, as which to run this"
+        )
+        return DiskPermissionError(error.errno or errno.EACCES, text, where)
+    return explain(error, doing, where)
 
 
 def _numbers(free: Callable[[], Room] | None) -> str:

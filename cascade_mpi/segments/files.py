@@ -129,6 +129,11 @@ class PosixFiles:
         except FileNotFoundError as error:
             text = f"{self.root} is not there; is the path right, and its file system mounted on this node?"
             raise NoSuchFileError(errno.ENOENT, text, str(self.root)) from error
+        except NotADirectoryError as error:
+            text = f"{self.root}: this is a file, or something in it is: name the directory of the store"
+            raise DiskError(errno.ENOTDIR, text, str(self.root)) from error
+        except PermissionError as error:
+            raise faults.not_yours(error, "opening the directory", str(self.root)) from error
         except OSError as error:
             raise faults.explain(error, "opening the directory", str(self.root)) from error
         self._identity = status.st_dev, status.st_ino

@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cascade_mpi.counted import counted
 from cascade_mpi.errors import DamagedError
-from cascade_mpi.segments.consequences import Newest
+from cascade_mpi.segments import epochs
+from cascade_mpi.segments.checkpoints import FOLDER as CHECKPOINTS
+from cascade_mpi.segments.checkpoints import checkpoints
+from cascade_mpi.segments.consequences import Newest, of_removal
 from cascade_mpi.segments.format import BLOCK, ENTRY, FOLDER, PAGE, UNIT, parse_name
 from cascade_mpi.segments.pages import SegmentHeader, entry_of
 from cascade_mpi.segments.reader import Footer, SegmentReader
-from cascade_mpi.segments.recovery import SegmentIndex, is_only_begun, latest, numbers_in
+from cascade_mpi.segments.recovery import SegmentIndex, is_only_begun, latest, lost_folder, numbers_in
 from cascade_mpi.segments.scan import Found, Walk, scan
 
 if TYPE_CHECKING:
@@ -35,8 +39,19 @@ _UNKNOWN = (
     "records that were there are lost: their blocks are misses or go back to older versions, blocks that were deleted "
     "there are found again; after a power loss it may have been a write that was never acknowledged"
 )
+_CUT = (
+    "nobody knows what else it held: records behind byte {} that are not told of here are lost; their blocks are "
+    "misses or go back to older versions, blocks that were deleted there are found again"
+)
+_REFUSED = (
+    "no job writes here as long as {path} is there. Put the file back from a copy; or give it up: save what is whole "
+    '(cascade export, or a job with disk_mode="read"), and move {path} out of the folder ({moved})'
+)
 _DISK = "look at the disk's health (kernel log, SMART, the file system's own check) before writing more to it"
 _ASIDE = "move the file out of the folder; it is not used as long as it is there either"
+
+
+State = Literal["sealed", "open", "damaged", "unreadable"]  # damaged: it was sealed, and has lost its footer
 
 
 class Finding(NamedTuple):
@@ -56,7 +71,7 @@ class SegmentSummary(NamedTuple):
 
     segment: int
     path: str
-    state: Literal["sealed", "open", "unreadable"]
+    state: State
     size: int
     records: int
     blocks: int
@@ -70,9 +85,10 @@ class Report(NamedTuple):
     store: bytes
     segments: list[SegmentSummary]
     findings: list[Finding]
-    keys: int  # blocks that a restart would find: the newest record of each key
+    keys: int  # blocks that a restart would find: the newest record of each key, of the present epochs
     deleted: int
     superseded: int
+    passed: int  # blocks of epochs that have passed
 
     @property
     def damaged(self) -> bool:
@@ -92,6 +108,7 @@ def fsck(files: Files, store: bytes | None = None, *, seen: Callable[[str], None
     if store is None:
         store = most_common_store(files, numbers)
     examination = _Examination(files, store)
+    examination.folder()
     examination.strangers()
     for number, paths in sorted(numbers.items()):
         for path in paths:
@@ -100,7 +117,30 @@ def fsck(files: Files, store: bytes | None = None, *, seen: Callable[[str], None
             examination.segment(number, path)
         if len(paths) > 1:
             examination.twice(paths)
-    return examination.report()
+    report = examination.report()
+    return report._replace(findings=[*report.findings, *_since_checkpoint(files, report)])
+
+
+def _since_checkpoint(files: Files, report: Report) -> list[Finding]:
+    """A note if fewer blocks are found than the newest checkpoint had: a file that was taken away leaves no trace else.
+
+    Deletions of which the tombstones are left explain as many; no more can be said, as a compaction takes both away.
+    """
+    made = checkpoints(files)[-1:]
+    found = report.keys + report.passed
+    if not made or made[0].blocks <= found + report.deleted:
+        return []
+    lacking = made[0].blocks - found
+    return [
+        Finding(
+            "note", f"{CHECKPOINTS}/{made[0].tag}", None,
+            f"the newest checkpoint had {counted(made[0].blocks, 'block')}, {counted(found, 'block')} "
+            f"{'is' if found == 1 else 'are'} found",
+            f"none if {lacking} or more were deleted or have expired since; else they are lost: by damage, or with a "
+            "file that is not there any more, and then what it had replaced or deleted is found again",
+            f"if neither was so, put back the file of {FOLDER}/ that was taken away",
+        )
+    ]  # fmt: skip
 
 
 def examine(files: Files, store: bytes, number: int, paths: list[str]) -> list[Finding]:
@@ -150,6 +190,16 @@ class _Examination:
         self._concerned: list[_Concerned] = []
         self._indexes: list[SegmentIndex] = []
         self._segments: list[SegmentSummary] = []
+        self._refused: dict[str, int] = {}  # paths of segments for which no job would write here, and their numbers
+
+    def folder(self) -> None:
+        """A store whose folder of segments is gone."""
+        if lost := lost_folder(self._files):
+            self._damage(
+                FOLDER, None, lost, "every block is a miss",
+                "put it back: no job writes here without it. If the blocks are given up, make an empty folder of that "
+                "name, or use another directory",
+            )  # fmt: skip
 
     def strangers(self) -> None:
         """Files of the folder that are no segments."""
@@ -191,11 +241,12 @@ class _Examination:
             return
         try:
             header = self._header(reader)
-            footer = self._footer(reader)
-            if footer is not None:
-                self._sealed(reader, header, footer)
+            try:
+                footer = reader.footer()
+            except DamagedError as error:
+                self._scanned(reader, header, error)
             else:
-                self._scanned(reader, header)
+                self._sealed(reader, header, footer)
         except OSError as error:
             self._unreadable(path, error)
         finally:
@@ -208,9 +259,17 @@ class _Examination:
         for each in self._concerned:
             text, keys = newest.consequence(each.rows, each.segment, each.indexed)
             self._findings.append(each.finding._replace(consequence=text, keys=keys))
+        for number, finding in enumerate(self._findings):
+            if finding.remedy is _REFUSED:
+                moved = of_removal(self._indexes, self._refused[finding.path])
+                self._findings[number] = finding._replace(remedy=_REFUSED.format(path=finding.path, moved=moved))
         findings = sorted(self._findings, key=lambda each: (each.severity, each.path, each.offset or 0))
-        counts = len(found.blocks), len(found.tombstones), found.superseded
+        passed = int(np.count_nonzero(epochs.passed(found.blocks, self._epochs())))
+        counts = len(found.blocks) - passed, len(found.tombstones), found.superseded, passed
         return Report(self._store, self._segments, findings, *counts)
+
+    def _epochs(self) -> dict[int, int]:
+        return epochs.present(self._files, (each.entries for each in self._indexes))
 
     # -- files
 
@@ -230,14 +289,6 @@ class _Examination:
                 )  # fmt: skip
             else:
                 self._damage(reader.path, 0, error.what, _HEADER_GONE, _DISK)
-            return None
-
-    def _footer(self, reader: SegmentReader) -> Footer | None:
-        try:
-            return reader.footer()
-        except DamagedError as error:
-            if not reader.path.endswith(".open"):
-                self._damage(reader.path, error.offset, error.what, _FOOTER_GONE, _DISK)
             return None
 
     def _sealed(self, reader: SegmentReader, header: SegmentHeader | None, footer: Footer) -> None:
@@ -285,8 +336,12 @@ class _Examination:
         self._indexes.append(SegmentIndex(reader.segment, reader.path, place, reader.size, True, True, entries))
         self._summarise(reader, "sealed" if not reader.path.endswith(".open") else "open", entries)
 
-    def _scanned(self, reader: SegmentReader, header: SegmentHeader | None) -> None:
+    def _scanned(self, reader: SegmentReader, header: SegmentHeader | None, footer: DamagedError) -> None:
         found = scan(reader, header)
+        if not reader.path.endswith(".open"):
+            complete = found.tail is None and not found.damages and found.place is not None
+            told = _FOOTER_GONE if complete else _CUT.format(found.end)
+            self._refuse(reader.path, footer.offset, footer.what, told)
         for piece in found.damages:
             self._piece(reader, piece, _row_of(piece))
         if found.tail is not None:
@@ -297,7 +352,7 @@ class _Examination:
         self._indexes.append(
             SegmentIndex(reader.segment, reader.path, found.place, reader.size, False, True, found.entries)
         )
-        self._summarise(reader, "open", found.entries)
+        self._summarise(reader, "open" if reader.path.endswith(".open") else "damaged", found.entries)
 
     def _tail(self, reader: SegmentReader, tail: Found) -> None:
         if not reader.path.endswith(".open") and tail.kind == "short":
@@ -333,11 +388,15 @@ class _Examination:
         self._findings.append(Finding("note", path, offset, what, consequence, remedy))
 
     def _unreadable(self, path: str, error: OSError) -> None:
-        self._damage(path, None, f"it cannot be read: {error}", "nothing in it is found", _DISK)
+        self._refuse(path, None, f"it cannot be read: {error}", "nothing in it is found")
 
-    def _summarise(
-        self, reader: SegmentReader, state: Literal["sealed", "open", "unreadable"], entries: npt.NDArray[np.void]
-    ) -> None:
+    def _refuse(self, path: str, offset: int | None, what: str, consequence: str) -> None:
+        parsed = parse_name(path.rpartition("/")[2])
+        assert parsed is not None
+        self._refused[path] = parsed[0]
+        self._damage(path, offset, what, consequence, _REFUSED)
+
+    def _summarise(self, reader: SegmentReader, state: State, entries: npt.NDArray[np.void]) -> None:
         blocks = int(np.count_nonzero(entries["kind"] == BLOCK))
         self._segments.append(
             SegmentSummary(

@@ -4,7 +4,8 @@ Covers making, reading and refusing it. Does not cover who may write to the dire
 each of which repeats the identity: a segment of another store that was copied here is told apart by it.
 
 The file is JSON in one line, for people too. Its last field is a checksum of all before it. It comes into being under
-another name and is synced before it gets its own, so that it is whole or not there.
+another name and is synced before it gets its own, so that it is whole or not there. The folder of the segments is made
+before it: where there is a file STORE and no such folder, somebody has taken it away.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from cascade_mpi.errors import StoreIdentityError
+from cascade_mpi.segments.format import FOLDER
 
 if TYPE_CHECKING:
     from cascade_mpi.segments.files import Files
@@ -59,7 +61,7 @@ def ensure(files: Files, uuid: bytes, created: int) -> Identity:
     """Local. The identity of a directory for who is going to write to it: the one that is there, or a new one.
 
     Call it with the directory's lock held. Survives a power loss when it returns, also where an earlier job was killed
-    on its way. 1 open, 1 read, 2 syncs; a new one needs 1 create, 1 write, 1 sync and 1 rename more.
+    on its way. 1 open, 1 read, 2 syncs; a new one needs 1 folder, 1 create, 1 write, 2 syncs and 1 rename more.
 
     Raises
     ------
@@ -86,6 +88,9 @@ def ensure(files: Files, uuid: bytes, created: int) -> Identity:
         )
     with suppress(FileNotFoundError):
         files.remove(_NEW)  # of a job that was killed here
+    # The folder before the file: a store without it has lost its segments, and that must not look like a new store.
+    files.make_folder(FOLDER)
+    files.sync_folder("")
     made = Identity(bytes(uuid), created)
     file = files.create(_NEW)
     try:
@@ -100,7 +105,7 @@ def ensure(files: Files, uuid: bytes, created: int) -> Identity:
 
 def _segments(files: Files) -> list[str]:
     try:
-        return files.names("segments")
+        return files.names(FOLDER)
     except FileNotFoundError:
         return []
 

@@ -81,14 +81,17 @@ class _Open:
         self.lost = False  # its sync failed
 
     def fits(self, length: int, segment_bytes: int) -> bool:
+        """Local. Whether a record with so large a payload still fits, with the footer."""
         end = end_of(unit_after(self.end, length), length)
         return footer_bytes(end, len(self.rows) + 1) <= segment_bytes
 
     def not_durable(self) -> list[Lost]:
+        """Local. The records that no sync has covered."""
         number = self.place.segment
         return [Lost(row[0], row[1], row[2], Location(number, row[7])) for row in self.rows[self.durable :]]
 
     def close(self) -> None:
+        """Local. Close the file; an error says nothing that is not known."""
         with contextlib.suppress(OSError):  # of a file that was synced, or given up
             self.file.close()
 

@@ -1,8 +1,8 @@
 """Compacting a whole directory that no job has open: afterwards only the newest record of each key is left.
 
-Covers what goes (records that have a newer one, expired blocks, tombstones with nothing below them), small files that
-are merged, damage, and the order in which a deleted block cannot come back. Does not cover the lock (see `lock`) nor
-what is printed (see `commands.compact`). The rewriting is that of `compaction`.
+Covers what goes (records that have a newer one, expired blocks, blocks of epochs that have passed, tombstones with
+nothing below them), small files that are merged, damage, and the order in which a deleted block cannot come back. Does
+not cover the lock (see `lock`) nor what is printed (see `commands.compact`). The rewriting is that of `compaction`.
 
 Rule 14 of docs/disk.md with everything known: a tombstone may go when no file has a record of its key below it. But
 files go one after the other, and a crash between two of them must not bring back what the first one kept dead. So for
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.errors import NotDurableError
+from cascade_mpi.segments import epochs
 from cascade_mpi.segments.compaction import Compactor
 from cascade_mpi.segments.format import (
     BLOCK,
@@ -36,7 +37,7 @@ from cascade_mpi.segments.format import (
 )
 from cascade_mpi.segments.fsck import Finding, examine
 from cascade_mpi.segments.log import ALONE_SHARE, SegmentLog
-from cascade_mpi.segments.recovery import Recovery, SegmentIndex, latest, numbers_in, recover
+from cascade_mpi.segments.recovery import Recovery, SegmentIndex, latest, lost_folder, numbers_in, recover
 from cascade_mpi.segments.source import Item
 from cascade_mpi.segments.space import TOMBSTONE_BYTES, footprints
 
@@ -60,9 +61,10 @@ class Compacted(NamedTuple):
 
     before: Totals
     after: Totals
-    blocks: int  # the newest of their keys, not expired: they are what is left
+    blocks: int  # the newest of their keys, of the present epoch, not expired: they are what is left
     superseded: int  # records that have a newer one of their key
     expired: int  # blocks
+    passed: int  # blocks of epochs that have passed
     deleted: int  # keys whose newest record is a tombstone
     kept: int  # tombstones that stay all the same, because of damage
     rewritten: int  # segments
@@ -125,9 +127,15 @@ class _Work:
         self._indexes = {each.segment: each for each in found.indexes}
         self._numbers = numbers_in(files)
         self._newest = newest = latest(found.indexes)
-        expired = (newest.blocks["expiry"] != 0) & (newest.blocks["expiry"] <= now)
-        self._live, self._expired = newest.blocks[~expired], newest.blocks[expired]
+        self._noted = epochs.noted(files)
+        self._epochs = epochs.present(files, (each.entries for each in found.indexes))
+        # Every record of a key is of one epoch, so nothing can come up from below these: they need no tombstone.
+        passed = epochs.passed(newest.blocks, self._epochs)
+        expired = (newest.blocks["expiry"] != 0) & (newest.blocks["expiry"] <= now) & ~passed
+        self._live, self._expired = newest.blocks[~expired & ~passed], newest.blocks[expired]
+        self._passed = int(np.count_nonzero(passed))
         self._before = self._totals()
+        self._lost = [lost] if (lost := lost_folder(files)) else []
         self._choose()
         self._ledger = _Ledger(self._live)
         self._find_deleted()
@@ -214,6 +222,9 @@ class _Work:
 
     def run(self, log: SegmentLog) -> None:
         """Rewrite the chosen segments."""
+        for namespace, epoch in self._epochs.items():
+            if epoch > self._noted.get(namespace, 0):  # else it would go with its last record, and the older ones live
+                epochs.note(self._files, namespace, epoch)
         passing = {_tombstone(log, row).segment for row in self._passing}
         log.seal()  # segments of their own: they are removed as a whole
         for row in self._made:
@@ -255,9 +266,11 @@ class _Work:
     def _told(self, after: Totals, rewritten: int, copied: int, problems: list[str]) -> Compacted:
         newest = self._newest
         return Compacted(
-            self._before, after, len(self._live), newest.superseded, len(self._expired), len(newest.tombstones),
+            self._before, after, len(self._live), newest.superseded, len(self._expired), self._passed,
+            len(newest.tombstones),
             len(self._made) + len(self._ledger.needed), rewritten, copied,
-            [each for findings in self._damages.values() for each in findings], problems,
+            [each for findings in self._damages.values() for each in findings],
+            [*self._lost, *problems],
         )  # fmt: skip
 
 
@@ -271,6 +284,7 @@ class _Ledger:
         self.gone: set[int] = set()
 
     def live(self, item: Item) -> bool:
+        """Local. Is it a block that stays?"""
         segment, unit = item.location
         if self._units[0] != segment:
             first, last = np.searchsorted(self._live["segment"], np.array((segment, segment + 1), np.uint64))
@@ -278,12 +292,15 @@ class _Ledger:
         return unit in self._units[1]
 
     def may_go(self, item: Item) -> bool:
+        """Local. May it vanish, as it is not live? All but some tombstones."""
         return item.location not in self.needed
 
     def moved(self, item: Item, new: Location) -> bool:
+        """Local. True for a block: it is copied because it is live."""
         return not item.tombstone
 
     def removed(self, segment: int) -> None:
+        """Local. Note that a segment has gone, durably."""
         self.gone.add(segment)
 
 

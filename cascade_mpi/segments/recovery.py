@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade_mpi.errors import DamagedError, DiskGoneError
+from cascade_mpi.segments import identity
 from cascade_mpi.segments.format import ENTRY, FOLDER, PAGE, TOMBSTONE, Place, open_name, parse_name, sealed_name
 from cascade_mpi.segments.reader import SegmentReader
 from cascade_mpi.segments.scan import scan
@@ -70,6 +71,20 @@ def numbers_in(files: Files) -> dict[int, list[str]]:
     return found
 
 
+def lost_folder(files: Files) -> str:
+    """Local. For people: that a store has no folder of segments any more; "" if it has, or there is no store.
+
+    1 list of names, 1 open without the folder.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        files.names(FOLDER)
+        return ""
+    with contextlib.suppress(FileNotFoundError):
+        files.open(identity.NAME).close()
+        return f"{FOLDER}/ is not there, although {identity.NAME} is: every segment is gone"
+    return ""
+
+
 def recover(
     files: Files, store: bytes, *, share: tuple[int, int] = (0, 1), sync: bool = True,
     numbers: Mapping[int, list[str]] | None = None,
@@ -100,6 +115,8 @@ def recover(
     problems: list[str] = []
     torn: list[str] = []
     indexes = []
+    if not numbers and share[0] == 0 and (lost := lost_folder(files)):
+        problems.append(lost)
     for number in sorted(numbers)[share[0] :: share[1]]:
         try:
             index = _index(files, store, number, numbers[number], sync, problems, torn)

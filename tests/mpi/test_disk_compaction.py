@@ -95,6 +95,15 @@ def test_a_checkpoint_has_a_name(comm: MPI.Intracomm, folder: Path, assert_all):
         store.put(comm.rank, block(1))
         made = store.checkpoint("step-7")
         assert_all(comm, (made.tag, made.blocks, made.bytes) == ("step-7", comm.size, comm.size * NBYTES))
+        for number in range(100, 104):
+            store.put(f"{comm.rank} {number}", block(number))
+        store.flush()
+        other = (comm.rank + 1) % comm.size
+        store.put(f"{other} 100", block(99))
+        store.delete(f"{other} 101")
+        comm.Barrier()
+        made = store.checkpoint("step-7")
+        assert_all(comm, made.blocks == 4 * comm.size, f"{made}: what was replaced or deleted does not count")
         with pytest.raises(ConfigError, match="tag is"):
             store.checkpoint("a/b")
         if comm.size > 1:

@@ -456,6 +456,29 @@ def test_damaged_records_are_misses_and_a_damaged_index_is_refused(
                 assert np.array_equal(store.get(keys_of(rank, 4)[number]), block(number, 9000))
 
 
+def test_a_store_whose_segments_were_taken_away_is_no_new_one(
+    comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, raises_all: RaisesAll
+):
+    with opened(comm, folder / "store") as store:
+        store.put(f"of {comm.rank}", block(comm.rank, 9000))
+        store.flush()
+    comm.Barrier()
+    if comm.rank == 0:
+        (folder / "store/segments").rename(folder / "elsewhere")
+    comm.Barrier()
+    text = raises_all(comm, CascadeError, lambda: Store(comm, **(SMALL | {"disk": str(folder / "store")})))
+    assert "segments/ is not there, although STORE is" in text
+    with opened(comm, folder / "store", disk_mode="read") as store:
+        assert_all(comm, store.get(f"of {comm.rank}") is None)
+    comm.Barrier()
+    if comm.rank == 0:
+        (folder / "elsewhere").rename(folder / "store/segments")
+    comm.Barrier()
+    with opened(comm, folder / "store") as store:
+        for rank in range(comm.size):
+            assert np.array_equal(store.get(f"of {rank}"), block(rank, 9000))
+
+
 @pytest.mark.alone
 def test_a_segment_that_was_removed_is_a_miss(
     comm: MPI.Intracomm, folder: Path, assert_all: AssertAll, caplog: pytest.LogCaptureFixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -27,7 +28,7 @@ from cascade_mpi.keys import key_words
 from cascade_mpi.layout import FLAG_ALIAS, FLAG_CONTENT, FLAG_FIXED
 from cascade_mpi.namespaces import Namespace
 from cascade_mpi.public_namespace import public
-from cascade_mpi.segments import identity, names
+from cascade_mpi.segments import epochs, identity, names
 from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.format import PROTECTED
 from cascade_mpi.segments.lock import DirectoryLock, Owner
@@ -355,3 +356,112 @@ def test_no_mpi_is_started(directory: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def bumped(tmp_path: Path, keys: int = 20) -> tuple[Path, Path]:
+    """A directory with blocks of a namespace at epoch 0, the file they were exported to, and then epoch 1 began."""
+    root, out = tmp_path / "bumped", tmp_path / "bumped.h5"
+    made = Made(root)
+    for key in range(keys):
+        made.put(key, np.full(5, key, np.uint8))
+    made.close()
+    assert main(["export", str(root), str(out), "--namespace", "plain"]) == 0
+    with PosixFiles(root) as files:
+        epochs.note(files, PLAIN.id, 1)
+    return root, out
+
+
+def test_no_block_is_imported_into_an_epoch_that_has_passed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    root, out = bumped(tmp_path)
+    before = facts(root)
+    assert main(["import", str(root), str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "at epoch 0, it was to be imported" in error
+    assert "at epoch 1" in error
+    assert facts(root) == before
+    assert main(["import", str(root), str(out), "--rekey"]) == 0
+    assert "at epoch 1;" in capsys.readouterr().out
+    found = facts(root)
+    assert all(found[key_words(key, PLAIN.digest(1))][-1] == bytes([key]) * 5 for key in range(20))
+    stored = tmp_path / "stored.h5"
+    with NewFile(stored, origin_of(PLAIN, 0, created=1, file="x")._replace(keys="stored", known=None)) as file:
+        file.commit()
+    assert main(["import", str(root), str(stored)]) == 2
+    assert "with the keys as they were stored" in capsys.readouterr().err
+
+
+def test_blocks_of_an_epoch_that_has_passed_are_exported_only_when_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = bumped(tmp_path)
+    again = str(tmp_path / "again.h5")
+    capsys.readouterr()
+    assert main(["export", str(root), again, "--namespace", "plain"]) == 2
+    assert "at epoch 0, which has passed: it is at 1" in capsys.readouterr().err
+    assert main(["export", str(root), again, "--namespace", "plain", "--epoch", "0"]) == 0
+    assert "20 blocks" in capsys.readouterr().out
+
+
+def test_a_file_of_a_later_epoch_takes_nothing_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "later.h5"
+    with NewFile(out, origin_of(PLAIN, 3, created=1, file="x")) as file:
+        file.commit()
+    root, _ = bumped(tmp_path)
+    assert main(["import", str(root), str(out)]) == 2
+    assert "plain" in capsys.readouterr().err
+    assert main(["import", str(tmp_path / "new"), str(out)]) == 0
+    with PosixFiles(tmp_path / "new", read_only=True) as files:
+        assert epochs.noted(files) == {PLAIN.id: 3}, "the namespace has no block there"
+
+
+def test_a_directory_that_was_cut_short(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.h5"
+    assert main(["export", str(directory), str(out)]) == 0
+    [segment] = directory.glob("segments/*.seg")
+    os.truncate(segment, 300_000)  # within the large block: its table is gone, and nobody knows what was behind it
+    capsys.readouterr()
+    assert main(["export", str(directory), str(tmp_path / "b.h5")]) == 1, "blocks are missing"
+    captured = capsys.readouterr()
+    assert "1 block" in captured.out
+    assert "no trailer page" in captured.err
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    before[directory / "LOCK"] = b""  # it was taken, and is let go
+    assert main(["import", str(directory), str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "no trailer page" in error
+    assert "cascade fsck" in error
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_said_of_wrong_paths_and_numbers(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    out = tmp_path / "a.h5"
+    for command in (["fsck"], ["ls"], ["compact"]):
+        assert main([*command, str(tmp_path / "file")]) == 2
+        assert "this is a file, or something in it is" in capsys.readouterr().err
+    assert main(["import", str(directory), str(tmp_path / "none.h5")]) == 2
+    assert "none.h5 is not there: is the path right?" in capsys.readouterr().err
+    assert main(["export", str(directory), str(out), "--namespace", "id:zz"]) == 2
+    assert "'id:zz' is no number of a namespace" in capsys.readouterr().err
+    assert main(["export", str(directory), str(out)]) == 0
+    capsys.readouterr()
+    assert main(["export", str(directory), str(out)]) == 2
+    assert "(--overwrite)" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # of somebody else, with mode 0700
+    opening = os.open
+
+    def refused(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & os.O_DIRECTORY:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opening(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    for command in (["fsck"], ["ls"], ["compact"], ["export"], ["import"]):
+        assert main([*command, str(directory), *[str(out)] * (command[0] in ("export", "import"))]) == 2
+        error = capsys.readouterr().err
+        assert "not permitted; it belongs to" in error
+        assert "mode 0700" in error

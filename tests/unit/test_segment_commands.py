@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from itertools import count
@@ -13,9 +15,11 @@ from segment_making import RUN, record_of
 
 from cascade_mpi.cli import main
 from cascade_mpi.keys import shown
-from cascade_mpi.segments import identity
+from cascade_mpi.segments import checkpoints, identity
+from cascade_mpi.segments.checkpoints import Checkpoint
 from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.log import SegmentLog
+from cascade_mpi.segments.recovery import recover
 
 UUID = bytes(range(100, 116))
 
@@ -67,9 +71,9 @@ def test_damage_is_explained(directory: Path, capsys: pytest.CaptureFixture[str]
     assert main(["fsck", str(directory)]) == 1
     text = capsys.readouterr().out
     assert "segments/0000000000000000.seg at byte 4096: the payload of 1000 bytes has the checksum" in text
-    assert "then: 1 blocks are misses, never wrong bytes" in text
+    assert "then: 1 block is a miss, never wrong bytes" in text
     assert f"keys: {shown(1, 38)}\n" in text
-    assert "then: 1 records concern no block" in text
+    assert "then: 1 record concerns no block" in text
     assert "segments/0000000000000001.seg at byte 0: the header page has the checksum" in text
     assert "3 damages, 0 notes" in text
     assert main(["fsck", str(directory), "--json"]) == 1
@@ -85,7 +89,7 @@ def test_an_interrupted_write_is_a_note(directory: Path, capsys: pytest.CaptureF
     assert main(["fsck", str(directory)]) == 0
     text = capsys.readouterr().out
     assert "an interrupted write: the file ends 2 bytes before this record does" in text
-    assert "no damage, 1 notes" in text
+    assert "no damage, 1 note\n" in text
 
 
 def test_a_lost_or_damaged_identity_is_damage(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +124,7 @@ def test_ls_tells_of_damage(directory: Path, capsys: pytest.CaptureFixture[str])
     assert main(["ls", str(directory)]) == 0
     captured = capsys.readouterr()
     assert "3 blocks" in captured.out
-    assert "1 problems, the first: segments/0000000000000001.seg" in captured.err
+    assert "1 problem, the first: segments/0000000000000001.seg" in captured.err
 
 
 @pytest.mark.parametrize("command", ["fsck", "ls"])
@@ -150,3 +154,80 @@ def test_no_mpi_is_started(directory: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ls_lists_checkpoints(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with PosixFiles(directory) as files:
+        checkpoints.write(files, Checkpoint("step-7", 1_700_000_000 * 10**9, 3, 2048, 4))
+    assert main(["ls", str(directory)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"step-7 +2023-11-1\d \S+ +3 +2.0 KiB +4 ", text)
+    assert main(["ls", str(directory), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert found == [{"tag": "step-7", "time": 1_700_000_000 * 10**9, "blocks": 3, "bytes": 2048, "ranks": 4}]
+
+
+def test_a_sealed_segment_without_its_footer_is_not_open(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    path = directory / "segments/0000000000000000.seg"
+    os.truncate(path, path.stat().st_size - 4096)
+    assert main(["ls", str(directory), "--json"]) == 0
+    assert [each["state"] for each in json.loads(capsys.readouterr().out)["segments"]] == ["damaged", "sealed", "open"]
+    assert main(["fsck", str(directory)]) == 1
+    assert "(1 sealed, 1 open, 1 damaged)" in capsys.readouterr().out
+
+
+def test_a_lost_folder_is_damage(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "segments").rename(directory / "elsewhere")
+    assert main(["fsck", str(directory)]) == 1
+    text = capsys.readouterr().out
+    assert "damage  segments: segments/ is not there, although STORE is" in text
+    assert "do: put it back" in text
+    assert "1 damage, 0 notes" in text
+    assert main(["ls", str(directory)]) == 0
+    assert "segments/ is not there" in capsys.readouterr().err
+    for command in (["compact"], ["compact", "--dry-run"]):
+        assert main([*command, str(directory)]) == 1
+        assert "damage  segments/ is not there" in capsys.readouterr().out
+    (directory / "elsewhere").rename(directory / "segments")
+    assert main(["fsck", str(directory)]) == 0
+
+
+def test_fewer_blocks_than_at_the_newest_checkpoint_are_told_of(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with PosixFiles(directory) as files:
+        checkpoints.write(files, Checkpoint("old", 10**9, 99, 1, 4))
+        checkpoints.write(files, Checkpoint("new", 2 * 10**9, 4, 1, 4))
+    assert main(["fsck", str(directory)]) == 0
+    assert "no damage, 0 notes" in capsys.readouterr().out, "one of four was deleted since"
+    (directory / "segments/0000000000000000.seg").unlink()
+    assert main(["fsck", str(directory)]) == 0
+    text = capsys.readouterr().out
+    assert "note    checkpoints/new: the newest checkpoint had 4 blocks, 2 blocks are found" in text
+    assert "none if 2 or more were deleted or have expired since" in text
+
+
+def test_what_to_do_about_a_segment_that_no_job_writes_beside(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (directory / f"segments/{number:016x}.seg" for number in (0, 1))
+    damage(second, -10)  # its trailer: the newest of 2 and the deletion of 3 are in it
+    assert main(["fsck", str(directory)]) == 1
+    text = capsys.readouterr().out
+    assert "then: none but for what else is said of this file" in text, "all records are there"
+    assert "no job writes here as long as segments/0000000000000001.seg is there" in text
+    assert "out of the folder (1 block goes back to an older version; 1 deleted block is found again)" in text
+    os.truncate(first, 7000)  # within the second of three blocks
+    assert main(["fsck", str(directory)]) == 1
+    text = capsys.readouterr().out
+    assert "then: nobody knows what else it held: records behind byte 5352" in text
+    assert "move segments/0000000000000000.seg out of the folder (1 block that is whole is lost by that)" in text
+    assert main(["compact", str(directory)]) == 1
+    assert f"cascade fsck {directory} says" in capsys.readouterr().out
+    for path in (first, second):
+        path.unlink()
+    assert main(["fsck", str(directory)]) == 0, "the remedy is one"
+    with PosixFiles(directory) as files:
+        assert not recover(files, UUID).problems

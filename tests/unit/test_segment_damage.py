@@ -247,7 +247,7 @@ def test_what_goes_back_to_an_older_version_is_said() -> None:
     log.sync()
     files.contents[OPEN][5 * f.UNIT + 300] ^= 1
     (finding,) = fsck(files, STORE).findings
-    assert finding.consequence == "1 blocks go back to an older version, if they had been acknowledged"
+    assert finding.consequence == "1 block goes back to an older version, if it had been acknowledged"
     assert read_back(files) == {(1, 38): random_bytes(1, 300)}
 
 

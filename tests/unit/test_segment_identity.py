@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cascade_mpi.segments import identity, lock
 from cascade_mpi.segments.files import PosixFiles
 from cascade_mpi.segments.identity import Identity, ensure
 from cascade_mpi.segments.lock import DirectoryLock, Owner
+from cascade_mpi.segments.recovery import lost_folder
 
 UUID = bytes(range(16))
 OWNER = Owner("node7", 4711, "123", 1_700_000_000)
@@ -41,14 +43,14 @@ class TestIdentity:
             made = ensure(files, UUID, 5)
             assert made == Identity(UUID, 5)
             assert ensure(files, bytes(16), 6) == identity.read(files) == made
-            assert files.names("") == ["STORE"]
+            assert files.names("") == ["STORE", "segments"]
         assert str(made) == UUID.hex()
         fields = json.loads((tmp_path / "STORE").read_text())
         assert fields["uuid"] == UUID.hex()
         assert fields["version"] == identity.VERSION
 
     @pytest.mark.parametrize("kill_first", [False, True])
-    @pytest.mark.parametrize("cut", range(8))
+    @pytest.mark.parametrize("cut", range(10))
     def test_a_power_loss_leaves_it_whole_or_not_there(self, kill_first: bool, cut: int) -> None:
         """A first job may have been killed after any of its calls; the next one acknowledges, and power is lost."""
         disk = Disk()
@@ -62,6 +64,8 @@ class TestIdentity:
             found = identity.read(files)
             if notes and found != made:
                 yield f"lost: {found}"
+            if found is not None and lost_folder(files):
+                yield "a new store looks as if it had lost its segments"
             if ensure(files, b"x" * 16, 9) not in (found, Identity(b"x" * 16, 9)):
                 yield "cannot be made again"
 
@@ -87,6 +91,16 @@ class TestIdentity:
                 yield "damaged"
 
         assert survey_all(disk, judge).bad
+
+    def test_the_folder_is_sure_before_the_file(self) -> None:
+        disk, syncs = Disk(), count()
+
+        def left_out(kind: str, _: str) -> bool:
+            return kind != "sync_folder" or next(syncs) > 0
+
+        ensure(MutantFiles(RecordingFiles(disk), left_out), UUID, 5)
+        outcome = survey_all(disk, lambda files, _: ["lost"] if lost_folder(files) else [])
+        assert outcome.bad, "a power loss keeps the later of two names"
 
     def test_every_call_may_fail(self) -> None:
         failed = 0
@@ -239,7 +253,7 @@ class TestLock:
         with pytest.raises(StoreInUseError, match="this process"):
             DirectoryLock.take(tmp_path, OWNER)
         joined.release()
-        assert owner_of(tmp_path) == Owner("node7", holder.pid, "123", 1_700_000_000)
+        assert str(holder.pid) in (tmp_path / "LOCK").read_text()
 
     def test_the_second_job_is_told_the_first(self, tmp_path: Path, holder: subprocess.Popen[str]) -> None:
         words = (
