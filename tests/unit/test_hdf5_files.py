@@ -221,7 +221,7 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_file_that_is_there_is_only_replaced_when_it_is_said(tmp_path: Path) -> None:
     data = np.zeros(10, np.uint8)
     path = write(tmp_path / "a.h5", [(row_of(1, data), data)])
-    with pytest.raises(FileThereError, match="overwrite=True, --overwrite"):
+    with pytest.raises(FileThereError, match="overwrite=True"):
         write(path, [])
     assert read(path, 1).row.key == 1
     write(path, [(row_of(2, data), data)], overwrite=True)
