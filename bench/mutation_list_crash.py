@@ -85,7 +85,7 @@ MUTATIONS = (
         "restart-left-out-kills",
         "and what was put since under its key stays",
         "cascade_mpi/disk/opening.py",
-        (("                LeftOut(tier, unindexed, above))", "                LeftOut(tier, unindexed, 2 * above))"),),
+        (("LeftOut(tier, unindexed, above)", "LeftOut(tier, unindexed, 2 * above)"),),
         ("tests/mpi/test_disk_restart.py::test_what_finds_no_slot_goes_with_the_others",),
     ),
     Mutation(
