@@ -74,7 +74,7 @@ MUTATIONS = (
         "epoch-name-unsynced",
         "and its own name, before older ones go and before it is acknowledged",
         EPOCHS,
-        (("    files.sync_folder(FOLDER)\n    for name", "    for name"),),
+        (("epoch)).close()\n    files.sync_folder(FOLDER)\n", "epoch)).close()\n"),),
         EPOCHS_TEST,
     ),
     Mutation(
