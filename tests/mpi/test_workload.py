@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,6 @@ from cascade_mpi.workload import Result, WorkloadOptions, run_workload
 pytestmark = pytest.mark.mpi
 
 SMALL = WorkloadOptions(block_bytes=8 << 10, requests=120, store={"copy_threads": 1})
-
-
-@pytest.fixture
-def folder(comm: MPI.Intracomm) -> Iterator[Path]:
-    """One folder for all ranks. Not pytest's `tmp_path`: ranks that tidy its parent get into each other's way."""
-    made = tempfile.TemporaryDirectory() if comm.rank == 0 else None
-    yield Path(comm.bcast(made and made.name))
-    comm.Barrier()
-    if made is not None:
-        made.cleanup()
 
 
 def identical(comm: MPI.Intracomm, result: Result) -> bool:

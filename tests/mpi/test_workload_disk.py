@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,6 @@ pytestmark = pytest.mark.mpi
 
 TALKS, TURNS, BLOCK = 48, 3, 16 << 10
 UNIQUE = TALKS * 2 * TURNS  # 4.5 MiB
-
-
-@pytest.fixture
-def folder(comm: MPI.Intracomm) -> Iterator[Path]:
-    """One folder for all ranks. Not pytest's `tmp_path`: ranks that tidy its parent get into each other's way."""
-    made = tempfile.TemporaryDirectory() if comm.rank == 0 else None
-    yield Path(comm.bcast(made and made.name))
-    comm.Barrier()
-    if made is not None:
-        made.cleanup()
 
 
 def growing(comm: MPI.Intracomm, folder: Path) -> Path:
