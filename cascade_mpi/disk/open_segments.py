@@ -18,6 +18,7 @@ from cascade_mpi.layout import DiskLocation
 from cascade_mpi.segments.files import Files
 from cascade_mpi.segments.format import PAGE, UNIT, Place, end_of, open_name
 from cascade_mpi.segments.reader import SegmentReader, open_segment
+from cascade_mpi.segments.scan import place_of
 
 _STEP_BYTES = 1 << 20  # at a time: of more, Linux leaves out what is beyond the device's largest transfer
 MOST = 256  # open files of a rank; the segment that was used last longest ago is closed first
@@ -33,7 +34,7 @@ class _Segment:
     def __init__(self, reader: SegmentReader) -> None:
         self.reader, self.users = reader, 0
         try:
-            self.place: Place = reader.header().place
+            self.place: Place = place_of(reader)
         except DamagedError as error:
             if _hidden(reader, 0, PAGE):
                 raise NotVisibleError(error.path, error.offset, error.what) from error

@@ -255,10 +255,6 @@ def _scanned(reader: SegmentReader, sync: bool, problems: list[str], torn: list[
     except DamagedError as error:
         if not is_only_begun(reader):
             damage.append(str(error))
-        if not sealed and not any(reader.bytes_at(0, PAGE)):
-            # Several ranks wrote it together, and the one with the header was killed first: nothing of it was
-            # promised, and no reader takes a record from a file without one. Listed, it would hide what is older.
-            return None
     found = scan(reader, header)
     damages = found.damages
     if found.tail is not None and sealed:  # a sealed one is not cut short by a crash

@@ -13,6 +13,7 @@ their sequences, not by their order. Nothing is found twice, as every step goes 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -100,6 +101,24 @@ def scan(reader: SegmentReader, header: SegmentHeader | None) -> Scan:
     if tail is not None and _is_footer(reader, len(entries), tail, end):
         return Scan(entries, damages[:-1], end, walk.place, None)
     return Scan(entries, damages, end, walk.place, None)
+
+
+def place_of(reader: SegmentReader) -> Place:
+    """Local. What the records of a segment belong to, as `scan` and its footer have it. 1 read, if its header is whole.
+
+    Without one, as a flush leaves it if the rank whose part has the header was killed before the others: by the footer,
+    or else the first record, for which all of the file may be read. Whoever lists records must be able to read them: a
+    record that is listed hides the older ones of its key. DamagedError, the header's: nothing tells.
+    """
+    try:
+        return reader.header().place
+    except DamagedError:
+        with suppress(DamagedError):
+            return reader.footer().trailer.place
+        walk = Walk(reader, None)
+        if not any(piece.kind == "record" for piece in walk.pieces()) or walk.place is None:
+            raise
+        return walk.place
 
 
 def _is_interrupted(

@@ -18,6 +18,7 @@ from cascade_mpi.errors import DamagedError
 from cascade_mpi.layout import DESCRIPTOR, FLAG_DISK, DiskLocation, pack_location
 from cascade_mpi.segments.format import PAGE, UNIT, Location, end_of, open_name, sealed_name
 from cascade_mpi.segments.log import SegmentLog
+from cascade_mpi.segments.recovery import recover
 
 LENGTH = 600 << 10
 
@@ -258,3 +259,29 @@ def test_what_is_wrong_in_an_open_segment_is_damage_if_it_cannot_be_late() -> No
         read(segments, places[1], 1, SIZES[1])
     assert not isinstance(caught.value, NotVisibleError)
     segments.close()
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("run", [None, RUN])
+def test_what_a_restart_lists_without_a_header_is_read(sealed: bool, run: int | None) -> None:
+    """A flush whose rank with the header was killed first; a listed record that is not read hides older ones."""
+    files, length = AskedFiles(), 9000
+    log = a_log(files)
+    places = [log.append(record_of(number, length), random_bytes(number, length)) for number in range(3)]
+    if sealed:
+        log.close()
+    path = sealed_name(0) if sealed else open_name(0)
+    files.contents[path][:PAGE] = bytes(PAGE)
+    (index,) = recover(files, STORE, sync=False).indexes
+    assert len(index.entries) == 3
+    segments = OpenSegments(files, STORE, run=run)
+    for number, where in enumerate(places):
+        read(segments, where, number, length)
+    segments.close()
+
+
+def test_without_header_and_records_nothing_is_read() -> None:
+    files, places = a_disk(1)
+    files.contents[sealed_name(0)][:] = bytes(len(files.contents[sealed_name(0)]))
+    with pytest.raises(DamagedError, match="no header page"):
+        read(OpenSegments(files, STORE), places[0], 0)

@@ -356,20 +356,3 @@ def test_a_segment_that_is_sealed_meanwhile_is_found_under_its_other_name() -> N
     found = recover(files, STORE)
     assert found.indexes[0].path == FIRST
     assert read_back(files, found) == contents
-
-
-def test_records_that_nobody_can_read_hide_nothing_older(tmp_path: Path) -> None:
-    """Ranks wrote a segment together, and the one whose part has the header was killed before it wrote it."""
-    with PosixFiles(tmp_path) as files:
-        old = a_log(files, numbers=count(0, 2))
-        old.append(record_of(1, 3, sequence=10), b"old")
-        old.close()
-        new = a_log(files, numbers=count(1, 2))
-        new.append(record_of(1, 3, sequence=20), b"new")
-        new.sync()
-        (path,) = (tmp_path / "segments").glob("*.open")
-        with open(path, "r+b") as file:
-            file.write(bytes(f.PAGE))
-        recovery = recover(files, STORE)
-        assert [each.segment for each in recovery.indexes] == [0]
-        assert (recovery.problems, len(recovery.torn)) == ([], 1)
