@@ -112,4 +112,11 @@ MUTATIONS = (
         (('    files.sync_folder("")\n', ""),),
         NAMES_TEST,
     ),
+    Mutation(
+        "header-never-written",
+        "what a restart lists of a segment without its header is read",
+        "cascade_mpi/disk/open_segments.py",
+        (("self.place: Place = place_of(reader)", "self.place: Place = reader.header().place"),),
+        ("tests/unit/test_open_segments.py::test_what_a_restart_lists_without_a_header_is_read",),
+    ),
 )  # fmt: skip
